@@ -1,0 +1,35 @@
+"""fedsim: federated learning on long-tailed, partly labelled clients, simulated.
+
+The main entries are `Experiment`, `load` and `simulate`; they are imported on first use, so that
+parts which need neither Flower nor Ray can be used without them.
+
+Examples
+--------
+>>> import fedsim
+>>> fedsim.Experiment(name="mine").method.name
+'fedavg'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsim.config import Experiment, load
+    from fedsim.simulation import Result, simulate
+
+__all__ = ["Experiment", "Result", "load", "simulate"]
+
+_HOMES = {
+    "Experiment": "fedsim.config",
+    "load": "fedsim.config",
+    "Result": "fedsim.simulation",
+    "simulate": "fedsim.simulation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,169 @@
+"""The command ``fedsim``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedsim import registry
+from fedsim.config import Experiment, load
+from fedsim.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Simulate federated learning on long-tailed, partly labelled clients.",
+)
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting; repeatable."),
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder for the results; by default in runs/."),
+]
+
+
+class Kinds(StrEnum):
+    """What ``fedsim list`` lists."""
+
+    methods = "methods"
+    datasets = "datasets"
+    models = "models"
+    partitions = "partitions"
+
+
+@app.command()
+def run(file: ExperimentFile, set_: Overrides = None, out: OutFolder = None) -> None:
+    """Run an experiment and report each client's accuracy."""
+    with _clear_errors():
+        experiment = load(file, set_ or [])
+        from fedsim.report.progress import Progress
+        from fedsim.report.tables import client_table, summary_line
+        from fedsim.simulation import simulate
+
+        folder = out or _run_folder(experiment)
+        with Progress(experiment.training.rounds, _err) as progress:
+            try:
+                result = simulate(experiment, out=folder, observer=progress)
+            except KeyboardInterrupt:
+                _err.print(f"stopped; the finished rounds are in {folder}", markup=False)
+                raise typer.Exit(130) from None
+        _out.print(client_table(result.clients))
+        _out.print(summary_line(result.rounds, result.clients), markup=False, soft_wrap=True)
+        _out.print(f"results and figures: {result.path}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = None) -> None:
+    """Show who holds what, without training."""
+    with _clear_errors():
+        experiment = load(file, set_ or [])
+        from fedsim.report.figures import class_counts
+        from fedsim.report.run_directory import RunDirectory
+        from fedsim.report.tables import partition_table
+        from fedsim.simulation import load_federation
+
+        folder = RunDirectory(out or _run_folder(experiment, suffix="-partition"))
+        federation = load_federation(experiment)
+        table = federation.table()
+        folder.write_text("experiment.toml", experiment.to_toml())
+        folder.write_table("partition.csv", table)
+        figure = class_counts(
+            table, federation.num_clients, federation.source.num_classes, experiment.name
+        )
+        picture = folder.path / "class_counts.png"
+        figure.savefig(picture)
+        _out.print(partition_table(table, federation.num_clients))
+        _out.print(f"who holds what: {folder.path / 'partition.csv'}", markup=False, soft_wrap=True)
+        _out.print(f"picture: {picture}", markup=False, soft_wrap=True)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[Kinds, typer.Argument(show_default=False)],
+) -> None:
+    """List what an experiment can name, with the settings of each and their defaults."""
+    with _clear_errors():
+        table = Table("name", "settings and their defaults", box=None)
+        for name in registry.names(_KIND[what]):
+            settings = _settings(what, name)
+            table.add_row(name, ", ".join(f"{key} = {value}" for key, value in settings.items()))
+        _out.print(table)
+
+
+_KIND: dict[Kinds, registry.Kind] = {
+    Kinds.methods: "method",
+    Kinds.datasets: "dataset",
+    Kinds.models: "model",
+    Kinds.partitions: "partition",
+}
+
+
+def _settings(what: Kinds, name: str) -> dict[str, Any]:
+    components = [registry.find(_KIND[what], name)]
+    if what is Kinds.methods and registry.has("client", name):
+        components.append(registry.find("client", name))
+    return {
+        key: value
+        for component in components
+        for key, value in registry.options(component)().model_dump(mode="json").items()
+    }
+
+
+def _run_folder(experiment: Experiment, suffix: str = "") -> Path:
+    """Return a folder in runs/ that doesn't exist yet."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = Path("runs") / f"{experiment.name}-{stamp}{suffix}"
+    folder, count = base, 1
+    while folder.exists():
+        count += 1
+        folder = base.with_name(f"{base.name}-{count}")
+    return folder
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Show what the user did wrong as plain lines, with exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        for line in str(error).split("\n"):
+            _err.print(f"error: {line}", markup=False, soft_wrap=True, style="bold red")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _err.print(f"warning: {message}", markup=False, soft_wrap=True, style="yellow")
+
+
+def main() -> None:
+    """Run the command line."""
+    warnings.showwarning = _show_warning
+    # Modules of the user's own come last, so that none of them can hide an installed one.
+    here = os.getcwd()  # noqa: PTH109
+    if here not in sys.path:
+        sys.path.append(here)
+    app()
+
+
+if __name__ == "__main__":
+    main()

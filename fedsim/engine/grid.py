@@ -1,0 +1,293 @@
+"""The grid between a Flower strategy and the simulated clients.
+
+A strategy writes messages to nodes and reads their replies; here node k is client k, and the
+messages of a round are carried out together: training by the workers, tests by one pass over the
+global test set from which every client's figures are read off.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from numpy.typing import NDArray
+
+from fedsim.engine import flower
+from fedsim.engine.worker import Arrays, ClientReply, Task, Worker, num_blocks
+from fedsim.errors import EngineError
+from fedsim.metrics import class_groups, client_metrics, test_metrics
+
+
+@dataclass(slots=True)
+class TrainReport:
+    """What the clients of the last round of training did.
+
+    Attributes
+    ----------
+    clients : list of int
+        The clients that were asked, in the order of their messages.
+    failures : dict
+        Client -> why it was left out.
+    metrics : pandas.DataFrame
+        A row for each client that answered: ``client``, ``num_examples`` and its metrics.
+    bytes_down, bytes_up : int
+        What the arrays would take on a real network, all clients together.
+    """
+
+    clients: list[int] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+class SimulatedGrid(Grid):
+    """A Flower grid whose nodes are the clients of a federation.
+
+    Replies come in the order of the messages, whatever the order in which clients finish.
+    Message types other than ``train`` and ``evaluate`` are answered with an error.
+
+    Parameters
+    ----------
+    task : Task
+        The data, the model and the client update.
+    """
+
+    def __init__(self, task: Task) -> None:
+        flower.enter_runtime()
+        self._federation = task.federation
+        self._groups = class_groups(task.federation.class_counts)
+        self._ids = itertools.count(1)
+        self._replies: dict[str, Message] = {}
+        self._tested: tuple[ArrayRecord, NDArray[np.int64], NDArray[np.float32]] | None = None
+        self._run: Run | None = None
+        self.report = TrainReport()
+        """About the last training messages."""
+        self.evaluated = pd.DataFrame()
+        """A row for each client of the last evaluate messages; see `client_metrics`."""
+
+    # ----- what a backend brings -----------------------------------------------------------
+
+    @abstractmethod
+    def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> list[ClientReply]:
+        """Train clients from ``arrays``; replies in the order of ``clients``."""
+
+    @abstractmethod
+    def predict(self, arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return predicted class and loss of every example of the global test set."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop the workers; the grid can't be used afterwards."""
+
+    # ----- testing -------------------------------------------------------------------------
+
+    def test(self, record: ArrayRecord) -> dict[str, float]:
+        """Return the metrics of a model on the global test set; see `test_metrics`."""
+        predicted, loss = self._test_once(record)
+        source = self._federation.source
+        return test_metrics(
+            predicted=predicted,
+            loss=loss,
+            y=source.y_test,
+            groups=self._groups,
+            num_classes=source.num_classes,
+        )
+
+    def _test_once(self, record: ArrayRecord) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """One pass over the test set serves the generic figures and those of every client."""
+        if self._tested is None or self._tested[0] is not record:
+            self._tested = (record, *self.predict(flower.from_record(record)))
+        return self._tested[1], self._tested[2]
+
+    def _test_clients(self, record: ArrayRecord, clients: Sequence[int]) -> pd.DataFrame:
+        predicted, loss = self._test_once(record)
+        source = self._federation.source
+        parts = [self._federation.test(client) for client in clients]
+        frame = client_metrics(
+            predicted=predicted,
+            loss=loss,
+            y=source.y_test,
+            offsets=np.cumsum([0, *map(len, parts)]),
+            index=np.concatenate(parts),
+            groups=self._groups,
+            num_classes=source.num_classes,
+        )
+        frame.insert(0, "client", clients)
+        return frame
+
+    # ----- flwr.serverapp.Grid -------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Keep the run's information."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run given to `set_run`."""
+        if self._run is None:
+            raise EngineError("this grid has no Flower run: call set_run first")
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a new message to client ``dst_node_id``."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> range:
+        """Return the clients' numbers; a range, so that a million of them cost nothing."""
+        return range(self._federation.num_clients)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Carry the messages out; the replies wait for `pull_messages`."""
+        pushed = list(messages)
+        for message in pushed:
+            flower.identify(message, str(next(self._ids)))
+        by_type: dict[str, list[Message]] = {}
+        for message in pushed:
+            by_type.setdefault(message.metadata.message_type, []).append(message)
+        for message_type, group in by_type.items():
+            if message_type == MessageType.TRAIN:
+                replies = self._answer_train(group)
+            elif message_type == MessageType.EVALUATE:
+                replies = self._answer_evaluate(group)
+            else:
+                reason = f"message type {message_type!r} isn't simulated; use train or evaluate"
+                replies = [flower.error_reply(message, reason) for message in group]
+            self._replies.update((r.metadata.reply_to_message_id, r) for r in replies)
+        return [message.metadata.message_id for message in pushed]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to messages pushed before, each once."""
+        waiting = (self._replies.pop(message_id, None) for message_id in message_ids)
+        return [reply for reply in waiting if reply is not None]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Push messages and return their replies; every simulated client answers.
+
+        ``timeout`` has no effect: a simulated client takes as long as it takes.
+        """
+        return self.pull_messages(self.push_messages(messages))
+
+    # ----- answering -----------------------------------------------------------------------
+
+    def _answer_train(self, messages: list[Message]) -> list[Message]:
+        report = TrainReport()
+        rows: list[dict[str, Any]] = []
+        answers: list[Message] = []
+        # A strategy sends all clients of a round one and the same record: look at it once.
+        for record, round, group in _by_record(messages):
+            arrays = flower.from_record(record)
+            clients = [message.metadata.dst_node_id for message in group]
+            self._check_clients(clients)
+            report.clients += clients
+            report.bytes_down += len(group) * _num_bytes(arrays)
+            for message, answer in zip(group, self.train(arrays, round, clients), strict=True):
+                if answer.error:
+                    report.failures[answer.client] = answer.error
+                    answers.append(flower.error_reply(message, answer.error))
+                    continue
+                report.bytes_up += sum(map(_num_bytes, answer.arrays.values()))
+                row = {"num_examples": answer.num_examples, **answer.metrics}
+                rows.append({"client": answer.client, **row})
+                metrics = {name.replace("_", "-"): value for name, value in row.items()}
+                answers.append(flower.reply(message, answer.arrays, metrics))
+        report.metrics = pd.DataFrame(rows, columns=None if rows else ["client", "num_examples"])
+        self.report = report
+        return answers
+
+    def _answer_evaluate(self, messages: list[Message]) -> list[Message]:
+        frames = []
+        answers: list[Message] = []
+        for record, _, group in _by_record(messages):
+            clients = [message.metadata.dst_node_id for message in group]
+            self._check_clients(clients)
+            frame = self._test_clients(record, clients)
+            frames.append(frame)
+            columns = zip(group, frame["num_test"], frame["loss"], frame["accuracy"], strict=True)
+            for message, num_test, loss, accuracy in columns:
+                # A client without test examples has no figures: weight 0 keeps it out of means.
+                figures = (float(loss), float(accuracy)) if num_test else (0.0, 0.0)
+                metrics = dict(zip(("loss", "accuracy"), figures, strict=True))
+                answers.append(
+                    flower.reply(message, {}, {flower.NUM_EXAMPLES: int(num_test), **metrics})
+                )
+        self.evaluated = pd.concat(frames, ignore_index=True)
+        return answers
+
+    def _check_clients(self, clients: Sequence[int]) -> None:
+        unknown = [k for k in clients if not 0 <= k < self._federation.num_clients]
+        if unknown:
+            raise EngineError(
+                f"a message goes to node {unknown[0]}, but the clients are "
+                f"0..{self._federation.num_clients - 1}"
+            )
+
+
+class InlineGrid(SimulatedGrid):
+    """The grid whose one worker is this process: for debugging, notebooks and tests."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self._worker = Worker(task)
+        self._blocks = range(num_blocks(task.federation))
+
+    def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> list[ClientReply]:
+        """Train the clients one after the other."""
+        return self._worker.train(arrays, round, clients)
+
+    def predict(self, arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Predict block after block."""
+        return join_blocks(self._worker.test(arrays, self._blocks))
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to stop."""
+
+
+def join_blocks(
+    blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Join the blocks of a test pass, in order."""
+    predicted, loss = zip(*blocks, strict=True)
+    return np.concatenate(predicted), np.concatenate(loss)
+
+
+def _by_record(messages: list[Message]) -> list[tuple[ArrayRecord, int, list[Message]]]:
+    """Group messages that carry the same ArrayRecord object; with the round they name."""
+    groups: dict[int, tuple[ArrayRecord, int, list[Message]]] = {}
+    for message in messages:
+        records = list(message.content.array_records.values())
+        if len(records) != 1:
+            raise EngineError(
+                f"a {message.metadata.message_type} message holds {len(records)} ArrayRecords; "
+                "a strategy must send exactly one, the global model"
+            )
+        configs: list[ConfigRecord] = list(message.content.config_records.values())
+        round = next((c["server-round"] for c in configs if "server-round" in c), None)
+        if not isinstance(round, int):
+            raise EngineError(
+                f"a {message.metadata.message_type} message lacks 'server-round' in its "
+                "ConfigRecord; a strategy must name the round"
+            )
+        groups.setdefault(id(records[0]), (records[0], round, []))[2].append(message)
+    return list(groups.values())
+
+
+def _num_bytes(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())

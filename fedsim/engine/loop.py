@@ -1,0 +1,198 @@
+"""The round loop: what a Flower strategy's ``start`` does, with records and reproducible draws."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp.strategy import Strategy
+
+from fedsim.engine import flower
+from fedsim.engine.grid import SimulatedGrid
+from fedsim.metrics import GROUPS
+
+FAILURES_SHOWN = 3
+"""Failed clients named in a round's warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round gave.
+
+    Attributes
+    ----------
+    row : dict
+        The round's row of ``rounds.csv``.
+    clients : pandas.DataFrame or None
+        A row for each tested client, if the round was evaluated.
+    seconds : dict
+        Where the time went, by part.
+    arrays : ArrayRecord
+        The global model after the round.
+    """
+
+    row: dict[str, Any]
+    clients: pd.DataFrame | None
+    seconds: dict[str, float]
+    arrays: ArrayRecord
+
+
+def run_rounds(
+    strategy: Strategy,
+    grid: SimulatedGrid,
+    arrays: ArrayRecord,
+    *,
+    rounds: int,
+    evaluate_every: int,
+    seed: int,
+) -> Iterator[Round]:
+    """Run federated rounds, yielding after each.
+
+    Parameters
+    ----------
+    strategy : flwr.serverapp.strategy.Strategy
+        Any Flower strategy.
+    grid : SimulatedGrid
+        The clients.
+    arrays : ArrayRecord
+        The initial model.
+    rounds : int
+        How many rounds.
+    evaluate_every : int
+        The model is tested after every so many rounds, and after the last.
+    seed : int
+        The experiment's seed.
+
+    Yields
+    ------
+    Round
+        A round with no usable reply keeps the old model, with a warning.
+    """
+    for round in range(1, rounds + 1):
+        clock = _Clock()
+        with flower.quiet_log():
+            with flower.seeded_sampling(seed, "configure_train", round):
+                messages = strategy.configure_train(round, arrays, ConfigRecord(), grid)
+            clock.lap("configure")
+            replies = list(grid.send_and_receive(messages))
+            clock.lap("train")
+            _warn_of_failures(round, grid.report.failures, len(replies))
+            new = strategy.aggregate_train(round, replies)[0] if _usable(replies) else None
+        arrays = _accept(round, new, arrays)
+        clock.lap("aggregate")
+        figures: dict[str, float] = {}
+        clients: pd.DataFrame | None = None
+        if round % evaluate_every == 0 or round == rounds:
+            figures, clients = _evaluate(strategy, grid, arrays, round, seed)
+            clock.lap("evaluate")
+        row = _row(round, grid, figures, clients, sum(clock.seconds.values()))
+        yield Round(row, clients, clock.seconds, arrays)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] = now - self._last
+        self._last = now
+
+
+def _usable(replies: list[Message]) -> bool:
+    """Tell whether any client answered and had something to train on.
+
+    Flower's own strategies divide by the sum of the weights.
+    """
+    for reply in replies:
+        if reply.has_content():
+            metrics = next(iter(reply.content.metric_records.values()))
+            if metrics[flower.NUM_EXAMPLES]:
+                return True
+    return False
+
+
+def _accept(round: int, new: ArrayRecord | None, old: ArrayRecord) -> ArrayRecord:
+    if new is None:
+        warnings.warn(
+            f"round {round}: no client had anything to average; the model stays as it was",
+            stacklevel=3,
+        )
+        return old
+    for name, array in flower.from_record(new).items():
+        if not np.isfinite(array).all():
+            warnings.warn(
+                f"round {round}: the strategy's new {name} isn't finite (NaN or inf); "
+                "the model stays as it was",
+                stacklevel=3,
+            )
+            return old
+    return new
+
+
+def _warn_of_failures(round: int, failures: dict[int, str], asked: int) -> None:
+    if not failures:
+        return
+    shown = [f"client {k}: {why}" for k, why in list(failures.items())[:FAILURES_SHOWN]]
+    more = len(failures) - len(shown)
+    warnings.warn(
+        f"round {round}: {len(failures)} of {asked} clients failed and are left out: "
+        f"{'; '.join(shown)}{f'; and {more} more' if more else ''}",
+        stacklevel=3,
+    )
+
+
+def _evaluate(
+    strategy: Strategy, grid: SimulatedGrid, arrays: ArrayRecord, round: int, seed: int
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Test the model on the global test set, and on the clients that the strategy chooses."""
+    grid.evaluated = pd.DataFrame()
+    with flower.quiet_log():
+        with flower.seeded_sampling(seed, "configure_evaluate", round):
+            messages = list(strategy.configure_evaluate(round, arrays, ConfigRecord(), grid))
+        if messages:
+            strategy.aggregate_evaluate(round, grid.send_and_receive(messages))
+    return grid.test(arrays), grid.evaluated
+
+
+def _row(
+    round: int,
+    grid: SimulatedGrid,
+    figures: dict[str, float],
+    clients: pd.DataFrame | None,
+    seconds: float,
+) -> dict[str, Any]:
+    report = grid.report
+    nan = float("nan")
+    personal = nan
+    if clients is not None and len(clients) and clients["accuracy"].notna().any():
+        personal = float(clients["accuracy"].mean())
+    return {
+        "round": round,
+        "generic_accuracy": figures.get("accuracy", nan),
+        "personal_accuracy": personal,
+        **{f"{group}_accuracy": figures.get(f"{group}_accuracy", nan) for group in GROUPS},
+        "train_loss": _train_loss(report.metrics),
+        "clients": len(report.clients),
+        "failures": len(report.failures),
+        "bytes_up": report.bytes_up,
+        "bytes_down": report.bytes_down,
+        "seconds": seconds,
+    }
+
+
+def _train_loss(metrics: pd.DataFrame) -> float:
+    """Return the clients' mean training loss, weighted by their examples; NaN without any."""
+    if "train_loss" not in metrics:
+        return float("nan")
+    trained = metrics[metrics["num_examples"] > 0].dropna(subset="train_loss")
+    if trained.empty:
+        return float("nan")
+    return float(np.average(trained["train_loss"], weights=trained["num_examples"]))

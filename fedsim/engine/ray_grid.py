@@ -1,0 +1,198 @@
+"""The grid whose workers are long-lived Ray actors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.engine.grid import SimulatedGrid, join_blocks
+from fedsim.engine.worker import (
+    Arrays,
+    ClientReply,
+    Task,
+    expected_steps,
+    fingerprint,
+    num_blocks,
+)
+from fedsim.errors import EngineError
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
+ATTEMPTS = 3
+"""How often work is given to a fresh worker after its worker died."""
+
+
+class RayGrid(SimulatedGrid):
+    """A grid on Ray: the data and each round's model are put once into shared memory.
+
+    If Ray already runs in this process it is used, and left running; otherwise it is started on
+    the loopback address only, without a dashboard, and stopped by `close`.
+
+    Parameters
+    ----------
+    task : Task
+        The work.
+    workers : int
+        Number of actors, each on one core, >= 1.
+
+    Raises
+    ------
+    EngineError
+        If a worker would import other files than this process, or can't start.
+    """
+
+    def __init__(self, task: Task, workers: int) -> None:
+        super().__init__(task)
+        self._num_blocks = num_blocks(task.federation)
+        self._ray = _import_ray()
+        self._own_ray = not self._ray.is_initialized()
+        if self._own_ray:
+            _start_ray(self._ray, workers)
+        self._actors: list[ActorHandle[Any]] = []
+        try:
+            self._task = self._ray.put(task)
+            self._actors = [self._start_worker() for _ in range(workers)]
+            for found in self._ray.get([actor.fingerprint.remote() for actor in self._actors]):
+                _check_imports(found, fingerprint(task.packages))
+        except self._ray.exceptions.RayActorError as error:
+            self.close()
+            raise EngineError(f"a Ray worker could not start: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> list[ClientReply]:
+        """Train the clients, shared out among the workers by their expected steps."""
+        shared = self._ray.put(arrays)
+        parts = balance(expected_steps(self._federation, clients), len(self._actors))
+        work = {
+            worker: ("train", (shared, round, [clients[i] for i in part]))
+            for worker, part in enumerate(parts)
+            if part
+        }
+        answers = self._call(work)
+        replies = {reply.client: reply for answer in answers.values() for reply in answer}
+        return [replies[client] for client in clients]
+
+    def predict(self, arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Predict the blocks of the test set, shared out among the workers."""
+        shared = self._ray.put(arrays)
+        parts = np.array_split(np.arange(self._num_blocks), len(self._actors))
+        work = {
+            worker: ("test", (shared, part.tolist()))
+            for worker, part in enumerate(parts)
+            if len(part)
+        }
+        answers = self._call(work)
+        return join_blocks(block for worker in sorted(answers) for block in answers[worker])
+
+    def close(self) -> None:
+        """End the workers, and Ray if this grid started it."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors = []
+        if self._own_ray:
+            self._ray.shutdown()
+
+    def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:
+        """Call each worker's method; a worker that dies is replaced and its call made again."""
+        answers: dict[int, Any] = {}
+        for _ in range(ATTEMPTS):
+            pending: dict[int, ObjectRef[Any]] = {
+                worker: getattr(self._actors[worker], method).remote(*arguments)
+                for worker, (method, arguments) in work.items()
+                if worker not in answers
+            }
+            for worker, result in pending.items():
+                try:
+                    answers[worker] = self._ray.get(result)
+                except self._ray.exceptions.RayActorError as error:
+                    warnings.warn(
+                        f"worker {worker} died and is replaced; its work is done again "
+                        f"({type(error).__name__})",
+                        stacklevel=2,
+                    )
+                    self._actors[worker] = self._start_worker()
+            if len(answers) == len(work):
+                return answers
+        raise EngineError(
+            f"a worker died {ATTEMPTS} times on the same work; is there enough memory? "
+            "engine.workers = 1 needs the least"
+        )
+
+    def _start_worker(self) -> ActorHandle[Any]:
+        from fedsim.engine.ray_worker import RayWorker
+
+        actor: ActorHandle[Any] = self._ray.remote(num_cpus=1)(RayWorker).remote(
+            sys.path, [self._task]
+        )
+        return actor
+
+
+def balance(work: NDArray[np.int64], workers: int) -> list[list[int]]:
+    """Share jobs out so that the workers finish at about the same time.
+
+    Parameters
+    ----------
+    work : ndarray [K]
+        Expected work of each job.
+    workers : int
+        Number of workers.
+
+    Returns
+    -------
+    list of list of int
+        For each worker the jobs it gets: the longest job first, always to the least busy.
+
+    Examples
+    --------
+    >>> balance(np.array([1, 5, 3, 2]), 2)
+    [[1], [2, 3, 0]]
+    """
+    parts: list[list[int]] = [[] for _ in range(workers)]
+    load = np.zeros(workers, dtype=np.int64)
+    for job in np.argsort(-work, kind="stable"):
+        worker = int(load.argmin())
+        parts[worker].append(int(job))
+        # A job without examples still costs a moment.
+        load[worker] += work[job] + 1
+    return parts
+
+
+def _check_imports(found: dict[str, str], expected: dict[str, str]) -> None:
+    for name, file in expected.items():
+        if found[name] != file:
+            raise EngineError(
+                f"a Ray worker would import {name!r} from {found[name]}, this process from "
+                f"{file}: a folder of that name in the working directory hides it; "
+                "rename that folder or start from another directory"
+            )
+
+
+def _import_ray() -> Any:
+    # Ray resolves "127.0.0.1" to the machine's outward address and listens there, unless it is
+    # told, before its import, that this is no cluster. Usage statistics would go to the network.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    return ray
+
+
+def _start_ray(ray: Any, workers: int) -> None:
+    ray.init(
+        num_cpus=workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=False,
+    )

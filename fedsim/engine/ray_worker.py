@@ -1,0 +1,35 @@
+"""What runs in a Ray actor: apart from the grid, so that it imports neither Flower nor pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import ray
+
+from fedsim.engine.worker import Task, Worker, extend_path, fingerprint
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+
+class RayWorker(Worker):
+    """A worker that reads its task from shared memory.
+
+    Parameters
+    ----------
+    path : sequence of str
+        Folders to search for the user's own modules.
+    task : list of ObjectRef
+        The task's one reference, in a list: Ray would unpack a bare one before ``path`` is set.
+    """
+
+    def __init__(self, path: Sequence[str], task: list[ObjectRef[Task]]) -> None:
+        extend_path(path)
+        contents = ray.get(task[0])
+        self._packages = contents.packages
+        super().__init__(contents)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return which files this process imports."""
+        return fingerprint(self._packages)

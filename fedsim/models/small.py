@@ -1,0 +1,102 @@
+"""Small models: logistic regression, a perceptron and a two-layer CNN.
+
+A model function takes the shape of one example and the number of classes; its keyword-only
+parameters are what an experiment file can set under ``[model]``.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+
+from torch import nn
+
+from fedsim.errors import ConfigError
+from fedsim.models.layers import Norm, norm_layer
+from fedsim.models.net import Model
+
+
+def linear(shape: tuple[int, ...], num_classes: int) -> Model:
+    """Return multinomial logistic regression on the flattened inputs.
+
+    The backbone only flattens, so every weight is in the head.
+    """
+    return Model(nn.Flatten(), prod(shape), num_classes)
+
+
+def mlp(shape: tuple[int, ...], num_classes: int, *, hidden: tuple[int, ...] = (128,)) -> Model:
+    """Return a perceptron with ReLU layers.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of one example.
+    num_classes : int
+        Number of classes.
+    hidden : tuple of int
+        Widths of the hidden layers, at least one, each >= 1; the last is the feature width.
+    """
+    if not hidden or min(hidden) < 1:
+        raise ConfigError(f"model.hidden = {list(hidden)}: give one or more widths of at least 1")
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in pairwise((prod(shape), *hidden)):
+        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+    return Model(nn.Sequential(*layers), hidden[-1], num_classes)
+
+
+def cnn(
+    shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    channels: tuple[int, ...] = (16, 32),
+    hidden: int = 0,
+    norm: Norm = "none",
+) -> Model:
+    """Return a CNN: for each width a 3x3 convolution, a 2x2 max-pool and a ReLU.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of one image, (channels, height, width).
+    num_classes : int
+        Number of classes.
+    channels : tuple of int
+        Widths of the convolutions.
+    hidden : int
+        Width of a fully connected ReLU layer before the head; 0 means none, and the features
+        are the flattened maps.
+    norm : {"none", "batch", "group"}
+        Normalisation after each convolution.
+
+    Raises
+    ------
+    ConfigError
+        If the data are not images, or too small for that many poolings.
+    """
+    if not channels or min(channels) < 1:
+        raise ConfigError(
+            f"model.channels = {list(channels)}: give one or more widths of at least 1"
+        )
+    if hidden < 0:
+        raise ConfigError(f"model.hidden = {hidden}: must be 0 (none) or a width")
+    side = 2 ** len(channels)
+    if len(shape) != 3 or min(shape[1:]) < side:
+        raise ConfigError(
+            f"model.name = 'cnn' with {len(channels)} poolings needs images of at least "
+            f"{side} x {side} pixels, but one example has the shape {shape}; try model.name = 'mlp'"
+        )
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise((shape[0], *channels)):
+        # Pooling before the ReLU gives the same values from a quarter of the work.
+        layers += [
+            nn.Conv2d(fan_in, fan_out, 3, padding=1, bias=norm == "none"),
+            norm_layer(norm, fan_out),
+            nn.MaxPool2d(2),
+            nn.ReLU(),
+        ]
+    layers.append(nn.Flatten())
+    features = channels[-1] * (shape[1] // side) * (shape[2] // side)
+    if hidden:
+        layers += [nn.Linear(features, hidden), nn.ReLU()]
+        features = hidden
+    return Model(nn.Sequential(*layers), features, num_classes)

@@ -1,0 +1,187 @@
+"""Finds what an experiment names: methods, client updates, datasets, models and partitions.
+
+Each is an entry point, so that an installed package can add its own, or ``package.module:name``
+in a module of the user's. What a user can set is read off the signature: the keyword-only
+parameters of functions and constructors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from fedsim.errors import ConfigError
+
+Kind = Literal["method", "client", "dataset", "model", "partition"]
+
+# Filled in by fedsim, never by the user: Flower's sampling and the keys of its records.
+_PLUMBING = frozenset(
+    {
+        "fraction_train",
+        "fraction_evaluate",
+        "min_train_nodes",
+        "min_evaluate_nodes",
+        "min_available_nodes",
+        "weighted_by_key",
+        "arrayrecord_key",
+        "configrecord_key",
+        "train_metrics_aggr_fn",
+        "evaluate_metrics_aggr_fn",
+        "seed",
+    }
+)
+
+
+@cache
+def _points(kind: Kind) -> dict[str, EntryPoint]:
+    points: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"fedsim.{kind}s"):
+        known = points.get(point.name)
+        if known is not None and known.value != point.value:
+            raise ConfigError(
+                f"two installed packages call a {kind} {point.name!r}: {known.value} and "
+                f"{point.value}; uninstall one of them"
+            )
+        points[point.name] = point
+    return points
+
+
+def names(kind: Kind) -> list[str]:
+    """Return the names of a kind that are installed, sorted."""
+    return sorted(_points(kind))
+
+
+def has(kind: Kind, name: str) -> bool:
+    """Tell whether a name of a kind is installed."""
+    return name in _points(kind)
+
+
+def find(kind: Kind, name: str) -> Callable[..., Any]:
+    """Return what ``name`` stands for.
+
+    Parameters
+    ----------
+    kind : {"method", "client", "dataset", "model", "partition"}
+        What to look for.
+    name : str
+        An entry point's name, or ``package.module:name``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such name; the message lists those there are.
+    """
+    check_packages()
+    if name in _points(kind):
+        found: Callable[..., Any] = _points(kind)[name].load()
+        return found
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(
+            f"unknown {kind} {name!r}; allowed: {', '.join(names(kind))}, "
+            f"or package.module:name for one of your own"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Only the user's own module may be missing; what it imports in turn has its own error.
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise ConfigError(
+            f"{name!r}: there is no module {error.name!r} in the working directory "
+            "or among the installed packages"
+        ) from None
+    if not callable(getattr(module, attribute, None)):
+        raise ConfigError(
+            f"{name!r}: the module {module.__file__} has no function or class {attribute!r}"
+        )
+    own: Callable[..., Any] = getattr(module, attribute)
+    return own
+
+
+def find_dataset(source: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """Return a dataset's loader and the arguments that ``source`` gives it.
+
+    ``"npz:FILE"`` is the loader ``npz`` and the location ``FILE``; ``"digits"`` has no location;
+    ``"package.module:function"`` is a loader of the user's own.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such loader, or it needs a location that is missing, or takes none.
+    """
+    name, colon, location = source.partition(":")
+    if not has("dataset", name):
+        return find("dataset", source), ()
+    loader = find("dataset", name)
+    takes_location = accepts(loader, "location")
+    if takes_location and not location:
+        raise ConfigError(f"the source {source!r} needs a place to read from: {name}:PATH")
+    if colon and not takes_location:
+        raise ConfigError(f"the source {name!r} takes no place: write source = {name!r}")
+    return loader, (location,) if location else ()
+
+
+def options(function: Callable[..., Any]) -> type[BaseModel]:
+    """Return a model of what a user can set of a function or class: types and defaults.
+
+    Examples
+    --------
+    >>> def dirichlet(y, rng, *, alpha: float = 0.5): ...
+    >>> options(dirichlet)().model_dump()
+    {'alpha': 0.5}
+    """
+    target = function.__init__ if inspect.isclass(function) else function
+    hints = typing.get_type_hints(target)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in _PLUMBING or not _can_be_set(function, parameter):
+            continue
+        required = parameter.default is inspect.Parameter.empty
+        fields[parameter.name] = (
+            hints.get(parameter.name, Any),
+            ... if required else parameter.default,
+        )
+    name = getattr(function, "__name__", "options")
+    return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+
+
+def _can_be_set(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        return True
+    # Flower's strategies don't mark their settings as keyword-only.
+    return inspect.isclass(function) and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Tell whether a function or constructor has a parameter of this name."""
+    return name in inspect.signature(function).parameters
+
+
+@cache
+def check_packages() -> None:
+    """Make sure that ``strategies`` and ``clients`` are those that came with fedsim.
+
+    Raises
+    ------
+    ConfigError
+        If another folder of that name comes first on the module path.
+    """
+    home = Path(__file__).resolve().parent.parent
+    for name in ("strategies", "clients"):
+        spec = find_spec(name)
+        file = spec.origin if spec is not None else None
+        if file is None or Path(file).resolve().parent != home / name:
+            raise ConfigError(
+                f"{Path(file).parent if file else f'a folder {name}'} hides fedsim's own package "
+                f"{name!r}; rename it or start from another directory"
+            )

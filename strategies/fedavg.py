@@ -1,0 +1,225 @@
+"""FedAvg: the weighted mean of the clients' models.
+
+McMahan, Moore, Ramage, Hampson, Agüera y Arcas: Communication-Efficient Learning of Deep
+Networks from Decentralized Data, AISTATS 2017, algorithm 1.
+
+======  =====================================================================
+paper   here
+======  =====================================================================
+K       ``grid.get_node_ids()``, all clients
+C       ``fraction_train``, the share of the clients that take part in a round
+S_t     the clients of the messages that ``configure_train`` returns
+w_t     ``arrays``
+n_k     ``num-examples`` in the metrics of client k's reply
+E, B    ``training.local_epochs`` and ``training.batch_size`` of the experiment
+======  =====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from logging import INFO
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.common import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fedsim.rng import generator
+
+NUM_EXAMPLES = "num-examples"
+"""Flower's key of a client's weight."""
+
+
+class FedAvg(Strategy):
+    """Federated averaging.
+
+    BatchNorm's running statistics are averaged like weights. Sums run in float64, in the order
+    of the messages, and the result has the arrays' own dtype.
+
+    Parameters
+    ----------
+    fraction_train : float
+        Share of the clients that train in a round, in [0, 1], rounded down.
+    fraction_evaluate : float
+        Share of the clients that test the model when it is evaluated, in [0, 1], rounded down.
+    min_train_nodes : int
+        Clients that train at least, >= 0.
+    min_evaluate_nodes : int
+        Clients that test at least, >= 0.
+    seed : int
+        Seed of the choice of clients, which depends on the round and on nothing else.
+
+    Examples
+    --------
+    >>> FedAvg(fraction_train=0.1, min_train_nodes=2).cohort(range(100), 0.1, 2, "train", 1)
+    [2, 7, 26, 35, 36, 41, 52, 66, 89, 94]
+    """
+
+    def __init__(
+        self,
+        *,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int = 1,
+        min_evaluate_nodes: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.fraction_train = fraction_train
+        self.fraction_evaluate = fraction_evaluate
+        self.min_train_nodes = min_train_nodes
+        self.min_evaluate_nodes = min_evaluate_nodes
+        self.seed = seed
+
+    def summary(self) -> None:
+        """Log the strategy's settings."""
+        log(INFO, "\t├──> Share of clients that train: %g", self.fraction_train)
+        log(INFO, "\t└──> Share of clients that test: %g", self.fraction_evaluate)
+
+    # ----- a round, in order ---------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Choose S_t at random and send it w_t."""
+        clients = self.cohort(
+            grid.get_node_ids(), self.fraction_train, self.min_train_nodes, "train", server_round
+        )
+        return _messages(clients, MessageType.TRAIN, server_round, arrays, config)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Set w_{t+1} to the sum over k of n_k / n * w_k; None if nobody has examples."""
+        contents = [reply.content for reply in replies if reply.has_content()]
+        weights = [_num_examples(content) for content in contents]
+        if not sum(weights):
+            return None, None
+        arrays = weighted_mean([_arrays(content) for content in contents], weights)
+        return arrays, mean_metrics(contents, weights)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Choose the clients that test the model."""
+        clients = self.cohort(
+            grid.get_node_ids(),
+            self.fraction_evaluate,
+            self.min_evaluate_nodes,
+            "evaluate",
+            server_round,
+        )
+        return _messages(clients, MessageType.EVALUATE, server_round, arrays, config)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return the mean of the clients' figures, weighted by their test examples."""
+        contents = [reply.content for reply in replies if reply.has_content()]
+        weights = [_num_examples(content) for content in contents]
+        return mean_metrics(contents, weights) if sum(weights) else None
+
+    # ----- its parts -----------------------------------------------------------------------
+
+    def cohort(
+        self,
+        clients: Iterable[int],
+        fraction: float,
+        at_least: int,
+        purpose: str,
+        server_round: int,
+    ) -> list[int]:
+        """Return the clients of a round, sorted; the cost follows the cohort, not the population.
+
+        Parameters
+        ----------
+        clients : iterable of int
+            All clients; a sequence (a range, say) isn't copied.
+        fraction : float
+            Share to choose.
+        at_least : int
+            How many to choose at least, if there are as many.
+        purpose : str
+            ``"train"`` or ``"evaluate"``.
+        server_round : int
+            Round, from 1.
+        """
+        population = clients if isinstance(clients, Sequence) else list(clients)
+        # A share such as 0.29 of 100 must not lose a client to rounding.
+        wanted = int(len(population) * fraction + 1e-9)
+        size = min(max(wanted, at_least), len(population))
+        if size == len(population):
+            return list(population)
+        rng = generator(self.seed, f"cohort {purpose}", round=server_round)
+        chosen = np.sort(rng.choice(len(population), size=size, replace=False, shuffle=False))
+        return [population[i] for i in chosen.tolist()]
+
+
+def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:
+    """Return the weighted mean of records with the same arrays.
+
+    Parameters
+    ----------
+    records : sequence of ArrayRecord
+        One a client.
+    weights : sequence of float
+        Their weights, >= 0, not all 0.
+    """
+    shares = np.asarray(weights, dtype=np.float64) / np.sum(weights, dtype=np.float64)
+    mean: dict[str, Array] = {}
+    for name in records[0]:
+        total: NDArray[np.float64] | None = None
+        for record, share in zip(records, shares, strict=True):
+            array = record[name].numpy()
+            total = array * share if total is None else total + array * share
+        assert total is not None, "a mean of no records"
+        mean[name] = Array(total.astype(array.dtype))
+    return ArrayRecord(mean)
+
+
+def mean_metrics(contents: Sequence[RecordDict], weights: Sequence[float]) -> MetricRecord:
+    """Return the weighted means of the replies' numbers, without those of weight 0."""
+    counted = [(c, w) for c, w in zip(contents, weights, strict=True) if w]
+    metrics = [next(iter(content.metric_records.values())) for content, _ in counted]
+    shares = np.array([weight for _, weight in counted])
+    return MetricRecord(
+        {
+            name: float(np.average([record[name] for record in metrics], weights=shares))
+            for name in metrics[0]
+            if name != NUM_EXAMPLES
+        }
+    )
+
+
+def _num_examples(content: RecordDict) -> float:
+    record = next(iter(content.metric_records.values()))
+    value = record[NUM_EXAMPLES]
+    assert isinstance(value, int | float), f"{NUM_EXAMPLES} must be a number"
+    return value
+
+
+def _arrays(content: RecordDict) -> ArrayRecord:
+    return next(iter(content.array_records.values()))
+
+
+def _messages(
+    clients: Sequence[int],
+    message_type: str,
+    server_round: int,
+    arrays: ArrayRecord,
+    config: ConfigRecord,
+) -> list[Message]:
+    """Write one message a client; all share one content."""
+    config["server-round"] = server_round
+    content = RecordDict({"arrays": arrays, "config": config})
+    return [Message(content, client, message_type) for client in clients]
