@@ -16,14 +16,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsim.config import Experiment, load
+    from fedsim.config import Experiment
+    from fedsim.experiment_file import load
     from fedsim.simulation import Result, simulate
 
 __all__ = ["Experiment", "Result", "load", "simulate"]
 
 _HOMES = {
     "Experiment": "fedsim.config",
-    "load": "fedsim.config",
+    "load": "fedsim.experiment_file",
     "Result": "fedsim.simulation",
     "simulate": "fedsim.simulation",
 }

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim import registry
-from fedsim.config import Experiment, load
+from fedsim.config import Experiment
 from fedsim.errors import UserError
+from fedsim.experiment_file import load
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,7 +66,8 @@ def run(file: ExperimentFile, set_: Overrides = None, out: OutFolder = None) -> 
             except KeyboardInterrupt:
                 _err.print(f"stopped; the finished rounds are in {folder}", markup=False)
                 raise typer.Exit(130) from None
-        _out.print(client_table(result.clients))
+        if not result.clients.empty:
+            _out.print(client_table(result.clients))
         _out.print(summary_line(result.rounds, result.clients), markup=False, soft_wrap=True)
         _out.print(f"results and figures: {result.path}", markup=False, soft_wrap=True)
 
@@ -75,7 +77,7 @@ def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = Non
     """Show who holds what, without training."""
     with _clear_errors():
         experiment = load(file, set_ or [])
-        from fedsim.report.figures import class_counts
+        from fedsim.report.figures import class_counts, save
         from fedsim.report.run_directory import RunDirectory
         from fedsim.report.tables import partition_table
         from fedsim.simulation import load_federation
@@ -85,11 +87,9 @@ def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = Non
         table = federation.table()
         folder.write_text("experiment.toml", experiment.to_toml())
         folder.write_table("partition.csv", table)
-        figure = class_counts(
-            table, federation.num_clients, federation.source.num_classes, experiment.name
-        )
+        num_classes = federation.source.num_classes
         picture = folder.path / "class_counts.png"
-        figure.savefig(picture)
+        save(class_counts(table, federation.num_clients, num_classes, experiment.name), picture)
         _out.print(partition_table(table, federation.num_clients))
         _out.print(f"who holds what: {folder.path / 'partition.csv'}", markup=False, soft_wrap=True)
         _out.print(f"picture: {picture}", markup=False, soft_wrap=True)

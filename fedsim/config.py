@@ -1,13 +1,10 @@
-"""An experiment: typed, documented, validated; read from TOML and written back resolved."""
+"""An experiment: typed, documented, validated; `fedsim.experiment_file` reads it from TOML."""
 
 from __future__ import annotations
 
 import difflib
-import tomllib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
@@ -276,7 +273,11 @@ class Experiment(_Table):
         try:
             super().__init__(**_tuples(tables))
         except ValidationError as error:
-            lines = [f"{key} = {value!r}: {problem}" for key, value, problem in _problems(error)]
+            lines = [
+                # What a component's own check says is a full line already.
+                f"{key} = {value!r}: {problem}" if key else problem
+                for key, value, problem in _problems(error)
+            ]
             raise ConfigError("\n".join(lines)) from None
 
     @model_validator(mode="after")
@@ -317,74 +318,6 @@ def cohort_size(participation: float, count: int) -> int:
     return max(1, int(count * participation + 1e-9))
 
 
-# Setting one of these with --set starts from the new component's own defaults.
-_SELECTORS = ("data.source", "clients.partition", "model.name", "method.name")
-
-
-def load(file: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file.
-
-    Parameters
-    ----------
-    file : Path
-        A TOML file.
-    overrides : sequence of str
-        ``table.key=value`` each; the value is TOML, or a plain string. ``method.name``,
-        ``model.name`` and ``data.source`` start from the new component's defaults and drop the
-        file's other keys of that table, ``clients.partition`` drops the old partition's own
-        settings; a warning names what is dropped.
-
-    Raises
-    ------
-    ConfigError
-        A line for each mistake: file, key, value, and what is allowed.
-    """
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: there is no such experiment file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: can't be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
-    settings = [_parse_override(override) for override in overrides]
-    # Components first, so that their own settings can stand before or after them.
-    for key, value in sorted(settings, key=lambda setting: setting[0] not in _SELECTORS):
-        _override(tables, key, value)
-    try:
-        return Experiment(**tables)
-    except ConfigError as error:
-        raise ConfigError("\n".join(f"{file}: {line}" for line in str(error).split("\n"))) from None
-
-
-def _parse_override(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override}: write --set table.key=value")
-    try:
-        return key.strip(), tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), text
-
-
-def _override(tables: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    if len(path) > 1:
-        raise ConfigError(f"--set {key}: write --set table.key=value")
-    table = tables.setdefault(path[0], {}) if path else tables
-    if not isinstance(table, dict):
-        raise ConfigError(f"--set {key}: {path[0]} isn't a table")
-    if key in _SELECTORS and table.get(last) != value:
-        keep = set(Clients.model_fields) if key == "clients.partition" else {last}
-        dropped = [name for name in table if name not in keep]
-        for name in dropped:
-            del table[name]
-        if dropped:
-            names = ", ".join(f"{path[0]}.{name}" for name in dropped)
-            warnings.warn(f"--set {key}={value} drops the file's {names}", stacklevel=3)
-    table[last] = value
-
-
 def _defaults(table: type[BaseModel]) -> dict[str, Any]:
     return {name: field.default for name, field in table.model_fields.items()}
 
@@ -406,6 +339,8 @@ def _problems(error: ValidationError) -> list[tuple[str, Any, str]]:
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, _OptionError):
             path, value = [*path, cause.key], cause.value
+        elif isinstance(cause, ConfigError):
+            path = []
         if item["type"] == "extra_forbidden":
             problem = _unknown_key(path[-1], _known_keys(path[:-1]))
         elif cause is not None:

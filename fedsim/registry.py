@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -143,7 +143,7 @@ def options(function: Callable[..., Any]) -> type[BaseModel]:
     target = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(target)
     fields: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in _parameters(function):
         if parameter.name in _PLUMBING or not _can_be_set(function, parameter):
             continue
         required = parameter.default is inspect.Parameter.empty
@@ -155,6 +155,13 @@ def options(function: Callable[..., Any]) -> type[BaseModel]:
     return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
 
 
+def _parameters(function: Callable[..., Any]) -> Iterable[inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise ConfigError(f"{function!r} doesn't say which settings it has") from None
+
+
 def _can_be_set(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
         return True
@@ -164,7 +171,7 @@ def _can_be_set(function: Callable[..., Any], parameter: inspect.Parameter) -> b
 
 def accepts(function: Callable[..., Any], name: str) -> bool:
     """Tell whether a function or constructor has a parameter of this name."""
-    return name in inspect.signature(function).parameters
+    return any(parameter.name == name for parameter in _parameters(function))
 
 
 @cache

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fedsim.engine import flower
 from fedsim.engine.worker import Arrays, ClientReply, Task, Worker, num_blocks
 from fedsim.errors import EngineError
-from fedsim.metrics import class_groups, client_metrics, test_metrics
+from fedsim.metrics import class_groups, client_metrics, global_metrics
 
 
 @dataclass(slots=True)
@@ -91,10 +91,10 @@ class SimulatedGrid(Grid):
     # ----- testing -------------------------------------------------------------------------
 
     def test(self, record: ArrayRecord) -> dict[str, float]:
-        """Return the metrics of a model on the global test set; see `test_metrics`."""
+        """Return the metrics of a model on the global test set; see `global_metrics`."""
         predicted, loss = self._test_once(record)
         source = self._federation.source
-        return test_metrics(
+        return global_metrics(
             predicted=predicted,
             loss=loss,
             y=source.y_test,

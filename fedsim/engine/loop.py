@@ -140,7 +140,7 @@ def _accept(round: int, new: ArrayRecord | None, old: ArrayRecord) -> ArrayRecor
 def _warn_of_failures(round: int, failures: dict[int, str], asked: int) -> None:
     if not failures:
         return
-    shown = [f"client {k}: {why}" for k, why in list(failures.items())[:FAILURES_SHOWN]]
+    shown = [f"client {k}: {why}" for k, why in sorted(failures.items())[:FAILURES_SHOWN]]
     more = len(failures) - len(shown)
     warnings.warn(
         f"round {round}: {len(failures)} of {asked} clients failed and are left out: "

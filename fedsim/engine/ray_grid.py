@@ -155,7 +155,7 @@ def balance(work: NDArray[np.int64], workers: int) -> list[list[int]]:
     Examples
     --------
     >>> balance(np.array([1, 5, 3, 2]), 2)
-    [[1], [2, 3, 0]]
+    [[1, 0], [2, 3]]
     """
     parts: list[list[int]] = [[] for _ in range(workers)]
     load = np.zeros(workers, dtype=np.int64)

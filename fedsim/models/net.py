@@ -52,6 +52,7 @@ class Net:
 
     Examples
     --------
+    >>> import torch
     >>> from fedsim.models.small import linear
     >>> net = Net(linear((1, 2, 2), 3))
     >>> w = net.initial_weights()

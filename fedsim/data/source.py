@@ -1,0 +1,172 @@
+"""A data set before it is dealt out: a training set and a global test set.
+
+Shapes: N training examples, M test examples, C classes, D features, [channels, H, W] an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import DataError
+
+Examples = NDArray[np.uint8] | NDArray[np.float32]
+
+MAX_CLASSES = 1_000_000
+"""Labels above this are taken for a mistake (a hash, an id) before memory is asked for them."""
+
+# Values worked on at once, so that a pass over the data never copies it as a whole.
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Source:
+    """Examples and labels of a training set and of a global test set.
+
+    Attributes
+    ----------
+    name : str
+        What messages call it, as in the experiment file's ``data.source``.
+    x_train : uint8 or float32 [N, channels, H, W], or float32 [N, D]
+        Images or vectors in raw units (see `normalisation`); finite.
+    y_train : int64 [N]
+        Labels, 0 <= y < C. Other integer types are converted.
+    x_test : the same type as `x_train` [M, ...]
+        The global test set.
+    y_test : int64 [M]
+        Its labels.
+    num_classes : int
+        C, 2..`MAX_CLASSES`.
+    flip : bool
+        Whether a horizontal flip keeps an image's meaning.
+    group_train : int64 [N], optional
+        Natural group of each training example, for instance its writer.
+    group_test : int64 [M], optional
+        The same for the test set; only together with `group_train`.
+
+    Raises
+    ------
+    DataError
+        If any of the above doesn't hold; the line names the source, the array and, for a bad
+        label or value, the first index.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0], [3.0]], np.float32)
+    >>> toy = Source(name="toy", x_train=x, y_train=np.array([0, 1]),
+    ...              x_test=x, y_test=np.array([0, 1]), num_classes=2)
+    >>> mean, std = toy.normalisation()
+    >>> float(mean[0]), float(std[0])
+    (2.0, 1.0)
+    """
+
+    name: str
+    x_train: Examples
+    y_train: NDArray[np.int64]
+    x_test: Examples
+    y_test: NDArray[np.int64]
+    num_classes: int
+    flip: bool = False
+    group_train: NDArray[np.int64] | None = None
+    group_test: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_classes <= MAX_CLASSES:
+            raise DataError(
+                f"{self.name}: num_classes = {self.num_classes}; must be 2..{MAX_CLASSES}, and"
+                " labels 0..num_classes-1"
+            )
+        for split in ("train", "test"):
+            x: NDArray[Any] = getattr(self, f"x_{split}")
+            self._check_examples(f"x_{split}", x)
+            labels = self._check_integers(f"y_{split}", getattr(self, f"y_{split}"), len(x))
+            self._check_range(f"y_{split}", labels)
+            object.__setattr__(self, f"y_{split}", labels)
+            group = getattr(self, f"group_{split}")
+            if group is not None:
+                group = self._check_integers(f"group_{split}", group, len(x))
+                object.__setattr__(self, f"group_{split}", group)
+        if self.x_train.dtype != self.x_test.dtype:
+            raise DataError(
+                f"{self.name}: x_train is {self.x_train.dtype} but x_test is {self.x_test.dtype}"
+            )
+        if self.x_train.shape[1:] != self.x_test.shape[1:]:
+            raise DataError(
+                f"{self.name}: an example of x_train has shape {self.x_train.shape[1:]}"
+                f" but one of x_test {self.x_test.shape[1:]}"
+            )
+        if self.group_test is not None and self.group_train is None:
+            raise DataError(f"{self.name}: has group_test but no group_train")
+
+    def _check_examples(self, what: str, x: NDArray[Any]) -> None:
+        image = x.ndim == 4 and x.dtype in (np.uint8, np.float32)
+        vector = x.ndim == 2 and x.dtype == np.float32
+        if not (image or vector):
+            raise DataError(
+                f"{self.name}: {what} is {x.dtype} {list(x.shape)}; must be images, uint8 or"
+                " float32 [N, channels, H, W], or vectors, float32 [N, D]"
+            )
+        if x.size == 0:
+            raise DataError(f"{self.name}: {what} is empty, its shape is {list(x.shape)}")
+        if x.dtype == np.float32:
+            for start, part in _chunks(x):
+                good = np.isfinite(part).reshape(len(part), -1).all(axis=1)
+                if not good.all():
+                    index = start + int(good.argmin())
+                    raise DataError(
+                        f"{self.name}: {what}[{index}] has a value that is NaN or infinite in"
+                        " float32"
+                    )
+
+    def _check_integers(self, what: str, values: NDArray[Any], length: int) -> NDArray[np.int64]:
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            raise DataError(
+                f"{self.name}: {what} is {values.dtype} {list(values.shape)}; must be integers [N]"
+            )
+        if len(values) != length:
+            split = what.rsplit("_", 1)[1]
+            raise DataError(
+                f"{self.name}: x_{split} has {length} examples but {what} has {len(values)} entries"
+            )
+        return values.astype(np.int64, copy=False)
+
+    def _check_range(self, what: str, labels: NDArray[np.int64]) -> None:
+        bad = (labels < 0) | (labels >= self.num_classes)
+        if bad.any():
+            index = int(bad.argmax())
+            raise DataError(
+                f"{self.name}: {what}[{index}] = {labels[index]}; labels must be"
+                f" 0..{self.num_classes - 1}"
+            )
+
+    def normalisation(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the mean and standard deviation of `x_train`, in raw units.
+
+        Returns
+        -------
+        mean, std : float32 [channels] of images, [D] of vectors
+            Population standard deviation; 1 where a channel or feature is constant.
+        """
+        x = self.x_train
+        axes = (0,) if x.ndim == 2 else (0, 2, 3)
+        # Sums of differences from the first example: one pass, no cancellation for data far from
+        # 0, and exactly 0 for a constant.
+        origin = (x[0] if x.ndim == 2 else x[0, :, :1, :1]).astype(np.float64)
+        total = squares = np.zeros(x.shape[1], np.float64)
+        for _, part in _chunks(x):
+            difference = part - origin
+            total = total + difference.sum(axis=axes)
+            squares = squares + np.square(difference, out=difference).sum(axis=axes)
+        count = x.size // x.shape[1]
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0.0)).astype(np.float32)
+        return (mean + origin.ravel()).astype(np.float32), np.where(std > 0, std, np.float32(1))
+
+
+def _chunks(x: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:
+    """Cut `x` along its first axis into views of about `_CHUNK` values, with their starts."""
+    step = max(1, _CHUNK * len(x) // x.size)
+    return [(start, x[start : start + step]) for start in range(0, len(x), step)]

@@ -1,0 +1,289 @@
+"""The data sources that come with fedsim: ``data.source = "NAME"`` or ``"NAME:LOCATION"``.
+
+Shapes: N training examples, M test examples, C classes, D features.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+import zlib
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.source import Examples, Source
+from fedsim.errors import DataError
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where the Debian package dataset-fashion-mnist puts its files."""
+
+_DIGITS_TEST = 36
+_SPLITS = {"train": "train", "test": "t10k"}
+
+
+def digits() -> Source:
+    """Return scikit-learn's handwritten digits: 1,797 images of 8 x 8 with values 0..16.
+
+    The test set has 36 examples of each class, 360 in all; 1,437 are left for training, 138 to 147
+    a class. The split is fixed, whatever the experiment's seed: of a class's n examples those in
+    places floor(i * n / 36), i = 0..35, are for testing, so that they are spread over the file
+    and its writers.
+
+    Returns
+    -------
+    Source
+        Images uint8 [N, 1, 8, 8], C = 10.
+
+    References
+    ----------
+    Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
+    1998 (its test set).
+
+    Examples
+    --------
+    >>> source = digits()
+    >>> source.x_train.shape, source.x_test.shape
+    ((1437, 1, 8, 8), (360, 1, 8, 8))
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    x = data.images.astype(np.uint8)[:, None]
+    y = data.target.astype(np.int64)
+    test = np.zeros(len(y), bool)
+    for c in range(10):
+        members = np.flatnonzero(y == c)
+        test[members[np.arange(_DIGITS_TEST) * len(members) // _DIGITS_TEST]] = True
+    return Source(
+        name="digits",
+        x_train=x[~test],
+        y_train=y[~test],
+        x_test=x[test],
+        y_test=y[test],
+        num_classes=10,
+    )
+
+
+def fashion_mnist() -> Source:
+    """Return Fashion-MNIST from the Debian package dataset-fashion-mnist.
+
+    Returns
+    -------
+    Source
+        60,000 and 10,000 images uint8 [N, 1, 28, 28], C = 10; a flip keeps their meaning.
+
+    Raises
+    ------
+    DataError
+        If the package isn't installed, or its files are damaged.
+
+    References
+    ----------
+    Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
+    Algorithms", arXiv:1708.07747, 2017.
+    """
+    if not FASHION_MNIST.is_dir():
+        raise DataError(
+            f"fashion-mnist: no folder {FASHION_MNIST}; install the Debian package"
+            ' dataset-fashion-mnist, or set data.source = "idx:DIR" to a folder with the files'
+        )
+    return _idx_source("fashion-mnist", FASHION_MNIST, flip=True)
+
+
+def idx(location: str) -> Source:
+    """Return the images of a folder with four IDX files named as MNIST's.
+
+    Parameters
+    ----------
+    location : str
+        Folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
+        t10k-labels-idx1-ubyte, each plain or with .gz (the plain one is taken if both exist).
+
+    Returns
+    -------
+    Source
+        Images uint8 [N, 1, H, W]; C is the largest label of both splits + 1.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, cut short, too long or of another kind.
+
+    References
+    ----------
+    LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file formats.
+    """
+    return _idx_source(f"idx:{location}", Path(location).expanduser(), flip=False)
+
+
+def npz(location: str) -> Source:
+    """Return the arrays of an .npz file, as written by `numpy.savez`.
+
+    Parameters
+    ----------
+    location : str
+        A file with
+
+        - ``x_train``, ``x_test``: images [N, H, W], [N, channels, H, W] or [N, H, W, channels],
+          or vectors [N, D]. Four axes have the channels last if the last axis has length 1 or 3
+          and the second one has neither. uint8 images stay as they are, any other numbers become
+          float32.
+        - ``y_train``, ``y_test``: integer labels [N], from 0.
+        - optional ``num_classes``: C; else it is the largest label of both splits + 1.
+        - optional ``group_train``, ``group_test``: natural group of each example [N], integers or
+          strings; they are numbered from 0 in sorted order.
+
+    Returns
+    -------
+    Source
+        The data; images [N, channels, H, W], vectors float32 [N, D].
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged, an array is missing, or has another shape or type.
+    """
+    name = f"npz:{location}"
+    arrays = _read_npz(name, Path(location).expanduser())
+    missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
+    if missing:
+        raise DataError(
+            f"{name}: lacks {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'no arrays'}"
+        )
+    x_train, x_test = arrays["x_train"], arrays["x_test"]
+    last = x_train.ndim == 4 and x_train.shape[3] in (1, 3) and x_train.shape[1] not in (1, 3)
+    group_train, group_test = _number_groups(name, arrays)
+    return Source(
+        name=name,
+        x_train=_to_examples(f"{name}: x_train", x_train, last),
+        y_train=arrays["y_train"],
+        x_test=_to_examples(f"{name}: x_test", x_test, last),
+        y_test=arrays["y_test"],
+        num_classes=_num_classes(name, arrays),
+        group_train=group_train,
+        group_test=group_test,
+    )
+
+
+def _idx_source(name: str, folder: Path, *, flip: bool) -> Source:
+    images: dict[str, NDArray[np.uint8]] = {}
+    labels: dict[str, NDArray[np.int64]] = {}
+    for split, prefix in _SPLITS.items():
+        images[split] = _read_idx(name, folder / f"{prefix}-images-idx3-ubyte", 3)[:, None]
+        labels[split] = _read_idx(name, folder / f"{prefix}-labels-idx1-ubyte", 1).astype(np.int64)
+    return Source(
+        name=name,
+        x_train=images["train"],
+        y_train=labels["train"],
+        x_test=images["test"],
+        y_test=labels["test"],
+        num_classes=1 + int(max(part.max(initial=0) for part in labels.values())),
+        flip=flip,
+    )
+
+
+def _read_idx(name: str, path: Path, ndim: int) -> NDArray[np.uint8]:
+    """Read an IDX file of unsigned bytes: 4 bytes magic, 4 bytes for each axis, the values."""
+    if not path.is_file():
+        plain, path = path, path.with_name(f"{path.name}.gz")
+        if not path.is_file():
+            raise DataError(f"{name}: no file {plain}, nor with .gz")
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{name}: can't read {path}: {_first_line(error)}") from error
+    header = 4 * (1 + ndim)
+    magic = int.from_bytes(data[:4], "big")
+    expected = 0x0800 | ndim
+    if magic != expected or len(data) < header:
+        raise DataError(
+            f"{name}: {path} is no IDX file of bytes with {ndim} axes: it begins with"
+            f" 0x{magic:08x}, not 0x{expected:08x}, or ends within its header"
+        )
+    shape = [int(size) for size in np.frombuffer(data, ">u4", ndim, 4)]
+    if len(data) - header != prod(shape):
+        raise DataError(
+            f"{name}: {path} has {len(data) - header} bytes of values, but its header says"
+            f" {' x '.join(map(str, shape))} = {prod(shape)}"
+        )
+    # Copied, because an array over `bytes` can't be written to, which torch warns about.
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy()
+
+
+def _read_npz(name: str, path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        raise DataError(f"{name}: no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{name}: {path} is no .npz file (numpy.savez), or was cut short")
+    arrays = {}
+    key = ""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                arrays[key] = file[key]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{name}: can't read array {key!r}: {_first_line(error)}") from error
+    # What isn't in NumPy's format comes back as bytes.
+    return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
+
+
+def _to_examples(what: str, x: NDArray[Any], channels_last: bool) -> Examples:
+    if x.dtype.kind not in "biuf" or not 2 <= x.ndim <= 4:
+        raise DataError(
+            f"{what} is {x.dtype} {list(x.shape)}; must be real numbers: images [N, H, W],"
+            " [N, channels, H, W] or [N, H, W, channels], or vectors [N, D]"
+        )
+    if x.ndim == 3:
+        x = x[:, None]
+    elif channels_last and x.ndim == 4:
+        x = np.ascontiguousarray(np.moveaxis(x, 3, 1))
+    if x.dtype == np.uint8 and x.ndim == 4:
+        return x
+    with np.errstate(over="ignore"):  # what becomes infinite in float32 is an error of Source
+        return x.astype(np.float32, copy=False)
+
+
+def _num_classes(name: str, arrays: dict[str, NDArray[Any]]) -> int:
+    if "num_classes" in arrays:
+        stated = arrays["num_classes"]
+        if stated.size != 1 or stated.dtype.kind not in "iu":
+            raise DataError(
+                f"{name}: num_classes is {stated.dtype} {list(stated.shape)}; must be one integer"
+            )
+        return int(stated.item())
+    for key in ("y_train", "y_test"):
+        if arrays[key].dtype.kind not in "iu":
+            raise DataError(f"{name}: {key} is {arrays[key].dtype}; labels must be integers")
+    return 1 + int(max(arrays["y_train"].max(initial=0), arrays["y_test"].max(initial=0)))
+
+
+def _number_groups(
+    name: str, arrays: dict[str, NDArray[Any]]
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    """Number the groups of both splits together, so that a writer has one number."""
+    present = [key for key in ("group_train", "group_test") if key in arrays]
+    kinds = {"string" if arrays[key].dtype.kind in "US" else "integer" for key in present}
+    for key in present:
+        if arrays[key].ndim != 1 or arrays[key].dtype.kind not in "iuUS":
+            raise DataError(
+                f"{name}: {key} is {arrays[key].dtype} {list(arrays[key].shape)}; must be integers"
+                " or strings [N]"
+            )
+    if len(kinds) > 1:
+        raise DataError(f"{name}: of group_train and group_test one has integers, one strings")
+    if not present:
+        return None, None
+    _, number = np.unique(np.concatenate([arrays[key] for key in present]), return_inverse=True)
+    parts = np.split(number.astype(np.int64), np.cumsum([len(arrays[key]) for key in present])[:-1])
+    numbers = dict(zip(present, parts, strict=True))
+    return numbers.get("group_train"), numbers.get("group_test")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,302 @@
+"""How good a model is: overall, for each client, and on frequent and rare classes.
+
+K clients, N examples of the global test set, M entries of all local test sets, C classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from fedsim.errors import DataError
+
+GROUPS = ("head", "medium", "tail")
+
+
+def class_groups(class_counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Tell the head, medium and tail classes of a long-tailed training set apart.
+
+    Classes are taken from the most to the least frequent (the lower number first in a tie).
+    A class is head while the classes before it hold less than 75 % of all training examples,
+    medium while they hold less than 95 %, and tail after that: the class with which the sum
+    passes 75 % still belongs to the head.
+
+    Parameters
+    ----------
+    class_counts : int [C]
+        Training examples of each class, over all clients; >= 0.
+
+    Returns
+    -------
+    int64 [C]
+        For each class its position in `GROUPS`: 0 head, 1 medium, 2 tail.
+
+    Raises
+    ------
+    DataError
+        The counts aren't one row of whole numbers >= 0, or all are 0.
+
+    References
+    ----------
+    Xiao et al., "FedLoGe: Joint Local and Generic Federated Learning under Long-tailed Data",
+    ICLR 2024: the split used for its many-, medium- and few-shot accuracies.
+
+    Examples
+    --------
+    >>> class_groups([10, 60, 30]).tolist()
+    [1, 0, 0]
+    """
+    counts = np.asarray(class_counts)
+    if counts.ndim != 1 or not np.issubdtype(counts.dtype, np.integer):
+        raise DataError(
+            f"class counts: got {counts.dtype} of shape {counts.shape}; "
+            "give one whole number for each class"
+        )
+    counts = counts.astype(np.int64)
+    if (counts < 0).any():
+        c = int(np.argmax(counts < 0))
+        raise DataError(f"class counts: class {c} has {counts[c]} examples; give 0 or more")
+    total = counts.sum()
+    if total == 0:
+        raise DataError("class counts: no class has a training example; give at least one")
+    order = np.argsort(-counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    groups = np.empty(len(counts), dtype=np.int64)
+    # 3/4 and 19/20 as whole numbers: a share of exactly 75 % must not depend on rounding.
+    groups[order] = (4 * before >= 3 * total).astype(np.int64) + (20 * before >= 19 * total)
+    return groups
+
+
+def client_metrics(
+    *,
+    predicted: npt.NDArray[np.int64],
+    loss: npt.NDArray[np.floating],
+    y: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.integer],
+    index: npt.NDArray[np.integer],
+    groups: npt.NDArray[np.int64],
+    num_classes: int,
+) -> pd.DataFrame:
+    """Score one model on the local test set of every client.
+
+    The model has run once over the global test set; each local test set is a part of it.
+    Memory grows with M and K, never with K x C.
+
+    Parameters
+    ----------
+    predicted : int64 [N]
+        Predicted class of each global test example, in [0, C).
+    loss : float [N]
+        Cross-entropy of each global test example, in nats.
+    y : int64 [N]
+        True class, in [0, C).
+    offsets : int [K + 1]
+        Client k's local test set is ``index[offsets[k]:offsets[k + 1]]``.
+    index : int [M]
+        Positions in the global test set, in [0, N); a position may serve several clients.
+    groups : int64 [C]
+        Head, medium or tail, see `class_groups`.
+    num_classes : int
+        C.
+
+    Returns
+    -------
+    DataFrame
+        A row for each client, with ``num_test`` (int64), ``accuracy``, ``loss``,
+        ``head_accuracy``, ``medium_accuracy``, ``tail_accuracy`` and ``f1_macro`` (float64;
+        NaN where the client has no test example, or none of that group). ``f1_macro`` is the
+        mean F1 over the classes among the client's truths or predictions, which is
+        ``sklearn.metrics.f1_score(average="macro", zero_division=0)``.
+
+    Raises
+    ------
+    DataError
+        Lengths don't agree, or an entry of an array is outside its range.
+
+    Examples
+    --------
+    >>> client_metrics(
+    ...     predicted=np.array([0, 1, 1]), loss=np.array([0.1, 0.2, 0.9]), y=np.array([0, 1, 0]),
+    ...     offsets=np.array([0, 2, 3, 3]), index=np.array([0, 1, 2]),
+    ...     groups=np.array([0, 2]), num_classes=2,
+    ... )[["num_test", "accuracy", "tail_accuracy", "f1_macro"]]
+       num_test  accuracy  tail_accuracy  f1_macro
+    0         2       1.0            1.0       1.0
+    1         1       0.0            NaN       0.0
+    2         0       NaN            NaN       NaN
+    """
+    _check(predicted, loss, y, offsets, index, groups, num_classes)
+    num_clients = len(offsets) - 1
+    num_test = np.diff(offsets).astype(np.int64)
+    client = np.repeat(np.arange(num_clients), num_test)
+    truth, guess = y[index], predicted[index]
+    right = truth == guess
+
+    cell = client * len(GROUPS) + groups[truth]
+    cells = num_clients * len(GROUPS)
+    group_accuracy = _ratio(
+        np.bincount(cell[right], minlength=cells), np.bincount(cell, minlength=cells)
+    ).reshape(num_clients, len(GROUPS))
+    return pd.DataFrame(
+        {
+            "num_test": num_test,
+            "accuracy": _ratio(np.bincount(client[right], minlength=num_clients), num_test),
+            "loss": _ratio(np.bincount(client, loss[index], minlength=num_clients), num_test),
+            **{f"{name}_accuracy": group_accuracy[:, g] for g, name in enumerate(GROUPS)},
+            "f1_macro": _f1_macro(client, truth, guess, num_clients, num_classes),
+        }
+    )
+
+
+def global_metrics(
+    *,
+    predicted: npt.NDArray[np.int64],
+    loss: npt.NDArray[np.floating],
+    y: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
+    num_classes: int,
+) -> dict[str, float]:
+    """Score one model on the whole global test set.
+
+    Parameters, errors and keys of the result are those of `client_metrics`, for a single client
+    that holds every test example.
+
+    Examples
+    --------
+    >>> scores = global_metrics(
+    ...     predicted=np.array([0, 1, 1, 1]), loss=np.array([0.1, 0.2, 0.9, 0.4]),
+    ...     y=np.array([0, 1, 0, 1]), groups=np.array([0, 2]), num_classes=2,
+    ... )
+    >>> scores["accuracy"], scores["head_accuracy"], scores["tail_accuracy"]
+    (0.75, 0.5, 1.0)
+    """
+    scores = client_metrics(
+        predicted=predicted,
+        loss=loss,
+        y=y,
+        offsets=np.array([0, len(y)]),
+        index=np.arange(len(y)),
+        groups=groups,
+        num_classes=num_classes,
+    )
+    return {str(name): float(scores[name].iloc[0]) for name in scores.columns}
+
+
+def spread(accuracy: npt.ArrayLike) -> dict[str, float]:
+    """Summarise how evenly a model serves the clients.
+
+    Parameters
+    ----------
+    accuracy : float [K]
+        Accuracy of each client; NaN (a client without test examples) is left out.
+
+    Returns
+    -------
+    dict
+        ``mean``, ``std`` (population, divided by the number of clients), ``worst10`` (mean over
+        the worst tenth of the clients, rounded down, at least one), ``min``, ``max``; all NaN
+        where no client has a test example.
+
+    Examples
+    --------
+    >>> spread([0.5, 1.0, float("nan")])
+    {'mean': 0.75, 'std': 0.25, 'worst10': 0.5, 'min': 0.5, 'max': 1.0}
+    """
+    values = np.asarray(accuracy, dtype=np.float64)
+    values = np.sort(values[~np.isnan(values)])
+    if len(values) == 0:
+        return dict.fromkeys(("mean", "std", "worst10", "min", "max"), float("nan"))
+    return {
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "worst10": float(values[: worst_tenth(len(values))].mean()),
+        "min": float(values[0]),
+        "max": float(values[-1]),
+    }
+
+
+def worst_tenth(num_clients: int) -> int:
+    """Count the clients in the worst tenth of ``num_clients`` >= 1: rounded down, at least one.
+
+    >>> worst_tenth(3), worst_tenth(19), worst_tenth(20)
+    (1, 1, 2)
+    """
+    return max(1, num_clients // 10)
+
+
+def _f1_macro(
+    client: npt.NDArray[np.int64],
+    truth: npt.NDArray[np.int64],
+    guess: npt.NDArray[np.int64],
+    num_clients: int,
+    num_classes: int,
+) -> npt.NDArray[np.float64]:
+    """Macro F1 of each client [K] from the client, truth and guess of each entry [M].
+
+    F1 of a class is 2 TP / (2 TP + FP + FN). A right entry counts as one TP for its
+    (client, class) pair; a wrong one as an FN for the true pair and an FP for the guessed one.
+    """
+    wrong = truth != guess
+    base = client * num_classes
+    # Pair and "is a TP" in one number, so that a single sort groups the pairs.
+    code = np.concatenate([2 * (base + truth) + ~wrong, 2 * (base + guess)[wrong]])
+    code.sort()
+    pair = code >> 1
+    start = np.flatnonzero(np.diff(pair, prepend=-1))
+    if len(start) == 0:
+        return np.full(num_clients, np.nan)
+    hits = np.add.reduceat(code & 1, start)
+    entries = np.diff(start, append=len(code))
+    f1 = 2 * hits / (hits + entries)
+    owner = pair[start] // num_classes
+    return _ratio(
+        np.bincount(owner, f1, minlength=num_clients), np.bincount(owner, minlength=num_clients)
+    )
+
+
+def _ratio(
+    part: npt.NDArray[np.int64] | npt.NDArray[np.float64], whole: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Elementwise part / whole; NaN where whole is 0."""
+    out = np.full(whole.shape, np.nan)
+    np.divide(part, whole, out=out, where=whole > 0)
+    return out
+
+
+def _check(
+    predicted: npt.NDArray[np.int64],
+    loss: npt.NDArray[np.floating],
+    y: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.integer],
+    index: npt.NDArray[np.integer],
+    groups: npt.NDArray[np.int64],
+    num_classes: int,
+) -> None:
+    """Raise `DataError` where the arrays don't fit together."""
+    if not len(predicted) == len(loss) == len(y):
+        raise DataError(
+            f"test scores: {len(predicted)} predictions and {len(loss)} losses "
+            f"for {len(y)} test examples; give one of each for every example"
+        )
+    if len(groups) != num_classes:
+        raise DataError(f"class groups: {len(groups)} for {num_classes} classes; give one each")
+    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(index):
+        ends = f"{offsets[0]} to {offsets[-1]}" if len(offsets) else "nothing"
+        raise DataError(f"local test sets: offsets run from {ends}; must be 0 to {len(index)}")
+    if (np.diff(offsets) < 0).any():
+        k = int(np.argmax(np.diff(offsets) < 0))
+        raise DataError(
+            f"local test sets: client {k} runs from {offsets[k]} to {offsets[k + 1]}; "
+            "offsets must not fall"
+        )
+    for what, values, stop in (
+        ("predicted classes", predicted, num_classes),
+        ("test labels", y, num_classes),
+        ("local test sets", index, len(y)),
+        ("class groups", groups, len(GROUPS)),
+    ):
+        outside = (values < 0) | (values >= stop)
+        if outside.any():
+            i = int(np.argmax(outside))
+            raise DataError(f"{what}: entry {i} is {values[i]}; must be in [0, {stop})")

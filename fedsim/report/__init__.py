@@ -1,0 +1,1 @@
+"""What people see of a run: tables for the terminal, figures for papers."""

@@ -1,0 +1,382 @@
+"""Pictures of who holds what: labelled and unlabelled examples by client and class.
+
+K clients, C classes, P pairs of client and class that occur, B bins of clients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
+
+from fedsim.errors import DataError
+from fedsim.report import _frames, _style
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+MOST_BUBBLES = (60, 40)  # clients and classes up to which circles are large enough to compare
+_ALL = "#C9C9C9"  # labelled and unlabelled together, in the histograms
+_MOST_BINS = 200  # columns of a heat map: each still 3 pixels wide
+_WIDEST = 0.94  # diameter of the largest circle, in cells
+_SMALLEST = 0.17  # a circle for a single example must still be seen
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """The training examples of each (client, class) pair that occurs, all int64 [P]."""
+
+    num_clients: int
+    num_classes: int
+    client: Ints
+    klass: Ints
+    labelled: Ints
+    unlabelled: Ints
+
+    @classmethod
+    def read(cls, partition: pd.DataFrame, num_clients: int, num_classes: int) -> Counts:
+        """Check and take over the frame of partition.csv."""
+        columns = ("client", "class", "labelled", "unlabelled")
+        _frames.require(partition, columns, "partition.csv")
+        client, klass, labelled, unlabelled = (
+            partition[name].to_numpy(dtype=np.int64) for name in columns
+        )
+        for name, values, stop in (("client", client, num_clients), ("class", klass, num_classes)):
+            outside = (values < 0) | (values >= stop)
+            if outside.any():
+                row = int(np.argmax(outside))
+                raise DataError(
+                    f"partition.csv: row {row} has {name} {values[row]}; must be in [0, {stop})"
+                )
+        if labelled.sum() + unlabelled.sum() == 0:
+            raise DataError("partition.csv: no client holds a training example; nothing to draw")
+        return cls(
+            num_clients=num_clients,
+            num_classes=num_classes,
+            client=client,
+            klass=klass,
+            labelled=labelled,
+            unlabelled=unlabelled,
+        )
+
+    def by_class(self, values: Ints) -> Floats:
+        """Sum over clients: float64 [C]."""
+        return np.bincount(self.klass, values, minlength=self.num_classes).astype(np.float64)
+
+    def by_client(self, values: Ints | npt.NDArray[np.bool_]) -> Floats:
+        """Sum over classes: float64 [K]."""
+        return np.bincount(self.client, values, minlength=self.num_clients).astype(np.float64)
+
+    def note(self) -> str:
+        """Say the sizes in one line."""
+        labelled, total = self.labelled.sum(), (self.labelled + self.unlabelled).sum()
+        return (
+            f"{self.num_clients:,} clients, {self.num_classes:,} classes, {total:,} training "
+            f"examples ({100 * labelled / total:.1f} % labelled)"
+        )
+
+
+def bubbles(counts: Counts, title: str) -> Figure:
+    """Draw a circle for each client and class, with the sums of both beside it.
+
+    Everything is placed in inches: a cell must be a square of known size for its circle.
+    """
+    cols, rows = counts.num_clients, counts.num_classes
+    cell = float(np.clip(min(10.5 / cols, 6.5 / rows), 0.18, 0.6))
+    wide, high = cols * cell, rows * cell
+    left, gap, strip, top_strip, below = 0.8, 0.12, 1.5, 0.7, 0.5
+    legend = max(0.4, cell + 0.1)
+    width = max(left + wide + gap + strip + 0.15, 6.5)
+    bottom = 0.1 + legend + below
+    body = bottom + high + gap + top_strip + 0.12
+    fig = _style.new_figure(width, body, title, counts.note(), constrained=False)
+    height = fig.get_figheight()
+
+    def axes(x: float, y: float, w: float, h: float) -> Axes:
+        return fig.add_axes((x / width, y / height, w / width, h / height))
+
+    main = axes(left, bottom, wide, high)
+    main.set_xlim(-0.5, cols - 0.5)
+    main.set_ylim(rows - 0.5, -0.5)
+    main.set_xlabel("Client")
+    main.set_ylabel("Class")
+    main.spines[["left", "bottom"]].set_visible(False)
+    main.tick_params(length=0)
+    # Two-digit client numbers need 0.2 inch each.
+    main.set_xticks(np.arange(0, cols, 1 if cell >= 0.2 else 5))
+    main.set_yticks(np.arange(rows))
+    for k in range(cols):
+        main.axvline(k, color=_style.GRID, linewidth=0.5, zorder=0)
+    for c in range(rows):
+        main.axhline(c, color=_style.GRID, linewidth=0.5, zorder=0)
+    total = counts.labelled + counts.unlabelled
+    largest = int(total.max())
+    held = total > 0
+    where = np.column_stack([counts.client, counts.klass])[held]
+    outer = _diameter(total[held], largest)
+    # The dark part has its true share of the circle, also where the circle is the smallest one.
+    inner = outer * np.sqrt(counts.labelled[held] / total[held])
+    _circles(main, where, outer, _style.UNLABELLED)
+    _circles(main, where, inner, _style.LABELLED)
+
+    right = axes(left + wide + gap, bottom, strip, high)
+    _class_totals(right, counts, named=True)
+    right.set_ylim(rows - 0.5, -0.5)
+    right.set_title("Total of the class", loc="left", color=_style.MUTED, fontsize=8)
+
+    top = axes(left, bottom + high + gap, wide, top_strip)
+    _stacked(top, counts.by_client(counts.labelled), counts.by_client(counts.unlabelled))
+    top.set_xlim(-0.5, cols - 0.5)
+    top.set_xticks([])
+    top.spines["left"].set_visible(False)
+    top.yaxis.set_major_locator(_style.whole_numbers(2))
+    top.yaxis.set_major_formatter(_style.THOUSANDS)
+    top.tick_params(axis="y", length=0)
+    top.grid(axis="y")
+    top.set_ylabel("Total")
+    for ax, inches in ((main, high), (top, top_strip)):
+        ax.yaxis.set_label_coords(-0.55 / wide, 0.5)
+        if inches < 0.6:
+            ax.yaxis.label.set_fontsize(8)
+
+    key = axes(0.15, 0.1, width - 0.3, legend)
+    _size_legend(key, cell, largest, width - 0.3, legend)
+    return fig
+
+
+def heat_maps(counts: Counts, title: str) -> Figure:
+    """Draw the mean counts of clients grouped by their most frequent class, and histograms."""
+    total = counts.labelled + counts.unlabelled
+    bins, bin_size = _bin_clients(counts, total)
+    panels = {
+        name: _mean_counts(counts, values, bins, bin_size)
+        for name, values in (("Labelled", counts.labelled), ("Unlabelled", counts.unlabelled))
+        if values.any()
+    }
+    positive = np.concatenate([image[image > 0] for image in panels.values()])
+    low, high = float(positive.min()), float(positive.max())
+    # Four powers of ten are all that the eye tells apart; rarer than that is drawn as rarest.
+    norm = LogNorm(max(low, high / 1e4), high if high > low else 10 * low)
+
+    fig = _style.new_figure(10.5, 7.0, title, counts.note())
+    grid = fig.add_gridspec(2, 3, width_ratios=[4, 4, 2.2], height_ratios=[2.1, 1])
+    heat_axes = [
+        fig.add_subplot(grid[0, :2] if len(panels) == 1 else grid[0, i]) for i in range(len(panels))
+    ]
+    for ax, (name, image) in zip(heat_axes, panels.items(), strict=True):
+        shown = ax.imshow(
+            np.ma.masked_equal(image, 0.0),
+            aspect="auto",
+            interpolation="nearest",
+            cmap=mpl.colormaps["viridis_r"],
+            norm=norm,
+            extent=(0, counts.num_clients, counts.num_classes - 0.5, -0.5),
+        )
+        _style.set_note(ax, f"{name} examples")
+        ax.set_xlabel("Clients, by their most frequent class, then size")
+        if counts.num_clients <= MOST_BUBBLES[0]:
+            ax.set_xticks(np.arange(counts.num_clients) + 0.5, [str(k) for k in np.argsort(bins)])
+            ax.tick_params(axis="x", rotation=90, length=0)
+        else:
+            ax.xaxis.set_major_locator(_style.whole_numbers(5))
+            ax.xaxis.set_major_formatter(_style.THOUSANDS)
+        ax.yaxis.set_major_locator(_style.whole_numbers(20))
+    heat_axes[0].set_ylabel("Class")
+    bar = fig.colorbar(shown, ax=heat_axes, location="bottom", aspect=50, pad=0.03)
+    bar.outline.set_visible(False)
+    bar.formatter = FuncFormatter(lambda value, _: f"{value:,g}")
+    per_bin = "" if bins.max() + 1 == counts.num_clients else ", mean over neighbouring clients"
+    bar.set_label(f"Examples per client and class{per_bin} (white: none)")
+
+    totals = fig.add_subplot(grid[0, 2])
+    _class_totals(totals, counts, named=counts.num_classes <= 20)
+    totals.set_ylim(counts.num_classes - 0.5, -0.5)
+    _style.set_note(totals, "Total of the class")
+
+    _size_histogram(fig.add_subplot(grid[1, 0]), counts, total)
+    _class_histogram(fig.add_subplot(grid[1, 1]), counts, total)
+    key = fig.add_subplot(grid[1, 2])
+    key.axis("off")
+    key.legend(
+        handles=[
+            Patch(color=_style.LABELLED, label="labelled"),
+            Patch(color=_style.UNLABELLED, label="unlabelled"),
+            Patch(color=_ALL, label="both together"),
+        ],
+        loc="center left",
+        frameon=False,
+    )
+    return fig
+
+
+def _diameter(values: npt.ArrayLike, largest: int) -> Floats:
+    """Return diameters, in cells, of circles with area proportional to values > 0."""
+    share = np.asarray(values, dtype=np.float64) / largest
+    return np.maximum(_WIDEST * np.sqrt(share), _SMALLEST)
+
+
+def _circles(ax: Axes, where: npt.ArrayLike, diameter: npt.ArrayLike, colour: str) -> None:
+    """Draw circles; the unit of the x axis is one cell."""
+    diameter = np.asarray(diameter)
+    ax.add_collection(
+        EllipseCollection(
+            diameter,
+            diameter,
+            np.zeros(len(diameter)),
+            units="x",
+            offsets=np.asarray(where),
+            offset_transform=ax.transData,
+            facecolors=colour,
+            edgecolors="none",
+            zorder=2,
+        )
+    )
+
+
+def _size_legend(ax: Axes, cell: float, largest: int, width: float, height: float) -> None:
+    """Draw what a circle's size and its two colours mean, in a row, at the scale of the cells."""
+    ax.set_xlim(0, width / cell)
+    ax.set_ylim(-height / cell / 2, height / cell / 2)
+    ax.axis("off")
+    x = 0.0
+
+    def write(text: str) -> None:
+        nonlocal x
+        ax.text(x / cell, 0, text, va="center_baseline", fontsize=8)
+        x += 0.064 * len(text) + 0.18  # inches: the mean width of a letter, and a space
+
+    def entry(text: str, diameter: float, colour: str) -> None:
+        nonlocal x
+        x += cell * diameter / 2
+        _circles(ax, [(x / cell, 0)], [diameter], colour)
+        x += cell * diameter / 2 + 0.06
+        write(text)
+
+    write("Examples (area):")
+    # Up to this count all circles are the smallest one.
+    least = int(largest * (_SMALLEST / _WIDEST) ** 2)
+    if least > 0:
+        entry(f"≤ {least:,}" if least > 1 else "1", _SMALLEST, _style.UNLABELLED)
+    if largest >= 5:
+        middle = _round_down(largest // 5)
+        entry(f"{middle:,}", float(_diameter(middle, largest)), _style.UNLABELLED)
+    entry(f"{largest:,}", _WIDEST, _style.UNLABELLED)
+    x += 0.15
+    entry("labelled", 0.14 / cell, _style.LABELLED)
+    entry("unlabelled", 0.14 / cell, _style.UNLABELLED)
+
+
+def _round_down(value: int) -> int:
+    """Round a value >= 1 down to 1, 2 or 5 times a power of ten.
+
+    >>> [_round_down(v) for v in (1, 7, 34, 280, 1000)]
+    [1, 5, 20, 200, 1000]
+    """
+    power = int("1" + "0" * (len(str(value)) - 1))
+    return max(m * power for m in (1, 2, 5) if m * power <= value)
+
+
+def _stacked(ax: Axes, labelled: Floats, unlabelled: Floats) -> None:
+    x = np.arange(len(labelled))
+    ax.bar(x, labelled, width=0.72, color=_style.LABELLED)
+    ax.bar(x, unlabelled, width=0.72, bottom=labelled, color=_style.UNLABELLED)
+
+
+def _class_totals(ax: Axes, counts: Counts, *, named: bool) -> None:
+    """Draw the totals of the classes as lying bars; ``named`` writes them at the bars' ends."""
+    labelled, unlabelled = counts.by_class(counts.labelled), counts.by_class(counts.unlabelled)
+    y = np.arange(counts.num_classes)
+    height = 0.72 if named else 1.0
+    ax.barh(y, labelled, height=height, color=_style.LABELLED)
+    bars = ax.barh(y, unlabelled, height=height, left=labelled, color=_style.UNLABELLED)
+    ax.set_yticks([])
+    if named:
+        totals = [f"{value:,.0f}" for value in labelled + unlabelled]
+        ax.bar_label(bars, totals, padding=3, fontsize=8, color=_style.MUTED)
+        # Room for the number at the end of the longest bar, whatever its length.
+        ax.set_xlim(0, 1.55 * (labelled + unlabelled).max())
+        ax.set_xticks([])
+        ax.spines["bottom"].set_visible(False)
+    else:
+        ax.xaxis.set_major_locator(_style.whole_numbers(3))
+        ax.xaxis.set_major_formatter(_style.THOUSANDS)
+        ax.set_xlabel("Examples")
+
+
+def _bin_clients(counts: Counts, total: Ints) -> tuple[Ints, Ints]:
+    """Give each client a column of the heat map: its bin, int64 [K], and the bins' sizes [B].
+
+    Clients are ordered by their most frequent class, then by size, so that clients of one kind
+    stand together and a bin doesn't average the differences between clients away.
+    """
+    # The last pair of a client in this order is its largest; in a tie the lower class.
+    order = np.lexsort((-counts.klass, total, counts.client))
+    order = order[total[order] > 0]
+    main_class = np.full(counts.num_clients, counts.num_classes)
+    main_class[counts.client[order]] = counts.klass[order]
+    ranked = np.lexsort((-counts.by_client(total), main_class))
+    num_bins = min(counts.num_clients, _MOST_BINS)
+    bins = np.empty(counts.num_clients, dtype=np.int64)
+    bins[ranked] = np.arange(counts.num_clients) * num_bins // counts.num_clients
+    return bins, np.bincount(bins, minlength=num_bins)
+
+
+def _mean_counts(counts: Counts, values: Ints, bins: Ints, bin_size: Ints) -> Floats:
+    """Return the mean count of a bin's clients, float64 [C, B]."""
+    cell = counts.klass * len(bin_size) + bins[counts.client]
+    sums = np.bincount(cell, values, minlength=counts.num_classes * len(bin_size))
+    return sums.reshape(counts.num_classes, len(bin_size)) / bin_size
+
+
+def _size_histogram(ax: Axes, counts: Counts, total: Ints) -> None:
+    """Draw how many examples the clients hold."""
+    sizes, labelled = counts.by_client(total), counts.by_client(counts.labelled)
+    high, median = sizes.max(), np.median(sizes)
+    note = (
+        f"{sizes.min():,.0f} to {high:,.0f}, median {median:,.0f}; "
+        f"clients without labels: {np.count_nonzero(labelled == 0):,}"
+    )
+    if high > 20 * max(1.0, float(median)):
+        # Bins that double (1, 2-3, 4-7, ...) are as wide as each other on a log scale and hold
+        # whole numbers; clients with none have no place there.
+        edges = 2.0 ** np.arange(np.ceil(np.log2(high + 1)) + 1)
+        ax.set_xscale("log", base=2)
+    else:
+        edges = np.arange(0, high + 2, max(1, int(high / 40))) - 0.5
+        edges = np.append(edges, edges[-1] + edges[1] - edges[0])
+        ax.xaxis.set_major_locator(_style.whole_numbers(6))
+    _two_histograms(ax, sizes, labelled, edges)
+    ax.set_xlabel("Training examples of a client")
+    ax.set_ylabel("Clients")
+    ax.xaxis.set_major_formatter(_style.THOUSANDS)
+    _style.set_note(ax, note)
+
+
+def _class_histogram(ax: Axes, counts: Counts, total: Ints) -> None:
+    """Draw how many classes the clients hold."""
+    held, labelled = counts.by_client(total > 0), counts.by_client(counts.labelled > 0)
+    _two_histograms(ax, held, labelled, np.arange(held.max() + 2) - 0.5)
+    ax.set_xlabel("Classes of a client")
+    ax.xaxis.set_major_locator(_style.whole_numbers(8))
+    _style.set_note(
+        ax,
+        f"{held.min():.0f} to {held.max():.0f} of {counts.num_classes}, "
+        f"median {np.median(held):.0f}",
+    )
+
+
+def _two_histograms(ax: Axes, together: Floats, labelled: Floats, edges: Floats) -> None:
+    ax.stairs(np.histogram(together, edges)[0], edges, color=_ALL, fill=True)
+    ax.stairs(np.histogram(labelled, edges)[0], edges, color=_style.LABELLED, linewidth=1.4)
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_locator(_style.whole_numbers(4))
+    ax.yaxis.set_major_formatter(_style.THOUSANDS)

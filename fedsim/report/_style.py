@@ -1,0 +1,162 @@
+"""The look that all figures share: colours, type, titles and labels beside the data."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+# Okabe and Ito, "Color Universal Design": told apart with any kind of colour vision.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+VIEW_COLOURS = {"generic": PALETTE[0], "personal": PALETTE[1]}
+# One hue from dark to light: the groups have an order.
+GROUP_COLOURS = {"head": "#08519C", "medium": "#4A98C9", "tail": "#A6CEE4"}
+LABELLED, UNLABELLED = "#08519C", "#A6CEE4"
+INK, MUTED, GRID, SHADE = "#222222", "#666666", "#E4E4E4", "#F1F1F1"
+DPI = 150
+
+# Set for the time of drawing only, so that neither the user's own settings nor ours leak.
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.0,
+    "text.usetex": False,
+    "text.color": INK,
+    "axes.facecolor": "white",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9.0,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9.0,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.bbox": None,
+    "figure.dpi": DPI,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "lines.solid_capstyle": "round",
+}
+
+THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
+
+
+def new_figure(
+    width: float, body: float, title: str, note: str, *, constrained: bool = True
+) -> Figure:
+    """Return a figure that draws itself without pyplot, with its header written.
+
+    Parameters
+    ----------
+    width, body : float
+        Inches; the header adds its own height above the body.
+    title : str
+        The user's: bold, wrapped, written as it is (``$`` starts no mathematics).
+    note : str
+        Ours: grey, below the title.
+    constrained : bool
+        Whether matplotlib places the axes in the body; if not, the caller does.
+    """
+    title = textwrap.fill(title, int(width / 0.105), break_on_hyphens=False)
+    note = textwrap.fill(note, int(width / 0.07))
+    title_height = 0.19 * (title.count("\n") + 1)
+    header = 0.16 + title_height + 0.06 + 0.16 * (note.count("\n") + 1) + 0.1
+    height = body + header
+    fig = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(fig)
+    if constrained:
+        fig.set_layout_engine(
+            ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, rect=(0, 0, 1, body / height))
+        )
+
+    def write(text: str, inches_down: float, **look: Any) -> None:
+        x, y = 0.12 / width, 1 - inches_down / height
+        fig.text(x, y, text, va="top", parse_math=False, **look).set_in_layout(False)
+
+    write(title, 0.16, fontsize=11, fontweight="bold")
+    write(note, 0.16 + title_height + 0.06, color=MUTED)
+    return fig
+
+
+def whole_numbers(most: int) -> MaxNLocator:
+    """Place up to ``most`` ticks, on round whole numbers only; one is enough."""
+    return MaxNLocator(nbins=most, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+
+
+def set_note(ax: Axes, note: str) -> None:
+    """Write a grey line above axes, at their left."""
+    ax.set_title(note, loc="left", color=MUTED, fontsize=9, parse_math=False)
+
+
+def percent_axis(ax: Axes, values: npt.NDArray[np.float64]) -> None:
+    """Let the y axis run over the tens of % around the values, both ends drawn in full."""
+    low = 10 * np.floor(np.nanmin(values) / 10)
+    high = 10 * np.ceil(np.nanmax(values) / 10)
+    if low == high:
+        low, high = max(0.0, low - 10), min(100.0, high + 10)
+    pad = 0.02 * (high - low)
+    ax.set_ylim(low - pad, high + pad)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    ax.set_ylabel("Accuracy (%)")
+    ax.grid(axis="y")
+
+
+def label_ends(ax: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+    """Write (y, text, colour) at the right of the axes, beside the data and clear of each other."""
+    bottom, top = ax.get_ylim()
+    # A line of type takes 13 points; an axes is at least 3 inches high where this is used.
+    gap = 13 / (3 * 72) * (top - bottom)
+    heights = apart([y for y, _, _ in labels], gap, bottom, top)
+    for y, (_, text, colour) in zip(heights, labels, strict=True):
+        ax.text(
+            1.015,
+            y,
+            text,
+            color=colour,
+            transform=ax.get_yaxis_transform(),
+            va="center",
+            ha="left",
+            parse_math=False,
+        )
+
+
+def apart(
+    values: Sequence[float], gap: float, bottom: float, top: float
+) -> npt.NDArray[np.float64]:
+    """Move values as little as needed to be ``gap`` apart and, if they fit, inside the limits.
+
+    >>> apart([5.0, 5.0, 9.0], 2.0, 0.0, 10.0).tolist()
+    [4.0, 6.0, 9.0]
+    """
+    order = np.argsort(values, kind="stable")
+    steps = gap * np.arange(len(values))
+    # Without its step each value may only rise: the nearest rising row (isotonic regression)
+    # pools neighbours that would cross.
+    pools: list[tuple[float, int]] = []
+    for value in np.asarray(values, dtype=np.float64)[order] - steps:
+        mean, size = float(value), 1
+        while pools and pools[-1][0] > mean:
+            last, count = pools.pop()
+            mean, size = (mean * size + last * count) / (size + count), size + count
+        pools.append((mean, size))
+    rising = np.repeat([m for m, _ in pools], [n for _, n in pools])
+    rising = np.clip(rising, bottom, max(bottom, top - steps[-1])) if len(values) else rising
+    out = np.empty(len(values))
+    out[order] = rising + steps
+    return out

@@ -1,0 +1,74 @@
+"""What several tests share: a small federation, and the work that workers do on it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedsim.data.federation import Federation, federate
+from fedsim.data.partition import iid
+from fedsim.data.source import Source
+from fedsim.engine.local import LocalTraining
+from fedsim.engine.update import ClientUpdate, LocalSGD
+from fedsim.engine.worker import Task
+from fedsim.models.small import linear
+
+
+def make_source(
+    train: int = 60, test: int = 30, classes: int = 3, shape: tuple[int, ...] = (1, 4, 4)
+) -> Source:
+    """Random images in which the brightness of one column tells the class."""
+    rng = np.random.default_rng(1)
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        y = np.arange(count) % classes
+        x = rng.integers(0, 100, size=(count, *shape)).astype(np.uint8)
+        x[np.arange(count), 0, :, y] += 150
+        return x, y.astype(np.int64)
+
+    x_train, y_train = draw(train)
+    x_test, y_test = draw(test)
+    return Source(
+        name="columns",
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=y_test,
+        num_classes=classes,
+    )
+
+
+@pytest.fixture
+def source() -> Source:
+    return make_source()
+
+
+@pytest.fixture
+def federation(source: Source) -> Federation:
+    """Four clients of 15 examples, 12 of them labelled."""
+    return federate(source, num_clients=4, partition=iid, labelled=0.8)
+
+
+@pytest.fixture
+def make_task(federation: Federation) -> Callable[..., Task]:
+    """A function that makes a task; keywords replace its parts."""
+
+    def make(**parts: Any) -> Task:
+        data = parts.pop("federation", federation)
+        update: ClientUpdate = parts.pop("update", LocalSGD())
+        settings = {"epochs": 2, "batch_size": 5, "lr": 0.1, "momentum": 0.5}
+        model = parts.pop("model", linear)
+        shape = data.source.x_train.shape[1:]
+        return Task(
+            federation=data,
+            normalisation=data.source.normalisation(),
+            model=partial(model, shape, data.source.num_classes),
+            update=update,
+            training=LocalTraining(**{**settings, **parts}),
+            seed=0,
+            packages=("fedsim", "strategies", "clients"),
+        )
+
+    return make

@@ -1,0 +1,133 @@
+"""The grid as a Flower strategy sees it, without Ray."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedsim.engine import flower
+from fedsim.engine.grid import InlineGrid
+from fedsim.engine.update import ClientUpdate, LocalSGD, Upload
+from fedsim.errors import EngineError
+from fedsim.simulation import initial_arrays
+
+
+class Fails(LocalSGD):
+    """Client 1 raises, client 2 diverges."""
+
+    def update(self, w, client):
+        if client.id == 1:
+            raise RuntimeError("out of batteries")
+        upload = yield from super().update(w, client)
+        if client.id == 2:
+            upload.arrays["arrays"]["head.bias"][0] = float("nan")
+        return upload
+
+
+class Echo(ClientUpdate):
+    """Sends back the client's number and the round."""
+
+    def update(self, w, client):
+        return Upload({"arrays": w}, 1, {"who": client.id, "when": client.round})
+        yield
+
+
+def messages(record, clients, *, kind="train", round=1):
+    content = RecordDict({"arrays": record, "config": ConfigRecord({"server-round": round})})
+    return [Message(content, client, kind) for client in clients]
+
+
+@pytest.fixture
+def make_grid(make_task):
+    def make(**parts):
+        task = make_task(**parts)
+        return InlineGrid(task), flower.to_record(initial_arrays(task))
+
+    return make
+
+
+def test_replies_come_in_the_order_of_the_messages(make_grid):
+    grid, record = make_grid(update=Echo())
+    assert isinstance(grid, Grid)
+    replies = grid.send_and_receive(messages(record, [3, 0, 2], round=9))
+    assert [reply.metadata.src_node_id for reply in replies] == [3, 0, 2]
+    assert [reply.content["metrics"]["who"] for reply in replies] == [3, 0, 2]
+    assert {reply.content["metrics"]["when"] for reply in replies} == {9}
+    assert list(grid.get_node_ids()) == [0, 1, 2, 3]
+
+
+def test_pushed_messages_are_pulled_once(make_grid):
+    grid, record = make_grid()
+    ids = grid.push_messages(messages(record, [0, 1]))
+    assert len(set(ids)) == 2
+    assert [reply.metadata.reply_to_message_id for reply in grid.pull_messages(ids)] == ids
+    assert grid.pull_messages(ids) == []
+
+
+def test_every_reply_owns_its_arrays(make_grid):
+    """FedMedian and FedTrimmedAvg take the arrays out of the replies."""
+    grid, record = make_grid()
+    first, second = grid.send_and_receive(messages(record, [0, 1]))
+    first.content["arrays"].pop("head.bias")
+    assert "head.bias" in second.content["arrays"]
+    assert "head.bias" in record
+
+
+def test_a_client_that_raises_or_diverges_is_left_out_and_named(make_grid):
+    grid, record = make_grid(update=Fails())
+    replies = grid.send_and_receive(messages(record, [0, 1, 2, 3]))
+    assert [reply.has_error() for reply in replies] == [False, True, True, False]
+    assert grid.report.failures == {
+        1: "RuntimeError: out of batteries",
+        2: "head.bias is not finite (NaN or inf)",
+    }
+    assert grid.report.metrics["client"].tolist() == [0, 3]
+
+
+def test_bytes_count_what_a_network_would_carry(make_grid):
+    grid, record = make_grid(update=Fails())
+    grid.send_and_receive(messages(record, [0, 1, 2, 3]))
+    model = (16 * 3 + 3) * 4
+    assert grid.report.bytes_down == 4 * model
+    assert grid.report.bytes_up == 2 * model
+
+
+def test_evaluate_replies_are_the_clients_figures(make_grid, federation):
+    grid, record = make_grid()
+    replies = grid.send_and_receive(messages(record, [2, 1], kind="evaluate"))
+    w = flower.from_record(record)
+    source = federation.source
+    x = (source.x_test - source.x_train.mean()) / source.x_train.std()
+    predicted = (x.reshape(30, 16) @ w["head.weight"].T + w["head.bias"]).argmax(1)
+    for client, reply in zip([2, 1], replies, strict=True):
+        index = federation.test(client)
+        figures = reply.content["metrics"]
+        assert figures["num-examples"] == len(index)
+        assert figures["accuracy"] == pytest.approx(
+            np.mean(predicted[index] == source.y_test[index])
+        )
+    assert grid.evaluated["client"].tolist() == [2, 1]
+    assert grid.test(record)["accuracy"] == pytest.approx(np.mean(predicted == source.y_test))
+
+
+class TestGridFailure:
+    def test_a_node_that_is_no_client(self, make_grid):
+        grid, record = make_grid()
+        with pytest.raises(EngineError, match=r"node 4, but the clients are 0\.\.3"):
+            grid.send_and_receive(messages(record, [0, 4]))
+
+    def test_a_message_without_a_model_or_a_round(self, make_grid):
+        grid, record = make_grid()
+        with pytest.raises(EngineError, match="holds 0 ArrayRecords"):
+            grid.send_and_receive([Message(RecordDict(), 0, "train")])
+        with pytest.raises(EngineError, match="lacks 'server-round'"):
+            grid.send_and_receive([Message(RecordDict({"arrays": record}), 0, "train")])
+
+    def test_an_unknown_message_type_is_answered_with_an_error(self, make_grid):
+        grid, record = make_grid()
+        (reply,) = grid.send_and_receive(messages(record, [0], kind="query"))
+        assert "use train or evaluate" in reply.error.reason
+
+    def test_a_run_that_was_never_set(self, make_grid):
+        with pytest.raises(EngineError, match="set_run"):
+            _ = make_grid()[0].run

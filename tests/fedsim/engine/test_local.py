@@ -1,0 +1,225 @@
+"""The SGD loop against torch.optim and plain loops."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from fedsim.data.augment import WeakAugmentation
+from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, LocalTraining, batches
+from fedsim.engine.update import Batch, Client, LocalSGD, Upload, predict, sgd
+from fedsim.models import Net
+from fedsim.models.small import cnn, linear
+from fedsim.rng import generator
+
+
+def make_trainer(federation, model, **settings):
+    training = LocalTraining(
+        **{"epochs": 2, "batch_size": 5, "lr": 0.1, "momentum": 0.5, **settings}
+    )
+    normalisation = federation.source.normalisation()
+    torch.manual_seed(0)
+    net = Net(model)
+    return LocalTrainer(net, federation, normalisation, training, seed=7), net
+
+
+def normalised(source, index):
+    x = source.x_train[index].astype(np.float64)
+    mean = source.x_train.mean(axis=(0, 2, 3), dtype=np.float64).reshape(-1, 1, 1)
+    std = source.x_train.std(axis=(0, 2, 3), dtype=np.float64).reshape(-1, 1, 1)
+    return torch.tensor((x - mean) / std, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_equals_a_plain_torch_loop(federation, norm, weight_decay, momentum):
+    torch.manual_seed(3)
+    model = cnn((1, 4, 4), 3, channels=(8,), norm=norm)
+    trainer, net = make_trainer(federation, model, momentum=momentum, weight_decay=weight_decay)
+    w = net.initial_weights()
+
+    upload = trainer.update(LocalSGD(), w, client=2, round=4)
+
+    index = federation.labelled(2)
+    x, y = normalised(federation.source, index), federation.source.y_train[index]
+    optimiser = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay
+    )
+    losses = []
+    rng = generator(7, "pass 0", round=4, client=2)
+    for _ in range(2):
+        order = rng.permutation(len(index))
+        for start in range(0, len(index), 5):
+            chosen = order[start : start + 5]
+            optimiser.zero_grad()
+            loss = F.cross_entropy(model(x[chosen]), torch.from_numpy(y[chosen]))
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+    for name, expected in model.state_dict().items():
+        torch.testing.assert_close(upload.arrays["arrays"][name], expected, rtol=1e-5, atol=1e-6)
+    assert upload.num_examples == 12
+    assert upload.metrics["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_given_weights_do_not_change(federation):
+    trainer, net = make_trainer(federation, cnn((1, 4, 4), 3, channels=(8,), norm="batch"))
+    w = net.initial_weights()
+    before = {name: tensor.clone() for name, tensor in w.items()}
+    upload = trainer.update(LocalSGD(), w, client=0, round=1)
+    for name, tensor in w.items():
+        assert torch.equal(tensor, before[name])
+        assert not torch.equal(tensor, upload.arrays["arrays"][name])
+
+
+def test_hidden_labels_are_out_of_reach(federation):
+    """What a client update trains on doesn't depend on the labels it must not see."""
+
+    class OnUnlabelled(LocalSGD):
+        def update(self, w, client):
+            w_k, log = yield from sgd(self.count_labels, w, client.unlabelled)
+            return Upload({"arrays": w_k}, len(client.unlabelled), log)
+
+        @staticmethod
+        def count_labels(net, w, batch: Batch):
+            known = (batch.y >= 0).sum()
+            return net(w, batch.x).square().mean(), {"known": known, "seen": batch.mask.sum()}
+
+    trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
+    upload = trainer.update(OnUnlabelled(), net.initial_weights(), client=1, round=1)
+    assert upload.metrics["known"] == 0
+    assert upload.metrics["seen"] == 2 * len(federation.unlabelled(1)) > 0
+
+
+def test_two_passes_of_one_update_draw_different_batches(federation):
+    seen = []
+
+    class Twice(LocalSGD):
+        def update(self, w, client):
+            w, _ = yield from sgd(self.note, w, client.labelled, steps=1)
+            w, log = yield from sgd(self.note, w, client.labelled, steps=1)
+            return Upload({"arrays": w}, 1, log)
+
+        @staticmethod
+        def note(net, w, batch):
+            seen.append(batch.x.clone())
+            return net(w, batch.x).sum(), {}
+
+    trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
+    trainer.update(Twice(), net.initial_weights(), client=0, round=1)
+    assert len(seen) == 2
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_predict_returns_results_in_the_order_of_the_examples(federation):
+    found = []
+
+    class Ask(LocalSGD):
+        def update(self, w, client: Client):
+            p = yield from predict(self.logits, w, client.unlabelled, given=(w,))
+            found.append(p)
+            return Upload({"arrays": w}, 1)
+
+        @staticmethod
+        def logits(net, w, x, other):
+            return net.predict(w, x) + net.predict(other, x)
+
+    trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
+    w = net.initial_weights()
+    trainer.update(Ask(), w, client=3, round=1)
+    x = normalised(federation.source, federation.unlabelled(3)).flatten(1)
+    torch.testing.assert_close(found[0], 2 * (x @ w["head.weight"].T + w["head.bias"]))
+
+
+def test_a_client_without_labels_returns_the_global_model_with_weight_zero(source):
+    from fedsim.data.federation import federate
+    from fedsim.data.partition import iid
+
+    federation = federate(source, num_clients=4, partition=iid, labelled=0.0)
+    trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
+    w = net.initial_weights()
+    upload = trainer.update(LocalSGD(), w, client=0, round=1)
+    assert upload.num_examples == 0
+    assert np.isnan(upload.metrics["train_loss"])
+    assert all(torch.equal(upload.arrays["arrays"][name], w[name]) for name in w)
+
+
+@given(
+    count=st.integers(0, 40),
+    batch_size=st.integers(1, 12),
+    epochs=st.integers(1, 3),
+    steps=st.none() | st.integers(0, 15),
+)
+def test_batches_cover_each_epoch_once(count, batch_size, epochs, steps):
+    found = list(batches(np.random.default_rng(0), count, batch_size, epochs=epochs, steps=steps))
+    in_an_epoch = -(-count // batch_size)
+    assert len(found) == (0 if count == 0 else epochs * in_an_epoch if steps is None else steps)
+    whole = len(found) // in_an_epoch if count else 0
+    for first in range(0, whole * in_an_epoch, max(1, in_an_epoch)):
+        epoch = np.concatenate(found[first : first + in_an_epoch])
+        assert sorted(epoch) == list(range(count))
+
+
+def test_weak_augmentation_is_drawn_anew_at_each_step_and_repeats_with_the_seed(federation):
+    seen = []
+
+    class Note(LocalSGD):
+        def update(self, w, client):
+            w, log = yield from sgd(self.note, w, client.labelled)
+            return Upload({"arrays": w}, 1, log)
+
+        @staticmethod
+        def note(net, w, batch):
+            seen.append(batch.x.clone())
+            return net(w, batch.x).sum(), {}
+
+    trainer, net = make_trainer(
+        federation, linear((1, 4, 4), 3), augmentation="weak", batch_size=12
+    )
+    for _ in range(2):
+        trainer.update(Note(), net.initial_weights(), client=0, round=1)
+    first_epoch, second_epoch, *again = seen
+    assert torch.equal(first_epoch, again[0])
+    assert torch.equal(second_epoch, again[1])
+    # Sorted, the batches of two epochs would agree if nothing had been shifted.
+    by_sum = [x.flatten(1).sum(1).sort().values for x in (first_epoch, second_epoch)]
+    assert not torch.allclose(*by_sum)
+
+
+def test_weak_augmentation_equals_a_loop_over_images():
+    weak = WeakAugmentation(side=16, flip=True)
+    assert weak.padding == 2
+    rng = np.random.default_rng(0)
+    x = rng.random((6, 3, 16, 16)).astype(np.float32)
+    draws = weak.draw(rng, 6)
+    padded = np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    expected = []
+    for image, (down, right, flip) in zip(padded, draws, strict=True):
+        crop = image[:, down : down + 16, right : right + 16]
+        expected.append(crop[:, :, ::-1] if flip else crop)
+    np.testing.assert_array_equal(weak(torch.from_numpy(x), draws).numpy(), np.stack(expected))
+
+
+def test_draws_reach_every_shift_and_flip_only_where_allowed():
+    rng = np.random.default_rng(0)
+    draws = WeakAugmentation(side=8, flip=False).draw(rng, 200)
+    assert set(draws[:, 0]) == set(draws[:, 1]) == {0, 1, 2}
+    assert set(draws[:, 2]) == {0}
+    assert set(WeakAugmentation(side=8, flip=True).draw(rng, 200)[:, 2]) == {0, 1}
+
+
+def test_testing_in_blocks_equals_one_pass(federation):
+    trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
+    w = net.initial_weights()
+    predicted, loss = trainer.test(w, block=0)
+    source = federation.source
+    mean, std = source.x_train.mean(), source.x_train.std()
+    x = torch.tensor((source.x_test - mean) / std, dtype=torch.float32).flatten(1)
+    logits = x @ w["head.weight"].T + w["head.bias"]
+    expected = F.cross_entropy(logits, torch.from_numpy(source.y_test), reduction="none")
+    np.testing.assert_array_equal(predicted, logits.argmax(1).numpy())
+    np.testing.assert_allclose(loss, expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert len(trainer.test(w, block=1)[0]) == 0 < len(source.y_test) < PREDICT_BLOCK

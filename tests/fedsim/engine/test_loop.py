@@ -1,0 +1,153 @@
+"""The round loop: Flower's strategies, failures, and what is recorded."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import FedAdam, FedAvgM, FedMedian, FedTrimmedAvg, Krum
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+
+from fedsim.engine import flower
+from fedsim.engine.grid import InlineGrid
+from fedsim.engine.loop import run_rounds
+from fedsim.engine.update import LocalSGD, Upload
+from fedsim.simulation import initial_arrays
+from strategies import FedAvg
+
+
+class Broken(LocalSGD):
+    """Every client fails."""
+
+    def update(self, w, client):
+        raise RuntimeError("no power")
+        yield
+
+
+class Plus(LocalSGD):
+    """Client k adds k + 1 to every array; its weight is k + 1."""
+
+    def update(self, w, client):
+        step = client.id + 1
+        return Upload({"arrays": {n: a + step for n, a in w.items()}}, step, {"train_loss": step})
+        yield
+
+
+@pytest.fixture
+def run(make_task):
+    def run(strategy, rounds=1, every=1, seed=0, **parts):
+        task = make_task(**parts)
+        grid = InlineGrid(task)
+        record = flower.to_record(initial_arrays(task))
+        found = list(
+            run_rounds(strategy, grid, record, rounds=rounds, evaluate_every=every, seed=seed)
+        )
+        return flower.from_record(record), found
+
+    return run
+
+
+def test_a_round_of_fedavg_by_hand(run):
+    # Weights 1..4 and steps 1..4: the mean step is (1 + 4 + 9 + 16) / 10 = 3.
+    start, (only,) = run(FedAvg(), update=Plus())
+    for name, array in flower.from_record(only.arrays).items():
+        np.testing.assert_allclose(array, start[name] + 3, rtol=1e-6)
+    assert only.row["train_loss"] == pytest.approx(3.0)
+    assert (only.row["clients"], only.row["failures"]) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "step"),
+    [
+        (FlowerFedAvg, 3.0),
+        (FedMedian, 2.5),
+        (lambda: FedTrimmedAvg(beta=0.25), 2.5),
+        # The mean moves by 3; half of that with a server learning rate of 0.5.
+        (lambda: FedAvgM(server_learning_rate=0.5), 1.5),
+    ],
+)
+def test_flowers_own_strategies_run_unmodified(run, strategy, step):
+    start, (only,) = run(strategy(), update=Plus())
+    for name, array in flower.from_record(only.arrays).items():
+        np.testing.assert_allclose(array, start[name] + step, rtol=1e-5)
+
+
+def test_krum_takes_one_of_the_clients_models(run):
+    start, (only,) = run(Krum(), update=Plus())
+    step = flower.from_record(only.arrays)["head.bias"][0] - start["head.bias"][0]
+    assert step == pytest.approx(2.0, abs=1e-5)  # clients 1 and 2 are nearest to the others
+
+
+def test_fedadam_moves_towards_the_clients(run):
+    start, (only,) = run(FedAdam(eta=0.01), update=Plus())
+    for name, array in flower.from_record(only.arrays).items():
+        assert (array > start[name]).all()
+
+
+def test_the_model_is_tested_every_so_often_and_at_the_end(run):
+    _, found = run(FedAvg(), rounds=5, every=2)
+    evaluated = [not np.isnan(finished.row["generic_accuracy"]) for finished in found]
+    assert evaluated == [False, True, False, True, True]
+    assert [finished.clients is not None for finished in found] == evaluated
+    assert found[-1].clients["client"].tolist() == [0, 1, 2, 3]
+
+
+def test_personal_accuracy_is_the_mean_over_clients(run):
+    _, (only,) = run(FedAvg())
+    assert only.row["personal_accuracy"] == pytest.approx(only.clients["accuracy"].mean())
+
+
+def test_training_learns(run):
+    _, found = run(FedAvg(), rounds=10)
+    assert found[-1].row["generic_accuracy"] == 1.0
+    assert found[-1].row["train_loss"] < 0.5 * found[0].row["train_loss"]
+
+
+def test_flowers_sampling_is_reproducible(run):
+    def cohorts(seed):
+        strategy = FlowerFedAvg(fraction_train=0.5)
+        return [f.row["train_loss"] for f in run(strategy, rounds=4, seed=seed, update=Plus())[1]]
+
+    assert cohorts(0) == cohorts(0)
+    assert cohorts(0) != cohorts(1)
+
+
+def test_a_round_in_which_all_fail_keeps_the_model_and_names_them(run):
+    with pytest.warns(UserWarning, match="round") as caught:
+        start, found = run(FlowerFedAvg(), rounds=2, update=Broken())
+    texts = [str(warning.message) for warning in caught]
+    assert texts[0] == (
+        "round 1: 4 of 4 clients failed and are left out: client 0: RuntimeError: no power; "
+        "client 1: RuntimeError: no power; client 2: RuntimeError: no power; and 1 more"
+    )
+    assert "the model stays as it was" in texts[1]
+    assert [finished.row["failures"] for finished in found] == [4, 4]
+    assert np.isnan(found[0].row["train_loss"])
+    for name, array in flower.from_record(found[-1].arrays).items():
+        np.testing.assert_array_equal(array, start[name])
+
+
+def test_a_strategy_that_diverges_keeps_the_model(run):
+    class Diverges(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            first = next(iter(arrays))
+            arrays[first] = Array(np.full_like(arrays[first].numpy(), np.inf))
+            return arrays, metrics
+
+    with pytest.warns(UserWarning, match="round 1: the strategy's new .* isn't finite"):
+        start, (only,) = run(Diverges())
+    for name, array in flower.from_record(only.arrays).items():
+        np.testing.assert_array_equal(array, start[name])
+
+
+def test_a_strategy_may_skip_the_clients_evaluation(run):
+    _, (only,) = run(FedAvg(fraction_evaluate=0.0))
+    assert np.isnan(only.row["personal_accuracy"])
+    assert not np.isnan(only.row["generic_accuracy"])
+    assert only.clients.empty
+
+
+def test_the_seconds_of_the_parts_add_up(run):
+    _, (only,) = run(FedAvg())
+    assert set(only.seconds) == {"configure", "train", "aggregate", "evaluate"}
+    assert only.row["seconds"] == pytest.approx(sum(only.seconds.values()))
+    assert isinstance(only.arrays, ArrayRecord)

@@ -1,0 +1,117 @@
+"""The Ray grid: the same numbers as in this process, and dying workers."""
+
+import os
+
+import numpy as np
+import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsim.engine.grid import InlineGrid
+from fedsim.engine.ray_grid import RayGrid, _import_ray, _start_ray, balance
+from fedsim.engine.update import LocalSGD
+from fedsim.errors import EngineError
+from fedsim.models.small import cnn
+from fedsim.simulation import initial_arrays
+
+
+class Dies(LocalSGD):
+    """Takes its worker down, the first time or always."""
+
+    def update(self, w, client):
+        if client.id == 2:
+            flag = os.environ["FEDSIM_TEST_FLAG"]
+            if flag == "always" or not os.path.exists(flag):  # noqa: PTH110
+                with open(flag if flag != "always" else os.devnull, "w"):  # noqa: PTH123
+                    os._exit(1)
+        return (yield from super().update(w, client))
+
+
+@pytest.fixture(scope="module")
+def running_ray(tmp_path_factory):
+    flag = tmp_path_factory.mktemp("ray") / "died"
+    os.environ["FEDSIM_TEST_FLAG"] = str(flag)
+    _start_ray(_import_ray(), 2)
+    yield flag
+    ray.shutdown()
+    del os.environ["FEDSIM_TEST_FLAG"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_numbers_are_those_of_this_process(make_task, running_ray, workers):
+    task = make_task(model=lambda shape, classes: cnn(shape, classes, channels=(4,), norm="batch"))
+    arrays = initial_arrays(task)
+    inline = InlineGrid(task)
+    grid = RayGrid(task, workers)
+    try:
+        expected = inline.train(arrays, 3, [2, 0, 3])
+        found = grid.train(arrays, 3, [2, 0, 3])
+        assert [reply.client for reply in found] == [2, 0, 3]
+        for one, other in zip(expected, found, strict=True):
+            assert one.metrics == other.metrics
+            for name, array in one.arrays["arrays"].items():
+                np.testing.assert_array_equal(array, other.arrays["arrays"][name])
+        for one, other in zip(inline.predict(arrays), grid.predict(arrays), strict=True):
+            np.testing.assert_array_equal(one, other)
+    finally:
+        grid.close()
+    assert ray.is_initialized()  # it was not ours to stop
+
+
+def test_a_worker_that_dies_is_replaced_and_its_clients_trained_again(make_task, running_ray):
+    task = make_task(update=Dies())
+    arrays = initial_arrays(task)
+    grid = RayGrid(task, 2)
+    try:
+        with pytest.warns(UserWarning, match=r"worker \d died and is replaced"):
+            found = grid.train(arrays, 1, [0, 1, 2, 3])
+    finally:
+        grid.close()
+    assert running_ray.exists()
+    expected = InlineGrid(make_task()).train(arrays, 1, [0, 1, 2, 3])
+    for one, other in zip(expected, found, strict=True):
+        assert (other.client, other.error) == (one.client, "")
+        for name, array in one.arrays["arrays"].items():
+            np.testing.assert_array_equal(array, other.arrays["arrays"][name])
+
+
+class TestRayGridFailure:
+    def test_work_that_always_kills_its_worker(self, make_task, running_ray):
+        task = make_task(update=AlwaysDies())
+        grid = RayGrid(task, 1)
+        try:
+            with (
+                pytest.warns(UserWarning, match="died and is replaced"),
+                pytest.raises(EngineError, match="a worker died 3 times on the same work"),
+            ):
+                grid.train(initial_arrays(task), 1, [2])
+        finally:
+            grid.close()
+
+    def test_a_worker_that_would_import_other_files(self, make_task, running_ray, monkeypatch):
+        from fedsim.engine import ray_grid
+
+        monkeypatch.setattr(
+            ray_grid, "fingerprint", lambda packages: dict.fromkeys(packages, "elsewhere")
+        )
+        with pytest.raises(EngineError, match=r"would import '\w+' from .*this process from else"):
+            RayGrid(make_task(), 1)
+
+
+class AlwaysDies(LocalSGD):
+    """Takes its worker down."""
+
+    def update(self, w, client):
+        os._exit(1)
+        yield
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 5))
+def test_balance_gives_each_job_once_and_no_worker_much_more(work, workers):
+    parts = balance(np.array(work, dtype=np.int64), workers)
+    assert len(parts) == workers
+    assert sorted(job for part in parts for job in part) == list(range(len(work)))
+    loads = [sum(work[job] + 1 for job in part) for part in parts]
+    # The least busy worker gets the next job, so loads differ by at most one job.
+    assert max(loads) - min(loads) <= max(work, default=-1) + 1

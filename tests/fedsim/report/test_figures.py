@@ -1,0 +1,434 @@
+"""What the figures of a run show: their lines, bars, circles and words."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import EllipseCollection
+
+from fedsim.errors import DataError
+from fedsim.report import _style
+from fedsim.report.figures import (
+    accuracy_over_rounds,
+    class_counts,
+    client_accuracy,
+    group_accuracy,
+    save_figures,
+)
+
+NAN = np.nan
+PNGS = ["accuracy_over_rounds.png", "client_accuracy.png", "class_counts.png", "group_accuracy.png"]
+
+
+def rounds_frame(**changes):
+    return pd.DataFrame(
+        {
+            "round": [1, 2, 3, 4],
+            "generic_accuracy": [NAN, 0.5, NAN, 0.75],
+            "personal_accuracy": [NAN, 0.4, NAN, 0.625],
+            "head_accuracy": [NAN, 0.6, NAN, 0.9],
+            "medium_accuracy": [NAN, 0.5, NAN, 0.7],
+            "tail_accuracy": [NAN, 0.1, NAN, 0.25],
+        }
+        | changes
+    )
+
+
+def clients_frame(accuracy, *, round=4, view="generic"):
+    count = len(accuracy)
+    return pd.DataFrame(
+        {"round": round, "client": np.arange(count), "view": view, "accuracy": accuracy}
+    )
+
+
+def partition_frame(rows):
+    return pd.DataFrame(rows, columns=["client", "class", "labelled", "unlabelled"]).assign(test=1)
+
+
+SMALL = partition_frame([(0, 0, 25, 75), (0, 1, 4, 0), (2, 0, 0, 16)])
+
+
+def many_clients(num_clients=1000, num_classes=5):
+    """Client k holds 4 labelled and 8 unlabelled examples of class k mod C, and one of class 0."""
+    k = np.arange(num_clients)
+    main = pd.DataFrame({"client": k, "class": k % num_classes, "labelled": 4, "unlabelled": 8})
+    extra = main[main["class"] > 0].assign(**{"class": 0, "labelled": 0, "unlabelled": 1})
+    return pd.concat([main, extra]).assign(test=0)
+
+
+def texts(fig):
+    """Return all words in a figure."""
+    artists = fig.findobj(mpl.text.Text)
+    return [t.get_text() for t in artists if t.get_text() and t.get_visible()]
+
+
+def curves(ax):
+    """Return the labelled lines of the axes: name -> (x, y)."""
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in ax.lines
+        if not line.get_label().startswith("_")
+    }
+
+
+def overlaps(fig):
+    """Tell whether two of the words outside the axes cover each other in the drawn picture."""
+    fig.draw_without_rendering()
+    boxes = [t.get_window_extent() for ax in fig.axes for t in ax.texts]
+    return any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+class TestAccuracyOverRounds:
+    def test_draws_evaluated_rounds_in_percent(self):
+        fig = accuracy_over_rounds(rounds_frame(), "run")
+        assert curves(fig.axes[0]) == {
+            "generic": ([2, 4], [50, 75]),
+            "personal": ([2, 4], [40, 62.5]),
+        }
+        assert {"generic 75.0 %", "personal 62.5 %", "Accuracy (%)", "Round", "run"} <= set(
+            texts(fig)
+        )
+
+    def test_view_without_values_is_left_out(self):
+        fig = accuracy_over_rounds(rounds_frame(personal_accuracy=NAN), "run")
+        assert list(curves(fig.axes[0])) == ["generic"]
+
+    def test_single_round_is_a_mark_with_one_tick(self):
+        fig = accuracy_over_rounds(rounds_frame().iloc[1:2], "run")
+        fig.draw_without_rendering()
+        ax = fig.axes[0]
+        assert curves(ax)["generic"] == ([2], [50])
+        assert ax.lines[0].get_marker() == "o"
+        inside = [t for t in ax.get_xticks() if ax.get_xlim()[0] <= t <= ax.get_xlim()[1]]
+        assert inside == [2]
+
+    def test_a_thousand_rounds_have_no_marks(self):
+        count = 1000
+        frame = pd.DataFrame(
+            {
+                "round": np.arange(1, count + 1),
+                "generic_accuracy": np.linspace(0.1, 0.9, count),
+                "personal_accuracy": np.linspace(0.1, 0.9, count),
+            }
+        )
+        line = accuracy_over_rounds(frame, "run").axes[0].lines[0]
+        assert len(line.get_xdata()) == count
+        assert line.get_marker() == ""
+
+    def test_equal_ends_have_labels_apart(self):
+        fig = accuracy_over_rounds(rounds_frame(personal_accuracy=[NAN, 0.4, NAN, 0.75]), "run")
+        assert not overlaps(fig)
+
+    def test_no_evaluated_round(self):
+        frame = rounds_frame(generic_accuracy=NAN, personal_accuracy=NAN)
+        with pytest.raises(DataError, match=r"rounds\.csv: no evaluated round"):
+            accuracy_over_rounds(frame, "run")
+
+    def test_missing_column(self):
+        with pytest.raises(DataError, match="column 'personal_accuracy' is missing; it has round"):
+            accuracy_over_rounds(rounds_frame().drop(columns="personal_accuracy"), "run")
+
+
+class TestClientAccuracy:
+    def test_sorted_with_mean_and_worst(self):
+        accuracy = np.array([0.9, 0.5, NAN, 0.7])
+        frame = pd.concat([clients_frame([0.1] * 4, round=2), clients_frame(accuracy)])
+        fig = client_accuracy(frame, "run")
+        ax = fig.axes[0]
+        x, y = curves(ax)["generic"]
+        assert x == [1, 2, 3]
+        assert y == pytest.approx([50, 70, 90])
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "3", "0"]
+        assert {"mean 70.0 %", "worst 10 %: 50.0 %"} <= set(texts(fig))
+        levels = [line.get_ydata()[0] for line in ax.lines if line.get_label().startswith("_")]
+        assert sorted(levels) == pytest.approx([50, 70])
+        assert any("Round 4, 3 clients" in t and "left out: 1" in t for t in texts(fig))
+
+    def test_shades_the_worst_tenth(self):
+        fig = client_accuracy(clients_frame(np.linspace(0, 1, 50)), "run")
+        band = fig.axes[0].patches[0].get_extents().transformed(fig.axes[0].transData.inverted())
+        assert (band.x0, band.x1) == pytest.approx((0.5, 5.5))
+
+    def test_each_view_has_its_colour_order_and_labels(self):
+        frame = pd.concat(
+            [
+                clients_frame([0.2, 0.4]),
+                clients_frame([0.8, 0.6], view="personal"),
+                clients_frame([0.9, 0.9], view="tuned"),
+            ]
+        )
+        fig = client_accuracy(frame, "run")
+        drawn = curves(fig.axes[0])
+        assert drawn["generic"][1] == pytest.approx([20, 40])
+        assert drawn["personal"][1] == pytest.approx([60, 80])
+        assert drawn["tuned"][1] == pytest.approx([90, 90])
+        lines = [line for line in fig.axes[0].lines if line.get_label() in drawn]
+        assert len({line.get_color() for line in lines}) == 3
+        assert {"generic: mean 30.0 %", "personal: worst 10 %: 60.0 %"} <= set(texts(fig))
+        assert not overlaps(fig)
+
+    def test_a_hundred_thousand_clients(self):
+        accuracy = np.random.default_rng(0).random(100_000)
+        fig = client_accuracy(clients_frame(accuracy), "run")
+        y = np.array(curves(fig.axes[0])["generic"][1])
+        np.testing.assert_allclose(y, 100 * np.sort(accuracy))
+
+    @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+    def test_all_equal(self, value):
+        fig = client_accuracy(clients_frame([value] * 3), "run")
+        low, high = fig.axes[0].get_ylim()
+        assert low < 100 * value < high
+        assert not overlaps(fig)
+
+    @pytest.mark.parametrize("accuracy", [[], [NAN, NAN]])
+    def test_nobody_evaluated(self, accuracy):
+        with pytest.raises(DataError, match="no round has a client accuracy"):
+            client_accuracy(clients_frame(accuracy), "run")
+
+
+def circles(ax):
+    """Return the diameters (in cells) of the axes' circles: colour -> {(client, class): d}."""
+    found = {}
+    for collection in ax.collections:
+        assert isinstance(collection, EllipseCollection)
+        assert collection._units == "x"
+        colour = mpl.colors.to_hex(collection.get_facecolor()[0])
+        where = [tuple(int(v) for v in row) for row in collection.get_offsets()]
+        diameters = dict(zip(where, collection.get_widths(), strict=True))
+        found[colour.upper()] = diameters
+    return found
+
+
+class TestClassCountsOfFewClients:
+    def test_area_is_proportional_to_the_count(self):
+        drawn = circles(class_counts(SMALL, 3, 2, "run").axes[0])
+        every, labelled = drawn[_style.UNLABELLED], drawn[_style.LABELLED]
+        assert set(every) == {(0, 0), (0, 1), (2, 0)}
+        assert (every[2, 0] / every[0, 0]) ** 2 == pytest.approx(16 / 100)
+        assert (labelled[0, 0] / every[0, 0]) ** 2 == pytest.approx(25 / 100)
+        # All labelled: the dark circle covers the light one; none labelled: no dark one.
+        assert labelled[0, 1] == every[0, 1]
+        assert labelled.get((2, 0), 0) == 0
+        assert max(every.values()) < 1
+
+    def test_rare_pairs_stay_visible_and_keep_their_share(self):
+        frame = partition_frame([(0, 0, 0, 1_000_000), (0, 1, 1, 3)])
+        drawn = circles(class_counts(frame, 1, 2, "run").axes[0])
+        every, labelled = drawn[_style.UNLABELLED], drawn[_style.LABELLED]
+        assert every[0, 1] > 0.1
+        assert (labelled[0, 1] / every[0, 1]) ** 2 == pytest.approx(1 / 4)
+
+    def test_totals_beside_and_above(self):
+        fig = class_counts(SMALL, 3, 2, "run")
+        _, right, top, _ = fig.axes
+        assert [bar.get_width() for bar in right.patches] == [25, 4, 91, 0]
+        assert [bar.get_height() for bar in top.patches] == [29, 0, 0, 75, 0, 16]
+        assert {"116", "4", "3 clients, 2 classes, 120 training examples (24.2 % labelled)"} <= set(
+            texts(fig)
+        )
+
+    def test_cells_are_squares(self):
+        for count, classes in ((3, 2), (40, 10), (60, 40)):
+            fig = class_counts(SMALL, count, classes, "run")
+            box = fig.axes[0].get_window_extent()
+            assert box.width / count == pytest.approx(box.height / classes)
+
+    @pytest.mark.parametrize("count", [1, 4, 7, 30, 495, 12_345])
+    def test_size_legend_does_not_overlap(self, count):
+        fig = class_counts(partition_frame([(0, 0, 1, count - 1)]), 1, 1, "run")
+        key = fig.axes[-1]
+        assert f"{count:,}" in [t.get_text() for t in key.texts]
+        fig.draw_without_rendering()
+        boxes = [t.get_window_extent() for t in key.texts]
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+        assert boxes[-1].x1 < fig.bbox.x1
+
+    def test_client_without_examples_and_missing_pairs(self):
+        fig = class_counts(SMALL, 5, 4, "run")
+        assert fig.axes[0].get_xlim() == (-0.5, 4.5)
+        assert fig.axes[0].get_ylim() == (3.5, -0.5)
+
+
+class TestClassCountsOfManyClients:
+    def test_heat_maps_are_means_over_clients_of_one_kind(self):
+        fig = class_counts(many_clients(), 1000, 5, "run")
+        labelled, unlabelled = (ax.images[0].get_array() for ax in fig.axes[:2])
+        # 200 columns of 5 clients, 40 columns for each most frequent class.
+        assert labelled.shape == unlabelled.shape == (5, 200)
+        kind = np.repeat(np.arange(5), 40)
+        expected = 4.0 * (np.arange(5)[:, None] == kind)
+        np.testing.assert_allclose(labelled.filled(0), expected)
+        expected *= 2
+        expected[0, 40:] += 1
+        np.testing.assert_allclose(unlabelled.filled(0), expected)
+
+    def test_one_colour_scale_for_both(self):
+        fig = class_counts(many_clients(), 1000, 5, "run")
+        limits = {ax.images[0].get_clim() for ax in fig.axes[:2]}
+        assert limits == {(1.0, 8.0)}
+
+    def test_class_totals(self):
+        fig = class_counts(many_clients(), 1000, 5, "run")
+        totals = next(ax for ax in fig.axes if ax.get_title("left") == "Total of the class")
+        widths = [bar.get_width() for bar in totals.patches]
+        assert widths == [800] * 5 + [1600 + 800, 1600, 1600, 1600, 1600]
+
+    def test_histograms(self):
+        fig = class_counts(many_clients(), 1000, 5, "run")
+        sizes = next(ax for ax in fig.axes if ax.get_xlabel() == "Training examples of a client")
+        together, labelled = (patch.get_data() for patch in sizes.patches)
+        count = dict(zip(together.edges[:-1] + 0.5, together.values, strict=True))
+        assert (count[12], count[13], sum(count.values())) == (200, 800, 1000)
+        count = dict(zip(labelled.edges[:-1] + 0.5, labelled.values, strict=True))
+        assert (count[4], sum(count.values())) == (1000, 1000)
+        held = next(ax for ax in fig.axes if ax.get_xlabel() == "Classes of a client")
+        assert held.patches[0].get_data().values.tolist() == [0, 200, 800]
+
+    def test_very_unequal_sizes_use_doubling_bins(self):
+        frame = many_clients()
+        frame.loc[frame["client"] == 0, "unlabelled"] = 996
+        fig = class_counts(frame, 1000, 5, "run")
+        sizes = next(ax for ax in fig.axes if ax.get_xlabel() == "Training examples of a client")
+        data = sizes.patches[0].get_data()
+        assert sizes.get_xscale() == "log"
+        assert data.edges.tolist() == [2**i for i in range(11)]
+        # 12 and 13 are in 8-15, the 1000 of client 0 in 512-1023.
+        assert data.values.tolist() == [0, 0, 0, 999, 0, 0, 0, 0, 0, 1]
+
+    def test_everything_labelled_is_one_map(self):
+        frame = many_clients().assign(unlabelled=0)
+        fig = class_counts(frame[frame["labelled"] > 0], 1000, 5, "run")
+        assert [ax.get_title("left") for ax in fig.axes if ax.images] == ["Labelled examples"]
+
+    def test_many_classes_for_few_clients_names_the_clients(self):
+        frame = partition_frame([(0, 3, 1, 1), (1, 0, 1, 1), (2, 99, 1, 1)])
+        ax = class_counts(frame, 3, 100, "run").axes[0]
+        assert ax.images[0].get_array().shape == (100, 3)
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "0", "2"]
+
+    def test_client_without_examples_comes_last(self):
+        frame = many_clients()
+        fig = class_counts(frame[frame["client"] > 5], 1000, 5, "run")
+        columns = fig.axes[1].images[0].get_array().filled(0).sum(axis=0)
+        assert columns[-1] == 0
+        assert (columns[:-2] > 0).all()
+
+    def test_draws_a_hundred_thousand_clients(self):
+        fig = class_counts(many_clients(100_000, 10), 100_000, 10, "run")
+        fig.draw_without_rendering()
+        assert fig.axes[0].images[0].get_array().shape == (10, 200)
+
+
+class TestClassCountsFailure:
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ((3, 0, 1, 1), r"row 1 has client 3; must be in \[0, 3\)"),
+            ((0, 2, 1, 1), r"row 1 has class 2; must be in \[0, 2\)"),
+            ((-1, 0, 1, 1), r"row 1 has client -1; must be in \[0, 3\)"),
+        ],
+    )
+    def test_out_of_range(self, row, message):
+        with pytest.raises(DataError, match=message):
+            class_counts(partition_frame([(0, 0, 1, 1), row]), 3, 2, "run")
+
+    def test_nothing_held(self):
+        with pytest.raises(DataError, match="no client holds a training example"):
+            class_counts(partition_frame([(0, 0, 0, 0)]), 3, 2, "run")
+
+    def test_missing_column(self):
+        with pytest.raises(DataError, match=r"partition\.csv: column 'labelled' is missing"):
+            class_counts(SMALL.drop(columns="labelled"), 3, 2, "run")
+
+
+class TestGroupAccuracy:
+    def test_bars_of_the_last_evaluated_round(self):
+        fig = group_accuracy(rounds_frame(), "run")
+        heights = [bar.get_height() for bar in fig.axes[0].patches]
+        assert heights == pytest.approx([90, 70, 25])
+        assert {"90.0 %", "70.0 %", "25.0 %"} <= set(texts(fig))
+        assert any("Round 4" in t for t in texts(fig))
+
+    def test_group_without_classes_is_left_out_and_named(self):
+        fig = group_accuracy(rounds_frame(medium_accuracy=NAN), "run")
+        ax = fig.axes[0]
+        assert [bar.get_height() for bar in ax.patches] == pytest.approx([90, 25])
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["head", "tail"]
+        assert any("no classes in: medium" in t for t in texts(fig))
+
+    def test_no_evaluated_round(self):
+        frame = rounds_frame(head_accuracy=NAN, medium_accuracy=NAN, tail_accuracy=NAN)
+        with pytest.raises(DataError, match="no round has a head, medium or tail accuracy"):
+            group_accuracy(frame, "run")
+
+
+class TestSaveFigures:
+    def save(self, folder, **changes):
+        given = {
+            "rounds": rounds_frame(),
+            "clients": clients_frame([0.5, 0.6, 0.7]),
+            "partition": SMALL,
+            "num_clients": 3,
+            "num_classes": 2,
+            "title": "run",
+        }
+        return save_figures(folder, **(given | changes))
+
+    def test_writes_all_into_a_new_folder(self, tmp_path):
+        paths = self.save(tmp_path / "run" / "figures")
+        assert paths == [tmp_path / "run" / "figures" / name for name in PNGS]
+        for path in paths:
+            assert path.read_bytes().startswith(b"\x89PNG")
+
+    def test_without_evaluated_round_warns_and_keeps_class_counts(self, tmp_path):
+        accuracies = [name for name in rounds_frame().columns if name.endswith("accuracy")]
+        rounds = rounds_frame(**dict.fromkeys(accuracies, NAN))
+        with pytest.warns(UserWarning, match="skipped, no evaluated round") as record:
+            paths = self.save(tmp_path, rounds=rounds, clients=clients_frame([]))
+        assert [path.name for path in paths] == ["class_counts.png"]
+        assert [str(w.message).split(":")[0] for w in record] == [PNGS[0], PNGS[1], PNGS[3]]
+
+    def test_frames_without_rows_or_columns(self, tmp_path):
+        with pytest.warns(UserWarning, match="skipped, no evaluated round"):
+            paths = self.save(tmp_path, rounds=pd.DataFrame(), clients=pd.DataFrame())
+        assert [path.name for path in paths] == ["class_counts.png"]
+
+    def test_frames_read_back_from_csv(self, tmp_path):
+        frames = {"rounds": rounds_frame(), "partition": SMALL}
+        for name, frame in frames.items():
+            frame.to_csv(tmp_path / f"{name}.csv", index=False)
+        clients_frame([0.5]).iloc[:0].to_csv(tmp_path / "clients.csv", index=False)
+        read = {n: pd.read_csv(tmp_path / f"{n}.csv") for n in (*frames, "clients")}
+        with pytest.warns(UserWarning, match=r"client_accuracy\.png: skipped"):
+            assert len(self.save(tmp_path, **read)) == 3
+
+    def test_title_is_written_as_it_is(self, tmp_path):
+        # An odd number of $, and an unknown command: as mathematics this would fail.
+        title = r"cost $5 & $\nonsense$ " + "long " * 60
+        self.save(tmp_path, title=title)
+        fig = accuracy_over_rounds(rounds_frame(), title)
+        assert any(" ".join(text.split()) == title.strip() for text in texts(fig))
+
+    def test_user_settings_neither_change_nor_leak_in(self, tmp_path):
+        with mpl.rc_context({"font.size": 30, "axes.spines.top": True}):
+            before = dict(mpl.rcParams)
+            self.save(tmp_path)
+            assert dict(mpl.rcParams) == before
+            fig = group_accuracy(rounds_frame(), "run")
+        assert not fig.axes[0].spines["top"].get_visible()
+        assert fig.axes[0].xaxis.label.get_size() < 12
+
+    def test_pyplot_is_never_imported(self):
+        code = (
+            "import sys, fedsim.report.figures, fedsim.report.tables\n"
+            "bad = {'matplotlib.pyplot', 'torch', 'flwr', 'ray'} & set(sys.modules)\n"
+            "sys.exit(str(bad) if bad else 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

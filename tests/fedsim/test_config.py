@@ -1,0 +1,155 @@
+"""Experiment files: what is accepted, what is said about mistakes."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.experiment_file import load
+
+FILES = sorted(Path(__file__).parents[2].glob("experiments/*.toml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        file = tmp_path / "mine.toml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_shipped_experiments_are_valid(file):
+    assert load(file).name
+
+
+def test_a_resolved_experiment_reads_back_as_itself(tmp_path):
+    experiment = Experiment(
+        name="mine",
+        clients={"count": 5, "partition": "dirichlet", "alpha": 0.1, "labelled": [0.1, 0.5]},
+        model={"name": "mlp", "hidden": [32, 16]},
+        method={"name": "fedprox", "mu": 0.3},
+        training={"participation": 3},
+    )
+    file = tmp_path / "experiment.toml"
+    file.write_text(experiment.to_toml())
+    assert load(file) == experiment
+    assert load(file).to_toml() == experiment.to_toml()
+
+
+def test_every_default_is_written_out():
+    tables = tomllib.loads(Experiment(clients={"partition": "dirichlet"}).to_toml())
+    assert tables["clients"]["alpha"] == 0.5
+    assert tables["model"]["channels"] == [16, 32]
+    assert tables["training"]["momentum"] == 0.0
+
+
+def test_set_overrides_the_file(write):
+    file = write("[training]\nrounds = 100\nlr = 0.1\n")
+    experiment = load(file, ["training.rounds=5", "seed=3", "data.source=digits", "name=other"])
+    assert (experiment.training.rounds, experiment.training.lr) == (5, 0.1)
+    assert (experiment.seed, experiment.name) == (3, "other")
+
+
+def test_another_method_starts_from_its_own_defaults(write):
+    file = write('[method]\nname = "fedprox"\nmu = 0.7\n')
+    with pytest.warns(UserWarning, match=r"method\.name=fedavgm drops the file's method\.mu"):
+        experiment = load(file, ["method.server_momentum=0.9", "method.name=fedavgm"])
+    assert experiment.method.options == {"server_learning_rate": 1.0, "server_momentum": 0.9}
+    # The same name keeps the file's settings.
+    assert load(file, ["method.name=fedprox"]).method.options == {"mu": 0.7}
+
+
+def test_another_partition_drops_only_the_old_ones_settings(write):
+    file = write('[clients]\ncount = 7\npartition = "dirichlet"\nalpha = 0.1\n')
+    with pytest.warns(UserWarning, match=r"drops the file's clients\.alpha"):
+        experiment = load(file, ["clients.partition=iid"])
+    assert (experiment.clients.count, experiment.clients.options) == (7, {})
+
+
+def test_integers_count_clients_and_floats_are_shares():
+    assert Experiment(training={"participation": 4}).training.participation == 4
+    assert Experiment(training={"participation": 0.4}).training.participation == 0.4
+    assert Experiment(training={"lr": 1}).training.lr == 1.0
+
+
+# Text of the file -> the one line that must come out, after the file's name.
+MISTAKES = {
+    "[training]\nlearning_rate = 0.1": "training.learning_rate = 0.1: unknown key; ",
+    "[training]\nround = 3": "training.round = 3: unknown key; did you mean rounds? allowed: ",
+    "[trainning]\nrounds = 3": "trainning = {'rounds': 3}: unknown key; did you mean training? ",
+    "[training]\nlr = -1.0": "training.lr = -1.0: must be greater than 0",
+    "[training]\nlr = nan": "training.lr = nan: must be ",
+    '[training]\nrounds = "many"': "training.rounds = 'many': must be a valid integer",
+    "[training]\nrounds = true": "training.rounds = True: must be a valid integer",
+    "[training]\nrounds = 2.5": "training.rounds = 2.5: must be a valid integer",
+    "[training]\nparticipation = 1": "training.participation = 1: a count must be at least 2; "
+    "1.0 means all clients",
+    "[training]\nparticipation = 1.5": "training.participation = 1.5: a share must be above 0 ",
+    "[training]\nparticipation = 11": "training.participation = 11: more than clients.count = 10",
+    "[evaluation]\nparticipation = 99": "evaluation.participation = 99: more than clients.count",
+    "[training]\nmomentum = 1.0": "training.momentum = 1.0: must be less than 1",
+    '[training]\naugmentation = "strong"': "training.augmentation = 'strong': must be 'none' or ",
+    "[data]\nimbalance = 0.0": "data.imbalance = 0.0: must be greater than 0",
+    '[data]\nsource = "mnist"': "data.source = 'mnist': unknown dataset 'mnist'; allowed: digits",
+    '[data]\nsource = "npz"': "data.source = 'npz': the source 'npz' needs a place ",
+    '[data]\nsource = "digits:x"': "data.source = 'digits:x': the source 'digits' takes no place",
+    '[clients]\npartition = "iid"\nalpha = 0.5': "clients.alpha = 0.5: unknown key; allowed: ",
+    '[clients]\npartition = "dirichlet"\nalpha = "a"': "clients.alpha = 'a': must be a valid ",
+    "[clients]\nlabelled = 1.2": "clients.labelled = 1.2: must be less than or equal to 1",
+    "[clients]\nlabelled = [0.5, 0.1]": "clients.labelled = (0.5, 0.1): in [low, high] ",
+    "[clients]\ncount = 0": "clients.count = 0: must be greater than or equal to 1",
+    '[method]\nname = "fedprx"': "method.name = 'fedprx': unknown method 'fedprx'; allowed: ",
+    '[method]\nname = "fedprox"\nmu = -1.0': "method.mu = -1.0: must be at least 0",
+    '[method]\nname = "fedprox"\nnu = 1.0': "method.nu = 1.0: unknown key; allowed: ",
+    '[method]\nclient = "no.such:Thing"': "method.client = 'no.such:Thing': ",
+    '[method]\nclient = "json:Thing"': "method.client = 'json:Thing': 'json:Thing': the module ",
+    '[engine]\nworkers = "many"': "engine.workers = 'many': must be a valid integer, or must be ",
+    'name = "a b"': "name = 'a b': use letters, digits",
+    "seed = -1": "seed = -1: must be greater than or equal to 0",
+    "training = 3": "training = 3: must be a table",
+    "[training\n": "not valid TOML: ",
+}
+
+
+class TestExperimentFailure:
+    @pytest.mark.parametrize("text", MISTAKES)
+    def test_one_line_says_file_key_value_and_what_is_allowed(self, write, text):
+        file = write(text)
+        with pytest.raises(ConfigError) as caught:
+            load(file)
+        message = str(caught.value)
+        assert message.startswith(f"{file}: {MISTAKES[text]}"), message
+        assert "\n" not in message
+
+    def test_two_mistakes_are_two_lines(self, write):
+        file = write("[training]\nrounds = 0\nlr = 0.0\n")
+        with pytest.raises(ConfigError) as caught:
+            load(file)
+        assert [line.split(" = ")[0] for line in str(caught.value).split("\n")] == [
+            f"{file}: training.rounds",
+            f"{file}: training.lr",
+        ]
+
+    def test_a_missing_file(self, tmp_path):
+        with pytest.raises(ConfigError, match="there is no such experiment file"):
+            load(tmp_path / "none.toml")
+
+    def test_a_file_that_is_no_text(self, tmp_path):
+        file = tmp_path / "binary.toml"
+        file.write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(ConfigError, match=r"binary\.toml: can't be read"):
+            load(file)
+
+    @pytest.mark.parametrize("override", ["rounds", "=5", "training.lr.x=3"])
+    def test_an_override_that_is_no_assignment(self, write, override):
+        with pytest.raises(ConfigError, match=r"write --set table\.key=value"):
+            load(write(""), [override])
+
+    def test_an_override_below_a_plain_value(self, write):
+        with pytest.raises(ConfigError, match="seed isn't a table"):
+            load(write("seed = 1"), ["seed.x=3"])

@@ -1,0 +1,236 @@
+"""Scores of a model: by hand, against scikit-learn, and against plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from fedsim import metrics
+from fedsim.errors import DataError
+from fedsim.metrics import class_groups, client_metrics, spread
+
+COLUMNS = [
+    "num_test",
+    "accuracy",
+    "loss",
+    "head_accuracy",
+    "medium_accuracy",
+    "tail_accuracy",
+    "f1_macro",
+]
+
+
+def scores(**changes):
+    """Three clients of a test set of six; what a test doesn't care about stays as here."""
+    given = {
+        "predicted": np.array([0, 1, 2, 2, 1, 0]),
+        "loss": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),
+        "y": np.array([0, 1, 2, 0, 1, 1]),
+        "offsets": np.array([0, 4, 4, 6]),
+        "index": np.array([0, 1, 2, 3, 3, 5]),
+        "groups": np.array([0, 1, 2]),
+        "num_classes": 3,
+    }
+    return client_metrics(**(given | changes))
+
+
+class TestClassGroups:
+    def test_long_tail_by_hand(self):
+        # Sum 12406; 75 % is 9304.5 and 95 % is 11785.7. Before each class come
+        # 0, 5000, 7997 | 9793, 10870, 11515 | 11902, 12134, 12273, 12356.
+        counts = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+        assert class_groups(counts).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+
+    def test_order_of_the_classes_does_not_matter(self):
+        counts = np.array([50, 5000, 387, 2997, 1796, 139, 1077, 83, 645, 232])
+        assert class_groups(counts).tolist() == [2, 0, 1, 0, 0, 2, 1, 2, 1, 2]
+
+    def test_exactly_75_and_95_percent_before_a_class_end_the_group(self):
+        assert class_groups([75, 20, 5]).tolist() == [0, 1, 2]
+        # One example fewer before the class, and it still belongs to the earlier group.
+        assert class_groups([74, 21, 5]).tolist() == [0, 0, 2]
+        assert class_groups([75, 19, 6]).tolist() == [0, 1, 1]
+
+    @given(st.integers(1, 10**12))
+    def test_scaling_the_counts_changes_nothing(self, scale):
+        assert class_groups(np.array([75, 20, 5]) * scale).tolist() == [0, 1, 2]
+
+    def test_ties_go_to_the_lower_class(self):
+        assert class_groups([25, 25, 25, 25]).tolist() == [0, 0, 0, 1]
+
+    def test_class_without_examples_is_tail(self):
+        assert class_groups([3, 0, 1]).tolist() == [0, 2, 1]
+
+    @given(st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any))
+    def test_matches_a_loop(self, counts):
+        order = sorted(range(len(counts)), key=lambda c: (-counts[c], c))
+        expected, before = [0] * len(counts), 0
+        for c in order:
+            percent = 100 * before
+            expected[c] = (percent >= 75 * sum(counts)) + (percent >= 95 * sum(counts))
+            before += counts[c]
+        got = class_groups(counts)
+        assert got.dtype == np.int64
+        assert got.tolist() == expected
+
+
+class TestClassGroupsFailure:
+    def test_negative_count(self):
+        with pytest.raises(DataError, match="class 1 has -2 examples"):
+            class_groups([3, -2])
+
+    def test_nothing_to_group(self):
+        with pytest.raises(DataError, match="no class has a training example"):
+            class_groups([0, 0])
+
+    @pytest.mark.parametrize("counts", [[0.5, 0.5], [[1, 2]], 3])
+    def test_not_a_row_of_whole_numbers(self, counts):
+        with pytest.raises(DataError, match="whole number for each class"):
+            class_groups(counts)
+
+
+class TestClientMetrics:
+    def test_by_hand(self):
+        got = scores()
+        assert list(got.columns) == COLUMNS
+        assert got["num_test"].tolist() == [4, 0, 2]
+        # Client 0 sees truths 0 1 2 0 and guesses 0 1 2 2; client 2 truths 0 1, guesses 2 0.
+        np.testing.assert_allclose(got["accuracy"], [3 / 4, np.nan, 0])
+        np.testing.assert_allclose(got["loss"], [(0.1 + 0.2 + 0.3 + 0.4) / 4, np.nan, 0.5])
+        np.testing.assert_allclose(got["head_accuracy"], [1 / 2, np.nan, 0])
+        np.testing.assert_allclose(got["medium_accuracy"], [1, np.nan, 0])
+        np.testing.assert_allclose(got["tail_accuracy"], [1, np.nan, np.nan])
+        # Client 0: F1 of class 0 is 2/(2+0+1), of class 1 is 1, of class 2 is 2/(2+1+0).
+        np.testing.assert_allclose(got["f1_macro"], [(2 / 3 + 1 + 2 / 3) / 3, np.nan, 0])
+
+    @given(st.data())
+    def test_matches_sklearn_and_plain_loops(self, data):
+        num_classes = data.draw(st.integers(1, 5))
+        n = data.draw(st.integers(1, 30))
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+        y, predicted = rng.integers(num_classes, size=(2, n))
+        loss, groups = rng.random(n), rng.integers(3, size=num_classes)
+        sizes = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=6))
+        offsets = np.cumsum([0, *sizes])
+        index = rng.integers(n, size=offsets[-1])
+
+        got = client_metrics(
+            predicted=predicted,
+            loss=loss,
+            y=y,
+            offsets=offsets,
+            index=index,
+            groups=groups,
+            num_classes=num_classes,
+        )
+
+        assert got["num_test"].tolist() == sizes
+        for k, row in enumerate(got.to_dict("records")):
+            mine = index[offsets[k] : offsets[k + 1]]
+            if len(mine) == 0:
+                assert all(math.isnan(row[name]) for name in COLUMNS[1:])
+                continue
+            right = y[mine] == predicted[mine]
+            assert row["accuracy"] == pytest.approx(right.mean())
+            assert row["loss"] == pytest.approx(loss[mine].mean())
+            for g, name in enumerate(("head", "medium", "tail")):
+                inside = right[groups[y[mine]] == g]
+                expected = inside.mean() if len(inside) else np.nan
+                assert row[f"{name}_accuracy"] == pytest.approx(expected, nan_ok=True)
+            f1 = f1_score(y[mine], predicted[mine], average="macro", zero_division=0)
+            assert row["f1_macro"] == pytest.approx(f1)
+
+    def test_no_client_has_a_test_example(self):
+        got = scores(offsets=np.array([0, 0, 0]), index=np.array([], dtype=np.int64))
+        assert got["num_test"].tolist() == [0, 0]
+        assert got[COLUMNS[1:]].isna().all(axis=None)
+
+    def test_memory_does_not_grow_with_clients_times_classes(self):
+        # K x C is 10^11 here: a table of that size could not be made.
+        num_clients, num_classes = 100_000, 1_000_000
+        got = scores(
+            predicted=np.array([999_999, 3]),
+            loss=np.array([0.5, 0.5]),
+            y=np.array([999_999, 4]),
+            offsets=np.arange(num_clients + 1),
+            index=np.arange(num_clients) % 2,
+            groups=np.zeros(num_classes, dtype=np.int64),
+            num_classes=num_classes,
+        )
+        assert got["f1_macro"].tolist() == [1.0, 0.0] * (num_clients // 2)
+
+
+class TestTestMetrics:
+    def test_is_the_score_of_a_client_that_holds_everything(self):
+        y, predicted = np.array([0, 1, 2, 0, 1, 1]), np.array([0, 1, 2, 2, 1, 0])
+        got = metrics.global_metrics(
+            predicted=predicted,
+            loss=np.arange(6.0),
+            y=y,
+            groups=np.array([0, 0, 1]),
+            num_classes=3,
+        )
+        assert list(got) == COLUMNS
+        assert got["num_test"] == 6
+        assert got["accuracy"] == pytest.approx(4 / 6)
+        assert got["loss"] == pytest.approx(2.5)
+        assert got["head_accuracy"] == pytest.approx(3 / 5)
+        assert got["medium_accuracy"] == 1
+        assert math.isnan(got["tail_accuracy"])
+        assert got["f1_macro"] == pytest.approx(f1_score(y, predicted, average="macro"))
+
+
+class TestClientMetricsFailure:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"loss": np.zeros(5)}, "6 predictions and 5 losses for 6 test examples"),
+            ({"groups": np.array([0, 1])}, "class groups: 2 for 3 classes"),
+            ({"groups": np.array([0, 1, 3])}, r"class groups: entry 2 is 3; must be in \[0, 3\)"),
+            (
+                {"predicted": np.array([0, 1, 2, 2, 1, 3])},
+                r"predicted classes: entry 5 is 3; must be in \[0, 3\)",
+            ),
+            ({"y": np.array([0, 1, 2, -1, 1, 1])}, "test labels: entry 3 is -1"),
+            (
+                {"index": np.array([0, 1, 2, 3, 3, 6])},
+                r"local test sets: entry 5 is 6; must be in \[0, 6\)",
+            ),
+            ({"offsets": np.array([0, 4, 5])}, "offsets run from 0 to 5; must be 0 to 6"),
+            ({"offsets": np.array([], dtype=np.int64)}, "offsets run from nothing"),
+            ({"offsets": np.array([0, 5, 4, 6])}, "client 1 runs from 5 to 4"),
+        ],
+    )
+    def test_names_what_does_not_fit(self, changes, message):
+        with pytest.raises(DataError, match=message):
+            scores(**changes)
+
+
+class TestSpread:
+    def test_by_hand(self):
+        # 20 clients: the worst tenth is two of them, 0.0 and 0.1.
+        values = np.array([1.0] * 18 + [0.1, 0.0])
+        got = spread(values)
+        assert got["mean"] == pytest.approx(18.1 / 20)
+        assert got["std"] == pytest.approx(math.sqrt((18 + 0.01) / 20 - (18.1 / 20) ** 2))
+        assert got["worst10"] == pytest.approx(0.05)
+        assert (got["min"], got["max"]) == (0.0, 1.0)
+
+    @pytest.mark.parametrize(("count", "worst"), [(1, 1), (9, 1), (19, 1), (20, 2), (105, 10)])
+    def test_worst_tenth_is_rounded_down_and_at_least_one(self, count, worst):
+        values = np.arange(count, dtype=float)
+        assert spread(values[::-1])["worst10"] == pytest.approx(values[:worst].mean())
+
+    def test_clients_without_test_examples_are_left_out(self):
+        assert spread([np.nan, 0.2, np.nan, 0.6]) == pytest.approx(spread([0.6, 0.2]))
+
+    @pytest.mark.parametrize("values", [[], [np.nan, np.nan]])
+    def test_nothing_to_summarise_is_nan(self, values):
+        got = spread(values)
+        assert list(got) == ["mean", "std", "worst10", "min", "max"]
+        assert all(math.isnan(value) for value in got.values())

@@ -1,0 +1,248 @@
+"""Whole runs, in this process."""
+
+import copy
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+import fedsim
+from fedsim.errors import ConfigError, DataError, EngineError
+from fedsim.experiment_file import load
+from fedsim.simulation import make_strategy
+
+SMALL = {
+    "name": "small",
+    "clients": {"count": 6, "partition": "dirichlet", "alpha": 0.5, "labelled": 0.5},
+    "model": {"name": "linear"},
+    "training": {"rounds": 4, "participation": 0.5},
+    "evaluation": {"every": 2},
+    "engine": {"backend": "inline"},
+}
+
+
+def experiment(**changes):
+    tables = copy.deepcopy(SMALL)
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            tables.setdefault(key, {}).update(value)
+        else:
+            tables[key] = value
+    return fedsim.Experiment(**tables)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    return fedsim.simulate(experiment(), out=out)
+
+
+def test_the_folder_holds_what_the_result_says(run):
+    pd.testing.assert_frame_equal(pd.read_csv(run.path / "rounds.csv"), run.rounds)
+    pd.testing.assert_frame_equal(pd.read_csv(run.path / "clients.csv"), run.clients)
+    pd.testing.assert_frame_equal(pd.read_csv(run.path / "partition.csv"), run.partition)
+    arrays = load_file(run.path / "model.safetensors")
+    assert set(arrays) == set(run.arrays)
+    assert all(np.array_equal(arrays[name], run.arrays[name]) for name in arrays)
+    figures = {file.name for file in (run.path / "figures").iterdir()}
+    assert figures == {
+        "accuracy_over_rounds.png",
+        "client_accuracy.png",
+        "class_counts.png",
+        "group_accuracy.png",
+    }
+    assert not list(run.path.rglob("*.part"))
+
+
+def test_columns_and_rows(run):
+    assert run.rounds.columns.tolist() == [
+        "round",
+        "generic_accuracy",
+        "personal_accuracy",
+        "head_accuracy",
+        "medium_accuracy",
+        "tail_accuracy",
+        "train_loss",
+        "clients",
+        "failures",
+        "bytes_up",
+        "bytes_down",
+        "seconds",
+    ]
+    assert run.clients.columns.tolist() == [
+        "round",
+        "client",
+        "view",
+        "num_train",
+        "num_labelled",
+        "num_test",
+        "accuracy",
+        "loss",
+        "head_accuracy",
+        "medium_accuracy",
+        "tail_accuracy",
+        "f1_macro",
+    ]
+    assert run.rounds["round"].tolist() == [1, 2, 3, 4]
+    assert run.rounds["clients"].tolist() == [3, 3, 3, 3]
+    assert run.clients["round"].tolist() == [2] * 6 + [4] * 6
+    assert run.clients["client"].tolist() == [0, 1, 2, 3, 4, 5] * 2
+    assert set(run.clients["view"]) == {"generic"}
+
+
+def test_client_rows_agree_with_the_partition(run):
+    held = run.partition.groupby("client")[["labelled", "unlabelled", "test"]].sum()
+    last = run.clients[run.clients["round"] == 4].set_index("client")
+    assert (last["num_train"] == held["labelled"] + held["unlabelled"]).all()
+    assert (last["num_labelled"] == held["labelled"]).all()
+    assert (last["num_test"] == held["test"]).all()
+
+
+def test_a_model_of_known_size_sends_known_bytes(run):
+    assert set(run.rounds["bytes_down"]) == {3 * (64 * 10 + 10) * 4}
+    assert set(run.rounds["bytes_up"]) == {3 * (64 * 10 + 10) * 4}
+
+
+def test_the_written_experiment_gives_the_same_run(run):
+    again = fedsim.simulate(load(run.path / "experiment.toml"))
+    drop = {"columns": "seconds"}
+    pd.testing.assert_frame_equal(again.rounds.drop(**drop), run.rounds.drop(**drop))
+    pd.testing.assert_frame_equal(again.clients, run.clients)
+
+
+def test_another_seed_gives_another_run(run):
+    other = fedsim.simulate(experiment(seed=1))
+    assert not other.partition.equals(run.partition)
+    assert not np.array_equal(other.arrays["head.weight"], run.arrays["head.weight"])
+
+
+def test_run_json_says_what_ran(run):
+    facts = json.loads((run.path / "run.json").read_text())
+    assert (facts["rounds_finished"], facts["rounds_asked"]) == (4, 4)
+    assert {"python", "fedsim-flwr", "flwr", "ray", "torch"} <= set(facts["versions"])
+    parts = dict(facts["seconds_per_round"])
+    assert parts.pop("total") == pytest.approx(sum(parts.values()))
+    assert facts["bytes_up"] == run.rounds["bytes_up"].sum()
+
+
+def test_fedprox_with_mu_zero_is_fedavg(run):
+    prox = fedsim.simulate(experiment(method={"name": "fedprox", "mu": 0.0}))
+    for name, array in run.arrays.items():
+        np.testing.assert_array_equal(prox.arrays[name], array)
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedavgm", "fedmedian", "krum"])
+def test_flowers_strategies_by_name(name):
+    result = fedsim.simulate(experiment(method={"name": name}, training={"participation": 4}))
+    assert result.rounds["clients"].tolist() == [4] * 4
+    assert result.rounds["failures"].sum() == 0
+    assert np.isfinite(result.arrays["head.weight"]).all()
+
+
+@pytest.mark.parametrize(("participation", "cohort"), [(0.5, 10), (7, 7), (1.0, 20), (0.29, 5)])
+@pytest.mark.parametrize("method", ["fedavg", "fedmedian"])
+def test_participation_by_share_and_by_count(method, participation, cohort):
+    strategy = make_strategy(
+        fedsim.Experiment(
+            method={"name": method},
+            clients={"count": 20},
+            training={"participation": participation},
+        )
+    )
+    expected = max(int(20 * strategy.fraction_train + 1e-9), strategy.min_train_nodes)
+    assert expected == cohort
+
+
+def test_fewer_clients_can_be_evaluated():
+    result = fedsim.simulate(experiment(evaluation={"participation": 2}))
+    assert result.clients.groupby("round").size().tolist() == [2, 2]
+
+
+def test_clients_without_labels_are_carried_along():
+    result = fedsim.simulate(experiment(clients={"unlabelled_clients": 0.5}))
+    last = result.clients[result.clients["round"] == 4]
+    assert (last["num_labelled"] == 0).sum() == 3
+    assert last["accuracy"].notna().all()
+
+
+def test_all_clients_without_labels_keep_the_initial_model():
+    with pytest.warns(UserWarning, match="the model stays as it was"):
+        result = fedsim.simulate(experiment(clients={"labelled": 0.0}))
+    assert result.rounds["train_loss"].isna().all()
+
+
+def test_one_class_a_client_and_clients_of_one_example():
+    one_class = {"count": 10, "partition": "shards", "shards_per_client": 1, "labelled": 1.0}
+    tables = {**SMALL, "clients": one_class}
+    assert len(fedsim.simulate(fedsim.Experiment(**tables)).rounds) == 4
+    tiny = {"count": 1437, "labelled": 1.0}
+    tables = {**SMALL, "clients": tiny, "training": {"rounds": 1, "participation": 3}}
+    assert fedsim.simulate(fedsim.Experiment(**tables)).clients["num_train"].max() == 1
+
+
+def test_iid_labelled_digits_reach_95_percent():
+    result = fedsim.simulate(
+        fedsim.Experiment(
+            training={"rounds": 8, "local_epochs": 3, "lr": 0.05, "momentum": 0.9},
+            evaluation={"every": 8},
+            engine={"backend": "inline"},
+        )
+    )
+    assert result.rounds["generic_accuracy"].iloc[-1] >= 0.95
+
+
+def test_an_interrupted_run_keeps_its_finished_rounds(tmp_path):
+    def stop_after_two(row):
+        if row["round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.simulate(experiment(), out=tmp_path / "run", observer=stop_after_two)
+    assert pd.read_csv(tmp_path / "run" / "rounds.csv")["round"].tolist() == [1, 2]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["rounds_finished"] == 2
+    assert set(load_file(tmp_path / "run" / "model.safetensors")) == {"head.weight", "head.bias"}
+
+
+class TestSimulateFailure:
+    def test_a_folder_that_is_not_empty(self, tmp_path):
+        (tmp_path / "results.txt").write_text("precious")
+        with pytest.raises(EngineError, match="isn't an empty folder; choose another"):
+            fedsim.simulate(experiment(), out=tmp_path)
+        assert [file.name for file in tmp_path.iterdir()] == ["results.txt"]
+
+    def test_a_full_disk_is_one_line_and_keeps_what_was_written(self, tmp_path, monkeypatch):
+        from fedsim.report.run_directory import RunDirectory
+
+        append = RunDirectory.append
+
+        def full(self, name, rows):
+            if name == "rounds.csv" and rows["round"].iloc[0] == 3:
+                with self._writing(self.path / name):
+                    raise OSError(28, "No space left on device")
+            append(self, name, rows)
+
+        monkeypatch.setattr(RunDirectory, "append", full)
+        with pytest.raises(EngineError, match=r"can't write .*rounds.csv: No space left on device"):
+            fedsim.simulate(experiment(), out=tmp_path / "run")
+        assert pd.read_csv(tmp_path / "run" / "rounds.csv")["round"].tolist() == [1, 2]
+
+    def test_more_clients_than_examples(self):
+        with pytest.raises(DataError, match=r"clients.count = 10000, but digits has 1437"):
+            fedsim.simulate(experiment(clients={"count": 10_000}))
+
+    def test_crops_of_vectors(self, tmp_path):
+        file = tmp_path / "vectors.npz"
+        x, y = np.random.default_rng(0).random((40, 5)), np.arange(40) % 2
+        np.savez(file, x_train=x, y_train=y, x_test=x, y_test=y)
+        vectors = {"data": {"source": f"npz:{file}"}, "training": {"augmentation": "weak"}}
+        with pytest.raises(ConfigError, match="crops need images"):
+            fedsim.simulate(experiment(**vectors))
+        assert len(fedsim.simulate(experiment(data=vectors["data"])).rounds) == 4
+
+    def test_parts_of_ones_own_of_the_wrong_kind(self):
+        with pytest.raises(ConfigError, match=r"isn't a flwr.serverapp.strategy.Strategy"):
+            fedsim.simulate(experiment(method={"name": "fractions:Fraction"}))
+        with pytest.raises(DataError, match=r"must return a fedsim.data.source.Source, not str"):
+            fedsim.simulate(experiment(data={"source": "getpass:getuser"}))
