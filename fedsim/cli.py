@@ -82,9 +82,9 @@ def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = Non
         from fedsim.report.tables import partition_table
         from fedsim.simulation import load_federation
 
-        folder = RunDirectory(out or _run_folder(experiment, suffix="-partition"))
         federation = load_federation(experiment)
         table = federation.table()
+        folder = RunDirectory(out or _run_folder(experiment, suffix="-partition"))
         folder.write_text("experiment.toml", experiment.to_toml())
         folder.write_table("partition.csv", table)
         num_classes = federation.source.num_classes

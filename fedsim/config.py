@@ -270,6 +270,7 @@ class Experiment(_Table):
     engine: Engine = Field(default_factory=lambda: Engine())
 
     def __init__(self, **tables: Any) -> None:
+        registry.check_packages()
         try:
             super().__init__(**_tuples(tables))
         except ValidationError as error:

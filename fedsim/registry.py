@@ -80,7 +80,6 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
     ConfigError
         If there is no such name; the message lists those there are.
     """
-    check_packages()
     if name in _points(kind):
         found: Callable[..., Any] = _points(kind)[name].load()
         return found

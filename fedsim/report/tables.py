@@ -16,15 +16,15 @@ from fedsim.errors import DataError
 from fedsim.metrics import GROUPS, spread
 from fedsim.report import _frames
 
-_COUNTS = {"num_train": "train", "num_labelled": "labelled", "num_test": "test"}
+_COUNTS = {"num_train": "train", "num_labelled": "labels", "num_test": "test"}
 _SHARES = {
-    "accuracy": "acc. %",
-    "head_accuracy": "head %",
-    "medium_accuracy": "medium %",
-    "tail_accuracy": "tail %",
+    "accuracy": "acc.",
+    "head_accuracy": "head",
+    "medium_accuracy": "medium",
+    "tail_accuracy": "tail",
 }
 _SCORES = {"f1_macro": "F1"}
-_FOOTER = {"mean": "mean", "std": "std", "worst10": "worst 10 %"}
+_FOOTER = {"mean": "mean", "std": "std", "worst10": "worst 10%"}
 
 
 def client_table(clients: pd.DataFrame, *, limit: int = 40) -> Table:
@@ -60,7 +60,7 @@ def client_table(clients: pd.DataFrame, *, limit: int = 40) -> Table:
     several = len(views) > 1
 
     table = Table(
-        title=Text(f"Clients after round {int(rows['round'].iloc[0])}"),
+        title=Text(f"Clients after round {int(rows['round'].iloc[0])}, accuracies in %"),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         title_justify="left",
@@ -92,7 +92,7 @@ def client_table(clients: pd.DataFrame, *, limit: int = 40) -> Table:
         of_view = rows[rows["view"] == view]
         spreads = {name: spread(_frames.floats(of_view, name)) for name in (*_SHARES, *_SCORES)}
         for key, label in _FOOTER.items():
-            counts = [f"{of_view[name].mean():,.1f}" if key == "mean" else "" for name in _COUNTS]
+            counts = [_mean(of_view[name]) if key == "mean" else "" for name in _COUNTS]
             add(label, str(view), counts + _cells({n: s[key] for n, s in spreads.items()}))
     return table
 
@@ -161,11 +161,16 @@ def partition_table(partition: pd.DataFrame, num_clients: int, *, limit: int = 4
             table.add_row(*["⋯"] * (1 + len(rows.columns)))
         table.add_row(str(client), *(f"{value:,}" for value in row))
     table.add_section()
-    table.add_row("mean", *(f"{value:,.1f}" for value in rows.mean()))
+    table.add_row("mean", *(_mean(rows[name]) for name in rows.columns))
     # Classes of different clients overlap: their sum means nothing.
     totals = {name: f"{value:,}" for name, value in rows.sum().items() if name != "classes"}
     table.add_row("total", *(totals.get(name, "") for name in rows.columns))
     return table
+
+
+def _mean(counts: pd.Series[Any]) -> str:
+    mean = float(counts.mean())
+    return f"{mean:,.1f}" if mean < 100 else f"{mean:,.0f}"
 
 
 def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:

@@ -1,0 +1,247 @@
+"""The command, as a user runs it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+FEDSIM = Path(sys.executable).parent / "fedsim"
+ROOT = Path(__file__).parents[2]
+
+SMALL = """\
+name = "small"
+[clients]
+count = 6
+[model]
+name = "linear"
+[training]
+rounds = 3
+participation = 0.5
+[engine]
+backend = "inline"
+"""
+
+
+@pytest.fixture
+def here(tmp_path):
+    (tmp_path / "small.toml").write_text(SMALL)
+    return tmp_path
+
+
+def fedsim(folder, *arguments, code=0):
+    done = subprocess.run(
+        [FEDSIM, *arguments], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def ray_processes():
+    """Return the living Ray processes, with their numbers and command lines."""
+    found = subprocess.run(
+        ["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    marks = ("raylet", "gcs_server", "ray::")
+    return [line for line in found.splitlines() if any(mark in line for mark in marks)]
+
+
+def test_run_prints_a_table_of_clients_and_where_the_results_are(here):
+    done = fedsim(here, "run", "small.toml", "--out", "results")
+    assert "Clients after round 3" in done.stdout
+    assert len(re.findall(r"^ +\d+ +[\d,]+ +[\d,]+ +\d+ +[\d.]+ ", done.stdout, re.M)) == 6
+    assert "round 3: generic" in done.stdout
+    assert "results and figures: results" in done.stdout
+    assert len(pd.read_csv(here / "results" / "rounds.csv")) == 3
+    # No terminal here: plain lines, one an evaluated round.
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
+        f"round {r}/3" for r in (1, 2, 3)
+    ]
+
+
+def test_runs_get_folders_of_their_own(here):
+    for _ in range(2):
+        fedsim(here, "run", "small.toml", "--set", "training.rounds=1")
+    assert len(list((here / "runs").iterdir())) == 2
+
+
+def test_partition_shows_who_holds_what_without_training(here):
+    done = fedsim(here, "partition", "small.toml", "--out", "who")
+    assert "total" in done.stdout
+    assert "1,437" in done.stdout
+    table = pd.read_csv(here / "who" / "partition.csv")
+    assert table[["labelled", "unlabelled"]].to_numpy().sum() == 1437
+    assert (here / "who" / "class_counts.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("methods", r"fedprox +mu = 0\.01"),
+        ("datasets", r"fashion-mnist"),
+        ("models", r"cnn +channels = \[16, 32\]"),
+        ("partitions", r"dirichlet +alpha = 0\.5"),
+    ],
+)
+def test_list_names_settings_and_defaults(here, what, line):
+    assert re.search(line, fedsim(here, "list", what).stdout)
+
+
+def test_parts_of_ones_own_are_found_in_the_working_directory(here):
+    (here / "own.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from fedsim.engine.update import LocalSGD\n"
+        "from fedsim.models.small import mlp\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(LocalSGD):\n"
+        "    scale: float = 1.0\n"
+        "def model(shape, num_classes, *, width: int = 4):\n"
+        "    return mlp(shape, num_classes, hidden=(width,))\n"
+    )
+    overrides = ("model.name=own:model", "model.width=5", "method.client=own:Mine")
+    sets = [part for override in overrides for part in ("--set", override)]
+    for backend in ("inline", "ray"):
+        out = here / backend
+        fedsim(here, "run", "small.toml", *sets, "--set", f"engine.backend={backend}", "--out", out)
+    assert "width = 5" in (here / "ray" / "experiment.toml").read_text()
+    drop = {"columns": "seconds"}
+    inline, on_ray = (pd.read_csv(here / b / "rounds.csv").drop(**drop) for b in ("inline", "ray"))
+    pd.testing.assert_frame_equal(inline, on_ray)
+
+
+def test_one_and_two_workers_and_this_process_give_the_same_run(here):
+    demo = ROOT / "experiments" / "digits.toml"
+    found = []
+    for engine in ("engine.backend=inline", "engine.workers=1", "engine.workers=2"):
+        out = here / engine
+        fedsim(here, "run", demo, "--set", engine, "--set", "training.rounds=5", "--out", out)
+        found.append([pd.read_csv(out / f"{table}.csv") for table in ("rounds", "clients")])
+    for rounds, clients in found[1:]:
+        drop = {"columns": "seconds"}
+        pd.testing.assert_frame_equal(rounds.drop(**drop), found[0][0].drop(**drop))
+        pd.testing.assert_frame_equal(clients, found[0][1])
+
+
+def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_ray_process(here):
+    before = set(ray_processes())
+    command = [FEDSIM, "run", "small.toml", "--out", "results"]
+    for override in ("training.rounds=100000", "engine.backend=ray", "engine.workers=2"):
+        command += ["--set", override]
+    process = subprocess.Popen(
+        command,
+        cwd=here,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    rows = here / "results" / "rounds.csv"
+    deadline = time.monotonic() + 60
+    while not rows.exists() or rows.read_text().count("\n") < 4:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(set(ray_processes()) - before) >= 4
+    # A terminal sends the signal to the whole foreground group, Ray's processes included.
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "stopped; the finished rounds are in results"
+    assert "Traceback" not in errors
+    table = pd.read_csv(rows)
+    assert table["round"].tolist() == list(range(1, len(table) + 1))
+    assert (here / "results" / "model.safetensors").exists()
+    deadline = time.monotonic() + 10
+    while set(ray_processes()) - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not set(ray_processes()) - before
+
+
+def test_ray_listens_on_the_loopback_only(here):
+    code = (
+        "import socket, struct\n"
+        "from fedsim.engine.ray_grid import _import_ray, _start_ray\n"
+        "ray = _import_ray(); _start_ray(ray, 1)\n"
+        "import psutil\n"
+        "own = [psutil.Process(), *psutil.Process().children(recursive=True)]\n"
+        "print(sorted({c.laddr.ip for p in own for c in p.net_connections()"
+        " if c.status == 'LISTEN'}))\n"
+        "ray.shutdown()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] in ("['127.0.0.1', '::ffff:127.0.0.1']", "['127.0.0.1']")
+
+
+class TestCommandFailure:
+    @pytest.mark.parametrize(
+        ("arguments", "line"),
+        [
+            (["run", "none.toml"], "error: none.toml: there is no such experiment file"),
+            (
+                ["run", "small.toml", "--set", "training.lrr=3"],
+                "error: small.toml: training.lrr = 3: unknown key; did you mean lr? allowed: ",
+            ),
+            (
+                [
+                    *("run", "small.toml", "--set", "clients.partition=dirichlet"),
+                    *("--set", "clients.alpha=-1.0"),
+                ],
+                "error: clients.alpha = -1.0: must be a number above 0",
+            ),
+            (
+                ["partition", "small.toml", "--set", "clients.count=10000"],
+                "error: clients.count = 10000, but digits has 1437 training examples",
+            ),
+            (
+                ["run", "small.toml", "--set", "data.source=npz:none.npz"],
+                "error: npz:none.npz: no file none.npz",
+            ),
+        ],
+    )
+    def test_one_clear_line_and_exit_code_2(self, here, arguments, line):
+        done = fedsim(here, *arguments, code=2)
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr.startswith(line)
+        assert not (here / "runs").exists()
+
+    @pytest.mark.parametrize(
+        ("change", "line"),
+        [
+            ({"x_train": (3, float("nan"))}, r"x_train\[3\] has a value that is NaN or infinite"),
+            ({"y_train": (7, -2)}, r"y_train\[7\] = -2; labels must be 0\.\.4"),
+        ],
+    )
+    def test_bad_data_of_ones_own(self, here, change, line):
+        import numpy as np
+
+        y = np.arange(50) % 5
+        x = np.random.default_rng(0).random((50, 8, 8))
+        arrays = {"x_train": x, "y_train": y, "x_test": x.copy(), "y_test": y.copy()}
+        for name, (index, value) in change.items():
+            arrays[name][index] = value
+        np.savez(here / "own.npz", **arrays)
+        done = fedsim(here, "run", "small.toml", "--set", "data.source=npz:own.npz", code=2)
+        assert re.fullmatch(f"error: npz:own.npz: {line}.*\n", done.stderr)
+
+    def test_a_folder_that_hides_ours_from_the_workers(self, here):
+        (here / "clients").mkdir()
+        (here / "clients" / "__init__.py").write_text("")
+        done = fedsim(here, "run", "small.toml", "--set", "engine.backend=ray", code=2)
+        assert "would import 'clients' from" in done.stderr
+        assert "rename that folder or start from another directory" in done.stderr
+        # In this process the installed package comes first.
+        fedsim(here, "run", "small.toml")
+
+    def test_a_folder_of_results_is_not_overwritten(self, here):
+        (here / "results").mkdir()
+        (here / "results" / "precious.txt").write_text("x")
+        done = fedsim(here, "run", "small.toml", "--out", "results", code=2)
+        assert "isn't an empty folder; choose another --out" in done.stderr
