@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -28,7 +27,7 @@ class Progress:
     def __init__(self, rounds: int, console: Console) -> None:
         self._rounds = rounds
         self._console = console
-        self._started = time.perf_counter()
+        self._seconds = 0.0
         self._clients = 0
         self._accuracy = ""
         self._bar = (
@@ -66,8 +65,9 @@ class Progress:
     def __call__(self, row: dict[str, Any]) -> None:
         """Show a finished round, given its row of ``rounds.csv``."""
         self._clients += row["clients"]
-        seconds = time.perf_counter() - self._started
-        speed = f"{self._clients / seconds:.1f} clients/s"
+        # The rounds' own time: starting the workers says nothing about the time left.
+        self._seconds += row["seconds"]
+        speed = f"{self._clients / self._seconds:.1f} clients/s"
         evaluated = row["generic_accuracy"] == row["generic_accuracy"]
         if evaluated:
             self._accuracy = (
@@ -79,5 +79,7 @@ class Progress:
             figures = f"{self._accuracy}  {speed}"
             self._bar.update(self._task, description=name, completed=row["round"], figures=figures)
         elif evaluated:
-            left = timedelta(seconds=round(seconds / row["round"] * (self._rounds - row["round"])))
+            left = timedelta(
+                seconds=round(self._seconds / row["round"] * (self._rounds - row["round"]))
+            )
             self._console.print(f"{name}: {self._accuracy}, {speed}, {left} left", highlight=False)
