@@ -1,5 +1,7 @@
 """The client side of the methods: one file where local training differs from plain SGD."""
 
+from clients.fedlabel import FedLabel
 from clients.fedprox import FedProx
+from clients.fixmatch import FixMatchGlobal, FixMatchLocal
 
-__all__ = ["FedProx"]
+__all__ = ["FedLabel", "FedProx", "FixMatchGlobal", "FixMatchLocal"]

@@ -216,6 +216,9 @@ class Training(_Table):
         1.0, description="share (0.3) or count (12) of the clients that train in a round"
     )
     local_epochs: Positive = Field(1, description="passes of a client over its examples")
+    local_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps of a client in a round instead of local_epochs; 0: local_epochs"
+    )
     batch_size: Positive = Field(10, description="examples in a step")
     lr: Annotated[Finite, Field(gt=0)] = Field(0.05, description="learning rate of SGD")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="momentum of SGD")

@@ -20,6 +20,7 @@ from fedsim import registry
 from fedsim.config import Experiment, cohort_size, find_update
 from fedsim.data.federation import Federation, federate
 from fedsim.data.source import Source
+from fedsim.data.statistics import Statistics
 from fedsim.errors import ConfigError, DataError
 from fedsim.report.run_directory import RunDirectory
 from fedsim.rng import generator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
     from fedsim.engine.grid import SimulatedGrid
+    from fedsim.engine.loop import Round
     from fedsim.engine.worker import Arrays, Task
     from fedsim.models import Model
 
@@ -47,6 +49,8 @@ class Result:
         A row a round.
     clients : pandas.DataFrame
         A row for each client, evaluated round and view.
+    training : pandas.DataFrame
+        A row for each client that trained and round: examples, loss, and the method's numbers.
     partition : pandas.DataFrame
         A row for each client and class it holds: labelled, unlabelled and test examples.
     arrays : dict of str to ndarray
@@ -58,6 +62,7 @@ class Result:
     experiment: Experiment
     rounds: pd.DataFrame
     clients: pd.DataFrame
+    training: pd.DataFrame
     partition: pd.DataFrame
     arrays: Arrays = field(repr=False)
     path: Path | None
@@ -150,7 +155,7 @@ def simulate(
             seed=experiment.seed,
         ):
             arrays = finished.arrays
-            recorder.add(finished.row, finished.clients, finished.seconds)
+            recorder.add(finished)
             if observer is not None:
                 observer(finished.row)
     finally:
@@ -214,11 +219,12 @@ def make_task(experiment: Experiment, federation: Federation) -> Task:
     own = {function.__module__.partition(".")[0] for function in (type(update), model)}
     return Task(
         federation=federation,
-        normalisation=source.normalisation(),
+        statistics=Statistics.of(federation),
         model=partial(model, shape, source.num_classes, **experiment.model.options),
         update=update,
         training=LocalTraining(
             epochs=training.local_epochs,
+            steps=training.local_steps,
             batch_size=training.batch_size,
             lr=training.lr,
             momentum=training.momentum,
@@ -277,6 +283,8 @@ class _Recorder:
         self._partition = federation.table()
         self._rounds: list[dict[str, Any]] = []
         self._clients: list[pd.DataFrame] = []
+        self._training: list[pd.DataFrame] = []
+        self._training_columns: list[str] = []
         self._seconds: list[dict[str, float]] = []
         self._started = datetime.now(UTC)
         self._folder = RunDirectory(Path(out)) if out is not None else None
@@ -284,12 +292,16 @@ class _Recorder:
             self._folder.write_text("experiment.toml", experiment.to_toml())
             self._folder.write_table("partition.csv", self._partition)
 
-    def add(
-        self, row: dict[str, Any], clients: pd.DataFrame | None, seconds: dict[str, float]
-    ) -> None:
+    def add(self, finished: Round) -> None:
         """Record a finished round."""
+        row, clients = finished.row, finished.clients
         self._rounds.append(row)
-        self._seconds.append(seconds)
+        self._seconds.append(finished.seconds)
+        if not finished.training.empty:
+            training = finished.training.copy()
+            training.insert(0, "round", row["round"])
+            self._training.append(training)
+            self._write_training(training)
         rows = None if clients is None or clients.empty else self._client_rows(row, clients)
         if rows is not None:
             self._clients.append(rows)
@@ -297,6 +309,17 @@ class _Recorder:
             self._folder.append("rounds.csv", pd.DataFrame([row]))
             if rows is not None:
                 self._folder.append("clients.csv", rows)
+
+    def _write_training(self, rows: pd.DataFrame) -> None:
+        """Add rows to training.csv; a method may have more to say after its warm-up."""
+        if self._folder is None:
+            return
+        if list(rows.columns) == self._training_columns:
+            self._folder.append("training.csv", rows)
+            return
+        table = pd.concat(self._training, ignore_index=True)
+        self._folder.write_table("training.csv", table)
+        self._training_columns = list(table.columns)
 
     def _client_rows(self, row: dict[str, Any], clients: pd.DataFrame) -> pd.DataFrame:
         index = clients["client"].to_numpy()
@@ -321,6 +344,9 @@ class _Recorder:
             rounds=pd.DataFrame(self._rounds),
             clients=pd.concat(self._clients, ignore_index=True)
             if self._clients
+            else pd.DataFrame(),
+            training=pd.concat(self._training, ignore_index=True)
+            if self._training
             else pd.DataFrame(),
             partition=self._partition,
             arrays=arrays,

@@ -1,6 +1,8 @@
 """The server side of the methods: one file a method, each a Flower strategy."""
 
 from strategies.fedavg import FedAvg
+from strategies.fedlabel import FedLabel
 from strategies.fedprox import FedProx
+from strategies.fixmatch import FixMatch
 
-__all__ = ["FedAvg", "FedProx"]
+__all__ = ["FedAvg", "FedLabel", "FedProx", "FixMatch"]

@@ -104,7 +104,7 @@ class FedAvg(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Set w_{t+1} to the sum over k of n_k / n * w_k; None if nobody has examples."""
         contents = [reply.content for reply in replies if reply.has_content()]
-        weights = [_num_examples(content) for content in contents]
+        weights = [number(content, NUM_EXAMPLES) for content in contents]
         if not sum(weights):
             return None, None
         arrays = weighted_mean([_arrays(content) for content in contents], weights)
@@ -128,7 +128,7 @@ class FedAvg(Strategy):
     ) -> MetricRecord | None:
         """Return the mean of the clients' figures, weighted by their test examples."""
         contents = [reply.content for reply in replies if reply.has_content()]
-        weights = [_num_examples(content) for content in contents]
+        weights = [number(content, NUM_EXAMPLES) for content in contents]
         return mean_metrics(contents, weights) if sum(weights) else None
 
     # ----- its parts -----------------------------------------------------------------------
@@ -203,10 +203,10 @@ def mean_metrics(contents: Sequence[RecordDict], weights: Sequence[float]) -> Me
     )
 
 
-def _num_examples(content: RecordDict) -> float:
-    record = next(iter(content.metric_records.values()))
-    value = record[NUM_EXAMPLES]
-    assert isinstance(value, int | float), f"{NUM_EXAMPLES} must be a number"
+def number(content: RecordDict, name: str) -> float:
+    """Return a number from a reply's metrics."""
+    value = next(iter(content.metric_records.values()))[name]
+    assert isinstance(value, int | float), f"{name} must be a number"
     return value
 
 

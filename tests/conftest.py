@@ -10,6 +10,7 @@ import pytest
 from fedsim.data.federation import Federation, federate
 from fedsim.data.partition import iid
 from fedsim.data.source import Source
+from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTraining
 from fedsim.engine.update import ClientUpdate, LocalSGD
 from fedsim.engine.worker import Task
@@ -63,7 +64,7 @@ def make_task(federation: Federation) -> Callable[..., Task]:
         shape = data.source.x_train.shape[1:]
         return Task(
             federation=data,
-            normalisation=data.source.normalisation(),
+            statistics=Statistics.of(data),
             model=partial(model, shape, data.source.num_classes),
             update=update,
             training=LocalTraining(**{**settings, **parts}),

@@ -94,7 +94,7 @@ def fashion_mnist() -> Source:
     return _idx_source("fashion-mnist", FASHION_MNIST, flip=True)
 
 
-def idx(location: str) -> Source:
+def idx(location: str, *, flip: bool = False) -> Source:
     """Return the images of a folder with four IDX files named as MNIST's.
 
     Parameters
@@ -102,6 +102,8 @@ def idx(location: str) -> Source:
     location : str
         Folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
         t10k-labels-idx1-ubyte, each plain or with .gz (the plain one is taken if both exist).
+    flip : bool
+        Whether a flip left to right keeps an image's meaning.
 
     Returns
     -------
@@ -117,10 +119,10 @@ def idx(location: str) -> Source:
     ----------
     LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file formats.
     """
-    return _idx_source(f"idx:{location}", Path(location).expanduser(), flip=False)
+    return _idx_source(f"idx:{location}", Path(location).expanduser(), flip=flip)
 
 
-def npz(location: str) -> Source:
+def npz(location: str, *, flip: bool = False) -> Source:
     """Return the arrays of an .npz file, as written by `numpy.savez`.
 
     Parameters
@@ -136,6 +138,8 @@ def npz(location: str) -> Source:
         - optional ``num_classes``: C; else it is the largest label of both splits + 1.
         - optional ``group_train``, ``group_test``: natural group of each example [N], integers or
           strings; they are numbered from 0 in sorted order.
+    flip : bool
+        Whether a flip left to right keeps an image's meaning.
 
     Returns
     -------
@@ -147,8 +151,57 @@ def npz(location: str) -> Source:
     DataError
         If the file is missing or damaged, an array is missing, or has another shape or type.
     """
-    name = f"npz:{location}"
-    arrays = _read_npz(name, Path(location).expanduser())
+    return _npz_source(f"npz:{location}", Path(location).expanduser(), flip=flip)
+
+
+def cifar10(location: str) -> Source:
+    """Return CIFAR-10 from an .npz file.
+
+    Parameters
+    ----------
+    location : str
+        A file with the arrays of `npz`: images uint8 [N, 32, 32, 3] or [N, 3, 32, 32], 10 classes.
+
+    Returns
+    -------
+    Source
+        Images uint8 [N, 3, 32, 32], C = 10; a flip keeps their meaning.
+
+    Raises
+    ------
+    DataError
+        If the file can't be read as `npz` does, or has other images or another number of classes.
+
+    References
+    ----------
+    Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", technical report, 2009.
+    """
+    return _cifar(f"cifar10:{location}", Path(location).expanduser(), 10)
+
+
+def cifar100(location: str) -> Source:
+    """Return CIFAR-100 with its 100 fine classes from an .npz file; else as `cifar10`."""
+    return _cifar(f"cifar100:{location}", Path(location).expanduser(), 100)
+
+
+def _cifar(name: str, path: Path, num_classes: int) -> Source:
+    source = _npz_source(name, path, flip=True)
+    x = source.x_train
+    if x.dtype != np.uint8 or x.shape[1:] != (3, 32, 32):
+        raise DataError(
+            f"{name}: x_train is {x.dtype} {list(x.shape)}; CIFAR's images are uint8"
+            ' [N, 32, 32, 3] or [N, 3, 32, 32]; for others set data.source = "npz:FILE"'
+        )
+    if source.num_classes != num_classes:
+        raise DataError(
+            f"{name}: has {source.num_classes} classes; must be {num_classes}; for another number"
+            ' set data.source = "npz:FILE"'
+        )
+    return source
+
+
+def _npz_source(name: str, path: Path, *, flip: bool) -> Source:
+    arrays = _read_npz(name, path)
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
     if missing:
         raise DataError(
@@ -164,6 +217,7 @@ def npz(location: str) -> Source:
         x_test=_to_examples(f"{name}: x_test", x_test, last),
         y_test=arrays["y_test"],
         num_classes=_num_classes(name, arrays),
+        flip=flip,
         group_train=group_train,
         group_test=group_test,
     )

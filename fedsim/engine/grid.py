@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fedsim.engine import flower
 from fedsim.engine.worker import Arrays, ClientReply, Task, Worker, num_blocks
 from fedsim.errors import EngineError
-from fedsim.metrics import class_groups, client_metrics, global_metrics
+from fedsim.metrics import client_metrics, global_metrics
 
 
 @dataclass(slots=True)
@@ -37,7 +37,8 @@ class TrainReport:
     failures : dict
         Client -> why it was left out.
     metrics : pandas.DataFrame
-        A row for each client that answered: ``client``, ``num_examples`` and its metrics.
+        A row for each client that answered: ``client``, ``num_examples``, its metrics and what
+        the simulator found out about it.
     bytes_down, bytes_up : int
         What the arrays would take on a real network, all clients together.
     """
@@ -64,7 +65,7 @@ class SimulatedGrid(Grid):
     def __init__(self, task: Task) -> None:
         flower.enter_runtime()
         self._federation = task.federation
-        self._groups = class_groups(task.federation.class_counts)
+        self._groups = task.statistics.groups
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
         self._tested: tuple[ArrayRecord, NDArray[np.int64], NDArray[np.float32]] | None = None
@@ -205,7 +206,7 @@ class SimulatedGrid(Grid):
                     continue
                 report.bytes_up += sum(map(_num_bytes, answer.arrays.values()))
                 row = {"num_examples": answer.num_examples, **answer.metrics}
-                rows.append({"client": answer.client, **row})
+                rows.append({"client": answer.client, **row, **answer.audit})
                 metrics = {name.replace("_", "-"): value for name, value in row.items()}
                 answers.append(flower.reply(message, answer.arrays, metrics))
         report.metrics = pd.DataFrame(rows, columns=None if rows else ["client", "num_examples"])

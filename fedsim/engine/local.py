@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -15,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.data.augment import WeakAugmentation
 from fedsim.data.federation import Federation
+from fedsim.data.statistics import Statistics
+from fedsim.engine.loader import Loader, epoch_steps
 from fedsim.engine.update import (
     SGD,
     Batch,
@@ -25,6 +25,7 @@ from fedsim.engine.update import (
     Examples,
     Predict,
     Request,
+    Targets,
     Trained,
     Upload,
 )
@@ -44,6 +45,8 @@ class LocalTraining:
     ----------
     epochs : int
         Passes over the client's examples where a method doesn't set the steps, >= 1.
+    steps : int
+        Steps of a pass instead of ``epochs``, >= 0; 0 means ``epochs``.
     batch_size : int
         Examples in a step, >= 1.
     lr : float
@@ -62,32 +65,39 @@ class LocalTraining:
     momentum: float = 0.0
     weight_decay: float = 0.0
     augmentation: Literal["none", "weak"] = "none"
+    steps: int = 0
 
 
-def batches(
-    rng: np.random.Generator, count: int, batch_size: int, *, epochs: int, steps: int | None = None
-) -> Iterator[NDArray[np.int64]]:
-    """Yield the positions (0 <= position < count) of the examples of each step.
+class Audit:
+    """Counts how often pseudo-labels are kept and how often they are true.
 
-    Every epoch is a fresh permutation; its last batch may be smaller. ``steps`` replaces
-    ``epochs``.
-
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> [len(batch) for batch in batches(rng, 5, 2, epochs=1)]
-    [2, 2, 1]
-    >>> [len(batch) for batch in batches(rng, 5, 2, epochs=1, steps=4)]
-    [2, 2, 1, 2]
+    Parameters
+    ----------
+    groups : torch.Tensor
+        [C], whether a class is head, medium or tail.
     """
-    if count == 0:
-        return
-    steps = epochs * ceil(count / batch_size) if steps is None else steps
-    while steps > 0:
-        order = rng.permutation(count)
-        for start in range(0, count, batch_size)[:steps]:
-            yield order[start : start + batch_size]
-            steps -= 1
+
+    def __init__(self, groups: Tensor) -> None:
+        self._groups = groups
+        self._counts: dict[str, Tensor] = {}
+
+    def add(self, targets: Targets, truth: Tensor) -> None:
+        """Compare a batch's targets with its true labels [B]."""
+        kept = targets["kept"]
+        correct = kept * (targets["pseudo_label"] == truth)
+        counts = {"seen": kept.new_tensor(len(kept)), "kept": kept.sum(), "correct": correct.sum()}
+        if "local" in targets:
+            counts["local"] = (kept * targets["local"]).sum()
+        group = self._groups[truth]
+        for g, name in enumerate(("head", "medium", "tail")):
+            counts[f"kept_{name}"] = (kept * (group == g)).sum()
+            counts[f"correct_{name}"] = (correct * (group == g)).sum()
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def counts(self) -> dict[str, float]:
+        """Return the counts, ``pseudo_seen`` and so on; empty if nothing was pseudo-labelled."""
+        return {f"pseudo_{name}": float(count) for name, count in self._counts.items()}
 
 
 class LocalTrainer:
@@ -99,8 +109,8 @@ class LocalTrainer:
         The model.
     federation : Federation
         The data; may be backed by read-only shared memory.
-    normalisation : tuple of ndarray
-        Mean and standard deviation of the inputs, see `Source.normalisation`.
+    statistics : Statistics
+        Of its training data.
     training : LocalTraining
         How to train.
     seed : int
@@ -111,7 +121,7 @@ class LocalTrainer:
         self,
         net: Net,
         federation: Federation,
-        normalisation: tuple[NDArray[np.float32], NDArray[np.float32]],
+        statistics: Statistics,
         training: LocalTraining,
         seed: int,
     ) -> None:
@@ -119,23 +129,26 @@ class LocalTrainer:
         self.federation = federation
         self.training = training
         self.seed = seed
-        source = federation.source
-        # [channels] of images, [D] of vectors.
-        trailing = (1,) * (source.x_train.ndim - 2)
-        self._mean, self._std = (
-            torch.tensor(values).view(-1, *trailing) for values in normalisation
-        )
-        self._augmentation = (
-            WeakAugmentation(min(source.x_train.shape[2:]), source.flip)
-            if training.augmentation == "weak"
-            else None
-        )
+        self._groups = torch.tensor(statistics.groups)
+        self._loader = Loader(federation, statistics, training.batch_size, training.augmentation)
 
-    def update(self, method: ClientUpdate, w: Weights, client: int, round: int) -> Upload:
-        """Run ``method``'s update of one client from the global weights ``w``."""
+    def update(
+        self, method: ClientUpdate, w: Weights, client: int, round: int
+    ) -> tuple[Upload, dict[str, float]]:
+        """Run ``method``'s update of one client from the global weights ``w``.
+
+        Returns
+        -------
+        upload : Upload
+            What the client sends.
+        audit : dict
+            How good its pseudo-labels were, which neither client nor server can know; see
+            `Audit.counts`.
+        """
         labelled = Examples(self.federation.labelled(client), True)
         unlabelled = Examples(self.federation.unlabelled(client), False)
         update = method.update(w, Client(client, round, labelled, unlabelled))
+        audit = Audit(self._groups)
         passes = 0
         answer: Any = None
         while True:
@@ -143,20 +156,36 @@ class LocalTrainer:
                 request: Request = update.send(answer)
             except StopIteration as finished:
                 upload: Upload = finished.value
-                return upload
-            rng = generator(self.seed, f"pass {passes}", round=round, client=client)
-            answer = self._sgd(request, rng) if isinstance(request, SGD) else self._predict(request)
-            passes += 1
+                return upload, audit.counts()
+            if isinstance(request, SGD):
+                # Each kind of examples in a pass has numbers of its own.
+                rngs = [
+                    generator(self.seed, f"pass {passes}.{part}", round=round, client=client)
+                    for part in range(len(request.parts))
+                ]
+                answer = self._sgd(request, rngs, audit)
+                passes += 1
+            else:
+                answer = self._predict(request)
 
-    def _sgd(self, request: SGD, rng: np.random.Generator) -> Trained:
+    def _sgd(self, request: SGD, rngs: list[np.random.Generator], audit: Audit) -> Trained:
         settings = self.training
         w = {name: tensor.detach().clone() for name, tensor in request.w.items()}
         leaves = [w[name].requires_grad_() for name in w if name in self.net.trainable]
         velocity: list[Tensor] = []
         losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
-        for batch in self._batches(request, rng):
-            loss, counts = request.loss(self.net, w, batch, *request.given)
+        for batch, truth in self._batches(request, rngs):
+            given = request.given
+            if request.teach is not None:
+                with torch.no_grad():
+                    targets = request.teach(self.net, w, batch, *given)
+                audit.add(targets, truth)
+                if "step" in targets and not targets["step"]:
+                    continue
+                loss, counts = request.loss(self.net, w, batch, targets, *given)
+            else:
+                loss, counts = request.loss(self.net, w, batch, *given)
             gradient = list(torch.autograd.grad(loss, leaves, materialize_grads=True))
             with torch.no_grad():
                 if settings.weight_decay:
@@ -174,41 +203,28 @@ class LocalTrainer:
         log["train_loss"] = float(torch.stack(losses).mean()) if losses else float("nan")
         return Trained({name: tensor.detach() for name, tensor in w.items()}, log)
 
-    def _batches(self, request: SGD, rng: np.random.Generator) -> Iterator[Batch]:
+    def _batches(
+        self, request: SGD, rngs: list[np.random.Generator]
+    ) -> Iterator[tuple[Batch | tuple[Batch, ...], Tensor]]:
+        """Yield each step's batch, or one for each kind of examples, and the last one's truth."""
+        in_an_epoch = epoch_steps([len(part) for part in request.parts], self.training.batch_size)
         settings = self.training
-        examples = request.examples
-        x, y = self._look_up(examples)
-        if self._augmentation is None:
-            x = self._normalise(x)
-        plan = batches(
-            rng, len(examples), settings.batch_size, epochs=settings.epochs, steps=request.steps
-        )
-        for positions in plan:
-            chosen = torch.from_numpy(positions)
-            x_batch = x[chosen]
-            if self._augmentation is not None:
-                draws = self._augmentation.draw(rng, len(positions))
-                x_batch = self._normalise(self._augmentation(x_batch, draws))
-            yield Batch(x_batch, y[chosen], torch.ones(len(positions)))
-
-    def _look_up(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Return inputs as stored, and labels: -1 for those the client doesn't have."""
-        source = self.federation.source
-        x = torch.from_numpy(source.x_train[examples.index])
-        if examples.labelled:
-            return x, torch.from_numpy(source.y_train[examples.index])
-        return x, torch.full((len(examples),), -1)
-
-    def _normalise(self, x: Tensor) -> Tensor:
-        return (x.float() - self._mean) / self._std
+        steps = request.steps or settings.steps or settings.epochs * in_an_epoch
+        steps = steps if in_an_epoch else 0
+        streams = [
+            self._loader.batches(part, rng, steps, request.strong and not part.labelled)
+            for part, rng in zip(request.parts, rngs, strict=True)
+        ]
+        for found in zip(*streams, strict=True):
+            parts = tuple(batch for batch, _ in found)
+            yield parts if len(parts) > 1 else parts[0], found[-1][1]
 
     @torch.no_grad()
     def _predict(self, request: Predict) -> Tensor:
-        x = self._normalise(self._look_up(request.examples)[0])
         return torch.cat(
             [
                 request.function(self.net, request.w, block, *request.given)
-                for block in torch.split(x, PREDICT_BLOCK)
+                for block in torch.split(self._loader.inputs(request.examples), PREDICT_BLOCK)
             ]
         )
 
@@ -233,7 +249,7 @@ class LocalTrainer:
         source = self.federation.source
         part = slice(block * PREDICT_BLOCK, (block + 1) * PREDICT_BLOCK)
         # A copy: shared memory is read-only, and PyTorch wants to be able to write.
-        x = self._normalise(torch.from_numpy(source.x_test[part].copy()))
+        x = self._loader.normalise(torch.from_numpy(source.x_test[part].copy()))
         y = torch.from_numpy(source.y_test[part].copy())
         logits = self.net.predict(w, x)
         loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")

@@ -29,6 +29,8 @@ class Round:
     ----------
     row : dict
         The round's row of ``rounds.csv``.
+    training : pandas.DataFrame
+        A row for each client that trained.
     clients : pandas.DataFrame or None
         A row for each tested client, if the round was evaluated.
     seconds : dict
@@ -38,6 +40,7 @@ class Round:
     """
 
     row: dict[str, Any]
+    training: pd.DataFrame
     clients: pd.DataFrame | None
     seconds: dict[str, float]
     arrays: ArrayRecord
@@ -92,7 +95,7 @@ def run_rounds(
             figures, clients = _evaluate(strategy, grid, arrays, round, seed)
             clock.lap("evaluate")
         row = _row(round, grid, figures, clients, sum(clock.seconds.values()))
-        yield Round(row, clients, clock.seconds, arrays)
+        yield Round(row, grid.report.metrics, clients, clock.seconds, arrays)
 
 
 class _Clock:

@@ -34,11 +34,13 @@ class Batch(NamedTuple):
     """One mini-batch of one client; B examples."""
 
     x: Tensor
-    """Inputs [B, ...], float32, normalised and augmented."""
+    """Inputs [B, ...], float32, normalised and (weakly) augmented."""
     y: Tensor
     """Labels [B], int64; -1 throughout for unlabelled examples."""
     mask: Tensor
     """[B], float32: 1 for an example, 0 for padding that must not count."""
+    strong: Tensor | None = None
+    """The same inputs under the strong augmentation, where the pass asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,22 @@ class Upload:
 
 
 Loss: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-"""``loss(net, w, batch, *given)`` returns the scalar to minimise and scalars to sum over steps."""
+"""``loss(net, w, batch, *given)`` returns the scalar to minimise and scalars to sum over steps.
+
+In a pass with a teacher, ``loss(net, w, batch, targets, *given)``; in a pass over two kinds of
+examples, ``batch`` is a pair of batches.
+"""
+
+Targets = dict[str, Tensor]
+"""What a teacher says about a batch of unlabelled examples.
+
+``pseudo_label`` [B], int64, and ``kept`` [B], float32 (1 where the pseudo-label is trusted) are
+required; ``local`` [B], float32, is 1 where the client's own model chose it. ``step``, a scalar,
+is 0 where no step is to be made. Anything else is between the teacher and the loss.
+"""
+
+Teacher: TypeAlias = Callable[..., Targets]
+"""``teach(net, w, batch, *given)`` labels a batch, without gradients, before the step."""
 
 
 class Trained(NamedTuple):
@@ -114,9 +131,11 @@ class SGD:
 
     loss: Loss
     w: Weights
-    examples: Examples
+    parts: tuple[Examples, ...]
     given: tuple[Weights, ...]
     steps: int | None
+    teach: Teacher | None
+    strong: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +155,12 @@ Steps: TypeAlias = Generator[Request, Any, Upload]
 def sgd(
     loss: Loss,
     w: Weights,
-    examples: Examples,
+    examples: Examples | tuple[Examples, Examples],
     *,
     given: tuple[Weights, ...] = (),
     steps: int | None = None,
+    teach: Teacher | None = None,
+    strong: bool = False,
 ) -> Generator[SGD, Trained, Trained]:
     """Train from ``w`` on mini-batches of ``examples``, with the experiment's optimiser.
 
@@ -152,19 +173,28 @@ def sgd(
         See `Loss`. Must be pure: no state, no data-dependent branches; masks instead.
     w : Weights
         Starting point; not changed.
-    examples : Examples
-        Shuffled anew at each epoch, the last batch of an epoch may be smaller.
+    examples : Examples, or a pair of them
+        Shuffled anew at each epoch, the last batch of an epoch may be smaller. Of a pair
+        (labelled and unlabelled ones) each step takes a batch of both; an epoch goes once over
+        the larger one. Without examples, in either, no step is made.
     given : tuple of Weights
         More weights that the loss takes, constant during the pass (a frozen teacher, say).
     steps : int, optional
-        Number of steps, over as many epochs as that takes. By default ``local_epochs`` epochs.
+        Number of steps, over as many epochs as that takes. By default ``local_steps`` or
+        ``local_epochs`` of the experiment.
+    teach : callable, optional
+        Labels the unlabelled batch before each step, see `Teacher` and `Targets`. The simulator
+        compares the pseudo-labels with the hidden truth, for the records only.
+    strong : bool
+        Whether batches also hold strongly augmented inputs.
 
     Returns
     -------
     Trained
         With ``yield from``: ``w_k, log = yield from sgd(...)``.
     """
-    return (yield SGD(loss, w, examples, given, steps))
+    parts = examples if isinstance(examples, tuple) else (examples,)
+    return (yield SGD(loss, w, parts, given, steps, teach, strong))
 
 
 def predict(

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsim.data.federation import Federation
+from fedsim.data.statistics import Statistics
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, LocalTraining
 from fedsim.engine.update import ClientUpdate
 from fedsim.models.net import Model, Net
@@ -29,8 +30,7 @@ class Task:
     """All a worker needs to know, the same for every worker and every round."""
 
     federation: Federation
-    normalisation: tuple[NDArray[np.float32], NDArray[np.float32]]
-    """Mean and standard deviation of the inputs."""
+    statistics: Statistics
     model: Callable[[], Model]
     """Makes the model's architecture; its weights come with each round."""
     update: ClientUpdate
@@ -54,6 +54,8 @@ class ClientReply:
         The client's weight in averages.
     metrics : dict
         Numbers about its training.
+    audit : dict
+        What only the simulator knows about it; recorded, never sent to the strategy.
     error : str
         Why the client is left out of the round; empty where all went well.
     """
@@ -62,6 +64,7 @@ class ClientReply:
     arrays: dict[str, Arrays] = field(default_factory=dict)
     num_examples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    audit: dict[str, float] = field(default_factory=dict)
     error: str = ""
 
 
@@ -79,7 +82,7 @@ class Worker:
         torch.set_num_threads(1)
         self._update = task.update
         self._trainer = LocalTrainer(
-            Net(task.model()), task.federation, task.normalisation, task.training, task.seed
+            Net(task.model()), task.federation, task.statistics, task.training, task.seed
         )
 
     def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> list[ClientReply]:
@@ -91,7 +94,7 @@ class Worker:
         replies = []
         for client in clients:
             try:
-                upload = self._trainer.update(self._update, w, client, round)
+                upload, audit = self._trainer.update(self._update, w, client, round)
             except Exception as error:  # a client's failure must not end the run
                 replies.append(ClientReply(client, error=f"{type(error).__name__}: {error}"))
                 continue
@@ -104,7 +107,7 @@ class Worker:
                 replies.append(ClientReply(client, error=f"{broken} is not finite (NaN or inf)"))
                 continue
             metrics = dict(upload.metrics)
-            replies.append(ClientReply(client, groups, upload.num_examples, metrics))
+            replies.append(ClientReply(client, groups, upload.num_examples, metrics, audit))
         return replies
 
     def test(

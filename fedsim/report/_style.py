@@ -117,11 +117,23 @@ def percent_axis(ax: Axes, values: npt.NDArray[np.float64]) -> None:
     ax.grid(axis="y")
 
 
-def label_ends(ax: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Write (y, text, colour) at the right of the axes, beside the data and clear of each other."""
+def round_axis(ax: Axes, rounds: npt.NDArray[np.float64]) -> None:
+    """Let the x axis run from the first to the last of the rounds, in order, and name it."""
+    first, last = rounds[0], rounds[-1]
+    margin = 0.015 * (last - first) or 0.5
+    ax.set_xlim(first - margin, last + margin)
+    ax.xaxis.set_major_locator(whole_numbers(10))
+    ax.xaxis.set_major_formatter(THOUSANDS)
+    ax.set_xlabel("Round")
+
+
+def label_ends(ax: Axes, labels: Sequence[tuple[float, str, str]], inches: float = 3.0) -> None:
+    """Write (y, text, colour) at the right of the axes, beside the data and clear of each other.
+
+    The axes must be at least ``inches`` high.
+    """
     bottom, top = ax.get_ylim()
-    # A line of type takes 13 points; an axes is at least 3 inches high where this is used.
-    gap = 13 / (3 * 72) * (top - bottom)
+    gap = 13 / (inches * 72) * (top - bottom)  # a line of type takes 13 points
     heights = apart([y for y, _, _ in labels], gap, bottom, top)
     for y, (_, text, colour) in zip(heights, labels, strict=True):
         ax.text(

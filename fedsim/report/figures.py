@@ -1,4 +1,4 @@
-"""Figures of a run, from its frames (rounds, clients, partition), as PNG files.
+"""Figures of a run, from its frames (rounds, clients, partition, training), as PNG files.
 
 Matplotlib's objects are used directly: no pyplot, no change of anyone's settings.
 """
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from fedsim.errors import DataError
 from fedsim.metrics import GROUPS, spread, worst_tenth
 from fedsim.report import _counts, _frames, _style
+from fedsim.report.pseudo_labels import by_round, pseudo_labels
 
 __all__ = [
     "accuracy_over_rounds",
@@ -75,12 +76,7 @@ def accuracy_over_rounds(rounds: pd.DataFrame, title: str) -> Figure:
             )
             labels.append((float(y[-1]), f"{name} {y[-1]:.1f} %", colour))
         _style.percent_axis(ax, 100 * done[list(_OVERALL)].to_numpy(dtype=np.float64))
-        first, last = float(done["round"].iloc[0]), float(done["round"].iloc[-1])
-        margin = 0.015 * (last - first) or 0.5
-        ax.set_xlim(first - margin, last + margin)
-        ax.xaxis.set_major_locator(_style.whole_numbers(10))
-        ax.xaxis.set_major_formatter(_style.THOUSANDS)
-        ax.set_xlabel("Round")
+        _style.round_axis(ax, _frames.floats(done, "round"))
         _style.label_ends(ax, labels)
     return fig
 
@@ -238,13 +234,15 @@ def save_figures(
     rounds: pd.DataFrame,
     clients: pd.DataFrame,
     partition: pd.DataFrame,
+    training: pd.DataFrame | None = None,
     num_clients: int,
     num_classes: int,
     title: str,
 ) -> list[Path]:
     """Write all figures of a run as PNG files and return their paths.
 
-    A figure that needs an evaluated round is skipped, with a warning, where there is none.
+    A figure that needs an evaluated round is skipped, with a warning, where there is none. The
+    one of pseudo-labels is drawn only for methods that have them.
 
     Parameters
     ----------
@@ -252,12 +250,14 @@ def save_figures(
         Made if it isn't there; files of the same names are replaced.
     rounds, clients, partition, num_clients, num_classes, title
         As for the single figures.
+    training : DataFrame, optional
+        The frame of training.csv, for `pseudo_labels.pseudo_labels`.
 
     Returns
     -------
     list of Path
-        ``accuracy_over_rounds.png``, ``client_accuracy.png``, ``class_counts.png`` and
-        ``group_accuracy.png`` in ``folder``, without the skipped ones.
+        ``accuracy_over_rounds.png``, ``client_accuracy.png``, ``class_counts.png``,
+        ``group_accuracy.png`` and ``pseudo_labels.png`` in ``folder``, without the skipped ones.
 
     Raises
     ------
@@ -273,6 +273,8 @@ def save_figures(
         "class_counts": (True, lambda: class_counts(partition, num_clients, num_classes, title)),
         "group_accuracy": (has_groups, lambda: group_accuracy(rounds, title)),
     }
+    if training is not None and not by_round(training).empty:
+        figures["pseudo_labels"] = (True, lambda: pseudo_labels(training, title))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from clients import FedProx
+from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTrainer, LocalTraining
 from fedsim.engine.update import Batch, LocalSGD
 from fedsim.errors import ConfigError
@@ -21,8 +22,8 @@ def net():
 
 def run(net, federation, update, **settings):
     training = LocalTraining(**{"epochs": 3, "batch_size": 4, "lr": 0.1, **settings})
-    trainer = LocalTrainer(net, federation, federation.source.normalisation(), training, seed=0)
-    return trainer.update(update, net.initial_weights(), client=1, round=1)
+    trainer = LocalTrainer(net, federation, Statistics.of(federation), training, seed=0)
+    return trainer.update(update, net.initial_weights(), client=1, round=1)[0]
 
 
 def test_mu_zero_is_fedavg(net, federation):

@@ -95,7 +95,7 @@ MISTAKES = {
     "[training]\nmomentum = 1.0": "training.momentum = 1.0: must be less than 1",
     '[training]\naugmentation = "strong"': "training.augmentation = 'strong': must be 'none' or ",
     "[data]\nimbalance = 0.0": "data.imbalance = 0.0: must be greater than 0",
-    '[data]\nsource = "mnist"': "data.source = 'mnist': unknown dataset 'mnist'; allowed: digits",
+    '[data]\nsource = "mnist"': "data.source = 'mnist': unknown dataset 'mnist'; allowed: cifar10",
     '[data]\nsource = "npz"': "data.source = 'npz': the source 'npz' needs a place ",
     '[data]\nsource = "digits:x"': "data.source = 'digits:x': the source 'digits' takes no place",
     '[clients]\npartition = "iid"\nalpha = 0.5': "clients.alpha = 0.5: unknown key; allowed: ",

@@ -118,6 +118,8 @@ class TestIdx:
         np.testing.assert_array_equal(source.y_test, LABELS["t10k"])
         assert source.num_classes == 4
         assert source.x_train.flags.writeable
+        assert not source.flip
+        assert sources.idx(str(tmp_path), flip=True).flip
 
 
 class TestIdxFailure:
@@ -181,6 +183,7 @@ class TestNpz:
         assert source.num_classes == 4  # the largest label is in the test set
         assert source.group_train is None
         assert not source.flip
+        assert sources.npz(save(), flip=True).flip
 
     def test_num_classes_of_the_file(self, save):
         assert sources.npz(save(num_classes=np.array(7))).num_classes == 7
@@ -281,3 +284,57 @@ class TestNpzFailure:
             file.writestr("x_train", b"hello")
         with pytest.raises(DataError, match="it has no arrays"):
             sources.npz(str(tmp_path / "odd.npz"))
+
+
+def cifar_arrays(classes, **changes):
+    rng = np.random.default_rng(0)
+    fields = {
+        "x_train": rng.integers(0, 256, (classes, 32, 32, 3), np.uint8),
+        "y_train": np.arange(classes),
+        "x_test": rng.integers(0, 256, (2, 32, 32, 3), np.uint8),
+        "y_test": np.array([1, 0]),
+    }
+    return fields | changes
+
+
+class TestCifar:
+    @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+    def test_loads(self, save, name, classes):
+        data = cifar_arrays(classes)
+        path = save(**data)
+        source = getattr(sources, name)(path)
+        np.testing.assert_array_equal(source.x_train, np.moveaxis(data["x_train"], 3, 1))
+        np.testing.assert_array_equal(source.y_test, [1, 0])
+        assert source.name == f"{name}:{path}"
+        assert source.num_classes == classes
+        assert source.flip
+
+
+class TestCifarFailure:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"y_train": np.arange(10) // 2}, r"has 5 classes; must be 10; .*npz:FILE"),
+            ({"num_classes": np.array(100)}, "has 100 classes; must be 10"),
+            (
+                {
+                    "x_train": np.zeros((10, 28, 28), np.uint8),
+                    "x_test": np.zeros((2, 28, 28), "u1"),
+                },
+                r"x_train is uint8 \[10, 1, 28, 28\]; CIFAR's images are uint8",
+            ),
+            (
+                {"x_train": np.zeros((10, 32, 32, 3)), "x_test": np.zeros((2, 32, 32, 3))},
+                r"x_train is float32 \[10, 3, 32, 32\]",
+            ),
+            ({"y_test": None}, "lacks y_test"),
+        ],
+    )
+    def test_one_line_says_what(self, save, changes, message):
+        with pytest.raises(DataError, match=f"^cifar10:.*{message}") as error:
+            sources.cifar10(save(**cifar_arrays(10, **changes)))
+        assert "\n" not in str(error.value)
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(DataError, match=r"^cifar100:.*no file .*none\.npz"):
+            sources.cifar100(str(tmp_path / "none.npz"))

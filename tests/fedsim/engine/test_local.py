@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fedsim.data.augment import WeakAugmentation
-from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, LocalTraining, batches
+from fedsim.data.statistics import Statistics
+from fedsim.engine.loader import epoch_steps, plan
+from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, LocalTraining
 from fedsim.engine.update import Batch, Client, LocalSGD, Upload, predict, sgd
 from fedsim.models import Net
 from fedsim.models.small import cnn, linear
@@ -19,10 +20,9 @@ def make_trainer(federation, model, **settings):
     training = LocalTraining(
         **{"epochs": 2, "batch_size": 5, "lr": 0.1, "momentum": 0.5, **settings}
     )
-    normalisation = federation.source.normalisation()
     torch.manual_seed(0)
     net = Net(model)
-    return LocalTrainer(net, federation, normalisation, training, seed=7), net
+    return LocalTrainer(net, federation, Statistics.of(federation), training, seed=7), net
 
 
 def normalised(source, index):
@@ -41,7 +41,7 @@ def test_sgd_equals_a_plain_torch_loop(federation, norm, weight_decay, momentum)
     trainer, net = make_trainer(federation, model, momentum=momentum, weight_decay=weight_decay)
     w = net.initial_weights()
 
-    upload = trainer.update(LocalSGD(), w, client=2, round=4)
+    upload, _ = trainer.update(LocalSGD(), w, client=2, round=4)
 
     index = federation.labelled(2)
     x, y = normalised(federation.source, index), federation.source.y_train[index]
@@ -49,7 +49,7 @@ def test_sgd_equals_a_plain_torch_loop(federation, norm, weight_decay, momentum)
         model.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay
     )
     losses = []
-    rng = generator(7, "pass 0", round=4, client=2)
+    rng = generator(7, "pass 0.0", round=4, client=2)
     for _ in range(2):
         order = rng.permutation(len(index))
         for start in range(0, len(index), 5):
@@ -69,7 +69,7 @@ def test_given_weights_do_not_change(federation):
     trainer, net = make_trainer(federation, cnn((1, 4, 4), 3, channels=(8,), norm="batch"))
     w = net.initial_weights()
     before = {name: tensor.clone() for name, tensor in w.items()}
-    upload = trainer.update(LocalSGD(), w, client=0, round=1)
+    upload, _ = trainer.update(LocalSGD(), w, client=0, round=1)
     for name, tensor in w.items():
         assert torch.equal(tensor, before[name])
         assert not torch.equal(tensor, upload.arrays["arrays"][name])
@@ -89,7 +89,7 @@ def test_hidden_labels_are_out_of_reach(federation):
             return net(w, batch.x).square().mean(), {"known": known, "seen": batch.mask.sum()}
 
     trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
-    upload = trainer.update(OnUnlabelled(), net.initial_weights(), client=1, round=1)
+    upload, _ = trainer.update(OnUnlabelled(), net.initial_weights(), client=1, round=1)
     assert upload.metrics["known"] == 0
     assert upload.metrics["seen"] == 2 * len(federation.unlabelled(1)) > 0
 
@@ -141,22 +141,18 @@ def test_a_client_without_labels_returns_the_global_model_with_weight_zero(sourc
     federation = federate(source, num_clients=4, partition=iid, labelled=0.0)
     trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
     w = net.initial_weights()
-    upload = trainer.update(LocalSGD(), w, client=0, round=1)
+    upload, _ = trainer.update(LocalSGD(), w, client=0, round=1)
     assert upload.num_examples == 0
     assert np.isnan(upload.metrics["train_loss"])
     assert all(torch.equal(upload.arrays["arrays"][name], w[name]) for name in w)
 
 
-@given(
-    count=st.integers(0, 40),
-    batch_size=st.integers(1, 12),
-    epochs=st.integers(1, 3),
-    steps=st.none() | st.integers(0, 15),
-)
-def test_batches_cover_each_epoch_once(count, batch_size, epochs, steps):
-    found = list(batches(np.random.default_rng(0), count, batch_size, epochs=epochs, steps=steps))
-    in_an_epoch = -(-count // batch_size)
-    assert len(found) == (0 if count == 0 else epochs * in_an_epoch if steps is None else steps)
+@given(count=st.integers(0, 40), batch_size=st.integers(1, 12), steps=st.integers(0, 15))
+def test_batches_cover_each_epoch_once(count, batch_size, steps):
+    found = list(plan(np.random.default_rng(0), count, batch_size, steps))
+    assert len(found) == (steps if count else 0)
+    in_an_epoch = epoch_steps([count], batch_size)
+    assert in_an_epoch == -(-count // batch_size)
     whole = len(found) // in_an_epoch if count else 0
     for first in range(0, whole * in_an_epoch, max(1, in_an_epoch)):
         epoch = np.concatenate(found[first : first + in_an_epoch])
@@ -187,28 +183,6 @@ def test_weak_augmentation_is_drawn_anew_at_each_step_and_repeats_with_the_seed(
     # Sorted, the batches of two epochs would agree if nothing had been shifted.
     by_sum = [x.flatten(1).sum(1).sort().values for x in (first_epoch, second_epoch)]
     assert not torch.allclose(*by_sum)
-
-
-def test_weak_augmentation_equals_a_loop_over_images():
-    weak = WeakAugmentation(side=16, flip=True)
-    assert weak.padding == 2
-    rng = np.random.default_rng(0)
-    x = rng.random((6, 3, 16, 16)).astype(np.float32)
-    draws = weak.draw(rng, 6)
-    padded = np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2)))
-    expected = []
-    for image, (down, right, flip) in zip(padded, draws, strict=True):
-        crop = image[:, down : down + 16, right : right + 16]
-        expected.append(crop[:, :, ::-1] if flip else crop)
-    np.testing.assert_array_equal(weak(torch.from_numpy(x), draws).numpy(), np.stack(expected))
-
-
-def test_draws_reach_every_shift_and_flip_only_where_allowed():
-    rng = np.random.default_rng(0)
-    draws = WeakAugmentation(side=8, flip=False).draw(rng, 200)
-    assert set(draws[:, 0]) == set(draws[:, 1]) == {0, 1, 2}
-    assert set(draws[:, 2]) == {0}
-    assert set(WeakAugmentation(side=8, flip=True).draw(rng, 200)[:, 2]) == {0, 1}
 
 
 def test_testing_in_blocks_equals_one_pass(federation):

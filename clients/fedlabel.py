@@ -1,0 +1,208 @@
+"""FedLabel: the better expert of the local and the global model labels the unlabelled data.
+
+Cho, Joshi, Dimitriadis: Local or Global: Selective Knowledge Assimilation for Federated Learning
+with Limited Labels, ICCV 2023, arXiv 2307.08809. Where the paper and the authors' code (the
+strategy FedLabels of FLUTE) differ, the code's behaviour is the default.
+
+==============  ============================================================================
+paper           here
+==============  ============================================================================
+w               ``w``, the global model at the start of the round
+w_l, w_u        ``w_l``, ``w_u``: the client's labelled and unlabelled models
+tau, tau'       ``labelled_steps``, ``unlabelled_steps``
+T               ``temperature``
+h               ``expertise``
+beta            ``threshold`` (eq. 4)
+rho             ``rho``: how near the other model's expertise comes to the expert's
+n_k             the pseudo-labels kept in the round, 1 where there are none
+==============  ============================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import nan
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clients.pseudo_label import (
+    Expertise,
+    JointUpdate,
+    check_at_least,
+    expertise,
+    masked_mean,
+    strong_logits,
+)
+from fedsim.engine.update import Batch, Client, Steps, Targets, Upload, sgd
+from fedsim.errors import ConfigError
+from fedsim.models import Net, Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedLabel(JointUpdate):
+    """FedLabel's client.
+
+    A client without labelled examples uploads w as its labelled model, with no say in the mean
+    of the labelled models; its local teacher is then w itself. A client without unlabelled
+    examples uploads w as its unlabelled model, with n_k = 1.
+
+    Parameters
+    ----------
+    labelled_steps : int
+        tau, steps of the labelled pass, >= 0; 0 means those of ``[training]``.
+    unlabelled_steps : int
+        tau', steps of the unlabelled pass, >= 0; 0 means those of ``[training]``.
+    warmup_rounds : int
+        Rounds at the start that use labelled examples only, >= 0; with at least as many as
+        ``training.rounds``, unlabelled data are never used and w_u stays w.
+    threshold : float
+        beta, in [0, 1]; 1 keeps nothing, so that w_u stays w.
+    temperature : float
+        T of both teachers and of the consistency term, > 0.
+    expertise : {"variance", "entropy", "max"}
+        h: variance of the probabilities (the authors' code), 1 / entropy, or the maximum.
+    unlabelled_weight : float
+        Weight of the pseudo-labels' cross-entropy, >= 0. With ``schedule = "joint"`` it is
+        lambda_u, the weight of the whole unlabelled part.
+    consistency_weight : float
+        Weight of the agreement term (eq. 7), >= 0.
+    consistency_target : {"local", "other"}
+        Towards which teacher: the local one (the authors' code) or the one that wasn't chosen.
+    proximal_weight : float
+        Weight of the mean squared distance of w_u from w, summed over the arrays, >= 0.
+    schedule : {"sequential", "joint"}
+        ``"sequential"``, the authors' code: a labelled pass, then an unlabelled one with both
+        teachers frozen. ``"joint"``, how later papers restate FedLabel: one model, a labelled
+        and an unlabelled batch in each step, the local teacher is the model being trained, the
+        consistency goes to the teacher that wasn't chosen, both means are over the batch (as
+        FixMatch's; over the few kept examples the model soon believes itself and collapses), and
+        the server averages as FedAvg.
+    aggregation : {"disjoint", "single"}
+        ``"disjoint"`` uploads w_l and w_u; ``"single"`` uploads (w_l + w_u) / 2, the paper's
+        claim of no extra communication.
+    """
+
+    labelled_steps: int = 0
+    unlabelled_steps: int = 0
+    warmup_rounds: int = 50
+    threshold: float = 0.95
+    temperature: float = 1.0
+    expertise: Expertise = "variance"
+    unlabelled_weight: float = 1.0
+    consistency_weight: float = 0.05
+    consistency_target: Literal["local", "other"] = "local"
+    proximal_weight: float = 10.0
+    schedule: Literal["sequential", "joint"] = "sequential"
+    aggregation: Literal["disjoint", "single"] = "disjoint"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("labelled_steps", "unlabelled_steps", "warmup_rounds"):
+            check_at_least(name, getattr(self, name), 0)
+        for name in ("consistency_weight", "proximal_weight"):
+            check_at_least(name, getattr(self, name), 0)
+        if not self.temperature > 0:
+            raise ConfigError(f"method.temperature = {self.temperature}: must be above 0")
+
+    def update(self, w: Weights, client: Client) -> Steps:
+        """Run the labelled and the unlabelled pass."""
+        if self.schedule == "joint" and client.round > self.warmup_rounds:
+            return (yield from self.update_jointly(w, client, given=(w,)))
+        w_l, log = yield from sgd(
+            self.labelled_loss, w, client.labelled, steps=self.labelled_steps or None
+        )
+        if self.schedule == "joint":
+            return Upload({"arrays": w_l}, len(client.labelled), log)
+        w_u, num_kept, log["unlabelled_loss"] = w, 0.0, nan
+        if client.round > self.warmup_rounds:
+            w_u, unlabelled_log = yield from sgd(
+                self.sequential_loss,
+                w,
+                client.unlabelled,
+                steps=self.unlabelled_steps or None,
+                teach=self.teach,
+                strong=True,
+                given=(w_l, w),
+            )
+            num_kept = unlabelled_log.get("kept", 0.0)
+            log["unlabelled_loss"] = unlabelled_log["train_loss"]
+        metrics = {**log, "num_labelled": len(client.labelled), "num_pseudo": max(num_kept, 1.0)}
+        num_examples = len(client.labelled) + len(client.unlabelled)
+        if self.aggregation == "single":
+            # n_k of this variant: labelled and pseudo-labelled examples.
+            single = {name: (w_l[name] + w_u[name]) / 2 for name in w}
+            return Upload({"arrays": single}, len(client.labelled) + int(num_kept), metrics)
+        return Upload({"labelled": w_l, "unlabelled": w_u}, num_examples, metrics)
+
+    # ----- the two teachers (sec. 3) -------------------------------------------------------
+
+    def teach(self, net: Net, w_k: Weights, batch: Batch, *given: Weights) -> Targets:
+        """Let the better expert label each weakly augmented example."""
+        # The frozen labelled model, or (jointly) the model being trained.
+        local, global_ = given if self.schedule == "sequential" else (w_k, *given)
+        p_l = (net.predict(local, batch.x) / self.temperature).softmax(dim=1)
+        p_g = (net.predict(global_, batch.x) / self.temperature).softmax(dim=1)
+        h_l, h_g = expertise(p_l, self.expertise), expertise(p_g, self.expertise)
+        is_local = h_l >= h_g
+        p_expert = torch.where(is_local[:, None], p_l, p_g)
+        p_other = torch.where(is_local[:, None], p_g, p_l)
+        confidence, pseudo_label = p_expert.max(dim=1)
+        # eq. 4: keep what the expert is sure of.
+        kept = (confidence > self.threshold).float() * batch.mask
+        return {
+            "pseudo_label": pseudo_label,
+            "kept": kept,
+            "local": is_local.float(),
+            "agreed": kept * (p_l.argmax(dim=1) == p_g.argmax(dim=1)),
+            "rho": torch.minimum(h_l, h_g) / torch.maximum(h_l, h_g),
+            "p_target": p_other if self._towards_other else p_l,
+            "step": kept.sum() > 0,
+        }
+
+    @property
+    def _towards_other(self) -> bool:
+        return self.consistency_target == "other" or self.schedule == "joint"
+
+    # ----- the unlabelled loss -------------------------------------------------------------
+
+    def unlabelled_loss(
+        self, net: Net, w_k: Weights, batch: Batch, targets: Targets, *given: Weights
+    ) -> Tensor:
+        """Return cross-entropy on the pseudo-labels plus agreement-only consistency (eq. 7)."""
+        return self._terms(net, w_k, batch, targets, 1.0, over=(batch.mask, batch.mask))
+
+    def _terms(
+        self,
+        net: Net,
+        w_u: Weights,
+        batch: Batch,
+        targets: Targets,
+        pseudo_weight: float,
+        over: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        losses = F.cross_entropy(
+            strong_logits(net, w_u, batch), targets["pseudo_label"], reduction="none"
+        )
+        loss = pseudo_weight * masked_mean(losses, targets["kept"], over[0])
+        if self.consistency_weight:
+            log_q = (net(w_u, batch.x) / self.temperature).log_softmax(dim=1)
+            p = targets["p_target"]
+            # KL(p || q), with 0 log 0 = 0.
+            divergence = (torch.special.xlogy(p, p) - p * log_q).sum(dim=1)
+            consistency = masked_mean(targets["rho"] * divergence, targets["agreed"], over[1])
+            loss = loss + self.consistency_weight * consistency
+        return loss
+
+    def sequential_loss(
+        self, net: Net, w_u: Weights, batch: Batch, targets: Targets, w_l: Weights, w: Weights
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the unlabelled pass: the two terms and the proximal term."""
+        over = (targets["kept"], targets["agreed"])
+        loss = self._terms(net, w_u, batch, targets, self.unlabelled_weight, over)
+        if self.proximal_weight:
+            distance = sum((w_u[name] - w[name]).square().mean() for name in sorted(net.trainable))
+            loss = loss + self.proximal_weight * distance
+        return loss, {"kept": targets["kept"].sum()}

@@ -1,0 +1,142 @@
+"""Data sets of the Hugging Face hub, through the optional library ``datasets``.
+
+Shapes: N training examples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.source import Source
+from fedsim.errors import DataError
+
+_SPLITS = ("train", "test")
+
+# Where a data set has several columns of a kind: CIFAR-100 has fine_label and coarse_label.
+_USUAL_IMAGE = ("image", "img")
+_USUAL_LABEL = ("fine_label", "label")
+
+# Pillow's modes of 8 bits or less, and what they are read as.
+_MODES = {
+    "1": "L",
+    "L": "L",
+    "P": "RGB",
+    "RGB": "RGB",
+    "RGBA": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+}
+
+
+def hf(location: str, *, flip: bool = False) -> Source:
+    """Return the images of a data set of the Hugging Face hub; the first use downloads it.
+
+    Parameters
+    ----------
+    location : str
+        The name on the hub, for instance ``uoft-cs/cifar10``, or a local folder in a form that
+        ``datasets.load_dataset`` reads. It must have the splits train and test, a column of images
+        of one size and a column of class labels; of several label columns ``fine_label``, then
+        ``label`` is taken, of several image columns ``image``, then ``img``.
+    flip : bool
+        Whether a flip left to right keeps an image's meaning.
+
+    Returns
+    -------
+    Source
+        Images uint8 [N, 1, H, W] if all are grey, else [N, 3, H, W].
+
+    Raises
+    ------
+    DataError
+        If ``datasets`` isn't installed, the data can't be had, or don't have the form above.
+    """
+    name = f"hf:{location}"
+    try:
+        from datasets import ClassLabel, Image, load_dataset
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise DataError(
+            f"{name}: needs the package datasets, {error}; install it: pip install"
+            ' "fedsim-flwr[hub]"'
+        ) from error
+    try:
+        splits = load_dataset(location)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        line = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"{name}: can't load it: {line}") from error
+    missing = [split for split in _SPLITS if split not in splits]
+    if missing:
+        raise DataError(
+            f"{name}: has no split {' and no split '.join(missing)}; it has"
+            f" {', '.join(sorted(splits))}"
+        )
+    features = splits["train"].features
+    image = _column(name, features, Image, "images", _USUAL_IMAGE)
+    label = _column(name, features, ClassLabel, "class labels", _USUAL_LABEL)
+    for column in (image, label):
+        if column not in splits["test"].features:
+            raise DataError(f"{name}: the split train has a column {column!r}, but test has none")
+    images = {split: _read(f"{name}: {split}", splits[split][image]) for split in _SPLITS}
+    colour = any(x.ndim == 3 for part in images.values() for x in part)
+    labels = {split: np.array(list(splits[split][label])) for split in _SPLITS}
+    return Source(
+        name=name,
+        x_train=_stack(f"{name}: train", images["train"], colour),
+        y_train=labels["train"],
+        x_test=_stack(f"{name}: test", images["test"], colour),
+        y_test=labels["test"],
+        num_classes=features[label].num_classes,
+        flip=flip,
+    )
+
+
+def _column(
+    name: str, features: dict[str, Any], kind: type, what: str, usual: tuple[str, ...]
+) -> str:
+    found = [column for column, feature in features.items() if isinstance(feature, kind)]
+    if len(found) == 1:
+        return found[0]
+    for column in usual:
+        if column in found:
+            return column
+    if found:
+        raise DataError(
+            f"{name}: has several columns of {what}, {', '.join(found)}, and none of them is named"
+            f" {' or '.join(usual)}"
+        )
+    kinds = ", ".join(f"{column} ({type(f).__name__})" for column, f in features.items())
+    raise DataError(f"{name}: has no column of {what}; its columns are {kinds}")
+
+
+def _read(what: str, images: Iterable[Any]) -> list[NDArray[np.uint8]]:
+    """Return the images [H, W] or [H, W, 3]."""
+    arrays = []
+    for index, image in enumerate(images):
+        mode = getattr(image, "mode", None)
+        if mode not in _MODES:
+            raise DataError(
+                f"{what}: image {index} has the pixel mode {mode}; allowed: {', '.join(_MODES)}"
+            )
+        arrays.append(np.asarray(image.convert(_MODES[mode])))
+    return arrays
+
+
+def _stack(what: str, images: list[NDArray[np.uint8]], colour: bool) -> NDArray[np.uint8]:
+    """Return the images as [N, channels, H, W]; grey ones get 3 channels among coloured ones."""
+    if not images:
+        raise DataError(f"{what} is empty")
+    height, width = images[0].shape[:2]
+    stacked = np.empty((len(images), 3 if colour else 1, height, width), np.uint8)
+    for index, image in enumerate(images):
+        if image.shape[:2] != (height, width):
+            raise DataError(
+                f"{what}: image {index} has {image.shape[0]} x {image.shape[1]} pixels, but image 0"
+                f" {height} x {width}; all must have one size"
+            )
+        stacked[index] = np.moveaxis(image, 2, 0) if image.ndim == 3 else image
+    return stacked

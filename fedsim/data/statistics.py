@@ -1,0 +1,46 @@
+"""What workers need to know of the whole training data, worked out once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.federation import Federation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Statistics:
+    """Facts about a federation's training data.
+
+    Attributes
+    ----------
+    mean, std : ndarray of float32
+        Of the inputs, in raw units: [channels] of images, [D] of vectors.
+    low, high : float
+        Smallest and largest raw input value.
+    groups : ndarray of int64 [C]
+        Whether a class is head (0), medium (1) or tail (2); see `fedsim.metrics.class_groups`.
+    """
+
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    low: float
+    high: float
+    groups: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, federation: Federation) -> Statistics:
+        """Work the facts out."""
+        from fedsim.metrics import class_groups
+
+        mean, std = federation.source.normalisation()
+        x = federation.source.x_train
+        return cls(
+            mean=mean,
+            std=std,
+            low=float(x.min()),
+            high=float(x.max()),
+            groups=class_groups(federation.class_counts),
+        )

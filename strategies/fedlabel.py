@@ -1,0 +1,76 @@
+"""FedLabel: labelled and unlabelled models are averaged apart.
+
+Cho, Joshi, Dimitriadis: Local or Global: Selective Knowledge Assimilation for Federated Learning
+with Limited Labels, ICCV 2023, arXiv 2307.08809. The clients are in ``clients/fedlabel.py``.
+
+=================  =============================================================
+paper              here
+=================  =============================================================
+w_l,k and w_u,k    the arrays ``labelled`` and ``unlabelled`` of client k's reply
+n_k                ``num-pseudo`` in its metrics
+=================  =============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+
+from strategies.fedavg import FedAvg, mean_metrics, number, weighted_mean
+
+
+class FedLabel(FedAvg):
+    """FedLabel's server.
+
+    Parameters
+    ----------
+    aggregation : {"disjoint", "single"}
+        ``"disjoint"``: half the uniform mean of the labelled models, over the clients that have
+        labels, plus half the mean of the unlabelled models weighted by n_k. ``"single"``: the
+        weighted mean of the one model that each client uploads, as FedAvg.
+    schedule : {"sequential", "joint"}
+        ``"joint"`` clients upload one model, averaged as in FedAvg.
+    **sampling
+        See `FedAvg`.
+    """
+
+    def __init__(
+        self,
+        *,
+        aggregation: Literal["disjoint", "single"] = "disjoint",
+        schedule: Literal["sequential", "joint"] = "sequential",
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int = 1,
+        min_evaluate_nodes: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            fraction_train=fraction_train,
+            fraction_evaluate=fraction_evaluate,
+            min_train_nodes=min_train_nodes,
+            min_evaluate_nodes=min_evaluate_nodes,
+            seed=seed,
+        )
+        self.disjoint = aggregation == "disjoint" and schedule == "sequential"
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Set w to 1/2 mean_k(w_l,k) + 1/2 sum_k(n_k * w_u,k) / sum_k(n_k)."""
+        if not self.disjoint:
+            return super().aggregate_train(server_round, replies)
+        contents = [reply.content for reply in replies if reply.has_content()]
+        if not contents:
+            return None, None
+        # Without labels w_l,k is w: such clients have no say, unless nobody has labels.
+        has_labels = [float(number(content, "num-labelled") > 0) for content in contents]
+        labelled = weighted_mean(
+            [content.array_records["labelled"] for content in contents],
+            has_labels if any(has_labels) else [1.0] * len(contents),
+        )
+        n = [number(content, "num-pseudo") for content in contents]
+        unlabelled = weighted_mean([content.array_records["unlabelled"] for content in contents], n)
+        return weighted_mean([labelled, unlabelled], [0.5, 0.5]), mean_metrics(contents, n)
