@@ -360,6 +360,7 @@ class _Recorder:
                 rounds=result.rounds,
                 clients=result.clients,
                 partition=result.partition,
+                training=result.training,
                 num_clients=self._federation.num_clients,
                 num_classes=self._federation.source.num_classes,
                 title=self._experiment.name,

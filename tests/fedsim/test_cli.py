@@ -115,17 +115,24 @@ def test_parts_of_ones_own_are_found_in_the_working_directory(here):
     pd.testing.assert_frame_equal(inline, on_ray)
 
 
-def test_one_and_two_workers_and_this_process_give_the_same_run(here):
+@pytest.mark.parametrize("method", ["fedavg", "fedlabel"])
+def test_one_and_two_workers_and_this_process_give_the_same_run(here, method):
     demo = ROOT / "experiments" / "digits.toml"
     found = []
+    sets = ["--set", f"method.name={method}", "--set", "training.rounds=3"]
+    if method == "fedlabel":
+        sets += ["--set", "method.warmup_rounds=1", "--set", "method.threshold=0.5"]
     for engine in ("engine.backend=inline", "engine.workers=1", "engine.workers=2"):
         out = here / engine
-        fedsim(here, "run", demo, "--set", engine, "--set", "training.rounds=5", "--out", out)
-        found.append([pd.read_csv(out / f"{table}.csv") for table in ("rounds", "clients")])
-    for rounds, clients in found[1:]:
+        fedsim(here, "run", demo, *sets, "--set", engine, "--out", out)
+        found.append(
+            [pd.read_csv(out / f"{table}.csv") for table in ("rounds", "clients", "training")]
+        )
+    for rounds, *others in found[1:]:
         drop = {"columns": "seconds"}
         pd.testing.assert_frame_equal(rounds.drop(**drop), found[0][0].drop(**drop))
-        pd.testing.assert_frame_equal(clients, found[0][1])
+        for table, expected in zip(others, found[0][1:], strict=True):
+            pd.testing.assert_frame_equal(table, expected)
 
 
 def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_ray_process(here):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 import fedsim
 from fedsim.errors import ConfigError, DataError, EngineError
 from fedsim.experiment_file import load
-from fedsim.simulation import make_strategy
+from fedsim.simulation import initial_arrays, load_federation, make_strategy, make_task
 
 SMALL = {
     "name": "small",
@@ -43,6 +43,7 @@ def test_the_folder_holds_what_the_result_says(run):
     pd.testing.assert_frame_equal(pd.read_csv(run.path / "rounds.csv"), run.rounds)
     pd.testing.assert_frame_equal(pd.read_csv(run.path / "clients.csv"), run.clients)
     pd.testing.assert_frame_equal(pd.read_csv(run.path / "partition.csv"), run.partition)
+    pd.testing.assert_frame_equal(pd.read_csv(run.path / "training.csv"), run.training)
     arrays = load_file(run.path / "model.safetensors")
     assert set(arrays) == set(run.arrays)
     assert all(np.array_equal(arrays[name], run.arrays[name]) for name in arrays)
@@ -116,6 +117,44 @@ def test_another_seed_gives_another_run(run):
     other = fedsim.simulate(experiment(seed=1))
     assert not other.partition.equals(run.partition)
     assert not np.array_equal(other.arrays["head.weight"], run.arrays["head.weight"])
+
+
+def test_training_rows_are_the_clients_of_each_round(run):
+    assert run.training.columns.tolist() == ["round", "client", "num_examples", "train_loss"]
+    assert run.training.groupby("round").size().tolist() == [3, 3, 3, 3]
+    for round, rows in run.training.groupby("round"):
+        mean = np.average(rows["train_loss"], weights=rows["num_examples"])
+        assert run.rounds.set_index("round").loc[round, "train_loss"] == pytest.approx(mean)
+
+
+def test_pseudo_labels_are_recorded_once_there_are_any(tmp_path):
+    method = {"name": "fedlabel", "warmup_rounds": 2, "threshold": 0.3}
+    result = fedsim.simulate(experiment(method=method), out=tmp_path / "run")
+    written = pd.read_csv(tmp_path / "run" / "training.csv")
+    pd.testing.assert_frame_equal(written, result.training)
+    assert (written["pseudo_seen"].notna() == (written["round"] > 2)).all()
+    late = written[written["round"] > 2]
+    assert (late["pseudo_kept"] <= late["pseudo_seen"]).all()
+    assert (late["pseudo_correct"] <= late["pseudo_kept"]).all()
+    groups = sum(late[f"pseudo_kept_{group}"] for group in ("head", "medium", "tail"))
+    assert (groups == late["pseudo_kept"]).all()
+    assert (tmp_path / "run" / "figures" / "pseudo_labels.png").exists()
+    # Two models travel up, one comes down.
+    assert (result.rounds["bytes_up"] == 2 * result.rounds["bytes_down"]).all()
+
+
+@pytest.mark.parametrize("options", [{"threshold": 1.0}, {"warmup_rounds": 99}])
+def test_fedlabel_without_pseudo_labels_is_half_a_step_of_the_labelled_mean(options):
+    """w <- 1/2 mean(w_l) + 1/2 w: equal clients make the labelled mean that of FedAvg."""
+    equal = {"partition": "iid", "count": 3, "labelled": 0.5}
+    tables = {**SMALL, "clients": equal, "training": {"rounds": 1}}
+    fedavg = fedsim.simulate(fedsim.Experiment(**tables))
+    method = {"name": "fedlabel", "warmup_rounds": 0, **options}
+    label = fedsim.simulate(fedsim.Experiment(**tables, method=method))
+    start = initial_arrays(make_task(label.experiment, load_federation(label.experiment)))
+    for name, array in label.arrays.items():
+        middle = (start[name] + fedavg.arrays[name]) / 2
+        np.testing.assert_allclose(array, middle, rtol=1e-4, atol=1e-6)
 
 
 def test_run_json_says_what_ran(run):

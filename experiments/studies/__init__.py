@@ -1,0 +1,1 @@
+"""Studies: scripts that run many experiments and print one table."""
