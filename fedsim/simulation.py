@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -141,7 +142,9 @@ def simulate(
     federation = load_federation(experiment)
     strategy = make_strategy(experiment)
     task = make_task(experiment, federation)
-    arrays = flower.to_record(initial_arrays(task))
+    initial = initial_arrays(task)
+    _warn_of_running_statistics(experiment, strategy, initial)
+    arrays = flower.to_record(initial)
     recorder = _Recorder(experiment, federation, out)
     grid = make_grid(experiment, task)
     recorder.setup_seconds = time.perf_counter() - started
@@ -248,6 +251,18 @@ def initial_arrays(task: Task) -> Arrays:
     if not isinstance(model, Model):
         raise ConfigError(f"the model function must return a fedsim.models.Model, not {model!r}")
     return {name: tensor.numpy() for name, tensor in Net(model).initial_weights().items()}
+
+
+def _warn_of_running_statistics(experiment: Experiment, strategy: Strategy, arrays: Arrays) -> None:
+    from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
+
+    running = [name for name in arrays if name.endswith(("running_mean", "running_var"))]
+    if running and isinstance(strategy, FedAdagrad | FedAdam | FedAvgM | FedYogi):
+        warnings.warn(
+            f"method.name = {experiment.method.name!r} takes steps on BatchNorm's running "
+            "statistics as if they were weights; model.norm = 'group' avoids that",
+            stacklevel=3,
+        )
 
 
 def make_grid(experiment: Experiment, task: Task) -> SimulatedGrid:

@@ -180,6 +180,16 @@ def test_flowers_strategies_by_name(name):
     assert np.isfinite(result.arrays["head.weight"]).all()
 
 
+def test_a_server_optimiser_on_batch_norm_statistics_is_warned_of():
+    model = {"name": "cnn", "channels": [4], "norm": "batch"}
+    one_round = {"training": {"rounds": 1}, "method": {"name": "fedadam", "eta": 0.001}}
+    tables = {**SMALL, **one_round, "model": model}
+    with pytest.warns(UserWarning, match="BatchNorm's running statistics .* 'group' avoids"):
+        fedsim.simulate(fedsim.Experiment(**tables))
+    # Group normalisation has none, and warnings are errors here.
+    fedsim.simulate(fedsim.Experiment(**tables | {"model": model | {"norm": "group"}}))
+
+
 @pytest.mark.parametrize(("participation", "cohort"), [(0.5, 10), (7, 7), (1.0, 20), (0.29, 5)])
 @pytest.mark.parametrize("method", ["fedavg", "fedmedian"])
 def test_participation_by_share_and_by_count(method, participation, cohort):
