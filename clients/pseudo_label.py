@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -99,6 +99,8 @@ class JointUpdate(ClientUpdate):
     threshold : float
         beta (or tau), in [0, 1]: probability above which a pseudo-label is kept.
     """
+
+    needs_images: ClassVar[bool] = True
 
     unlabelled_weight: float = 1.0
     threshold: float = 0.95

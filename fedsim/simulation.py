@@ -214,11 +214,15 @@ def make_task(experiment: Experiment, federation: Federation) -> Task:
     shape = tuple(int(side) for side in source.x_train.shape[1:])
     model = registry.find("model", experiment.model.name)
     training = experiment.training
-    if training.augmentation == "weak" and len(shape) != 3:
-        raise ConfigError(
-            f"training.augmentation = 'weak': crops need images, but one example of "
-            f"{source.name} has the shape {shape}; use 'none'"
-        )
+    for key, value, asks in (
+        ("training.augmentation", "weak", training.augmentation == "weak"),
+        ("method.name", method.name, update.needs_images),
+    ):
+        if asks and len(shape) != 3:
+            raise ConfigError(
+                f"{key} = {value!r}: augmentation needs images, but one example of "
+                f"{source.name} has the shape {shape}"
+            )
     own = {function.__module__.partition(".")[0] for function in (type(update), model)}
     return Task(
         federation=federation,
@@ -417,13 +421,17 @@ class _Recorder:
 
 def _commit() -> str | None:
     """Return the commit of the checkout that fedsim runs from, if it is one."""
+    home = Path(__file__).resolve().parent.parent
     try:
-        answer = subprocess.run(
-            ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        # Installed inside somebody's project, git would answer for that project.
+        if Path(_git(home, "rev-parse", "--show-toplevel")).resolve() != home:
+            return None
+        return _git(home, "describe", "--always", "--dirty", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return answer.stdout.strip()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

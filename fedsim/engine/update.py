@@ -20,7 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -221,6 +221,9 @@ class ClientUpdate(ABC):
     default; an experiment file sets them under ``[method]``. ``__post_init__`` checks them and
     raises `fedsim.errors.ConfigError`.
     """
+
+    needs_images: ClassVar[bool] = False
+    """Whether the method asks for strongly augmented inputs, which must then be images."""
 
     @abstractmethod
     def update(self, w: Weights, client: Client) -> Steps:

@@ -281,12 +281,15 @@ class TestSimulateFailure:
         with pytest.raises(DataError, match=r"clients.count = 10000, but digits has 1437"):
             fedsim.simulate(experiment(clients={"count": 10_000}))
 
-    def test_crops_of_vectors(self, tmp_path):
+    def test_augmentation_of_vectors(self, tmp_path):
         file = tmp_path / "vectors.npz"
         x, y = np.random.default_rng(0).random((40, 5)), np.arange(40) % 2
         np.savez(file, x_train=x, y_train=y, x_test=x, y_test=y)
         vectors = {"data": {"source": f"npz:{file}"}, "training": {"augmentation": "weak"}}
-        with pytest.raises(ConfigError, match="crops need images"):
+        with pytest.raises(ConfigError, match="'weak': augmentation needs images"):
+            fedsim.simulate(experiment(**vectors))
+        vectors = {"data": vectors["data"], "method": {"name": "fixmatch-local"}}
+        with pytest.raises(ConfigError, match="'fixmatch-local': augmentation needs images"):
             fedsim.simulate(experiment(**vectors))
         assert len(fedsim.simulate(experiment(data=vectors["data"])).rounds) == 4
 
