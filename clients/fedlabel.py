@@ -77,9 +77,7 @@ class FedLabel(JointUpdate):
         ``"sequential"``, the authors' code: a labelled pass, then an unlabelled one with both
         teachers frozen. ``"joint"``, how later papers restate FedLabel: one model, a labelled
         and an unlabelled batch in each step, the local teacher is the model being trained, the
-        consistency goes to the teacher that wasn't chosen, both means are over the batch (as
-        FixMatch's; over the few kept examples the model soon believes itself and collapses), and
-        the server averages as FedAvg.
+        consistency goes to the teacher that wasn't chosen, and the server averages as FedAvg.
     aggregation : {"disjoint", "single"}
         ``"disjoint"`` uploads w_l and w_u; ``"single"`` uploads (w_l + w_u) / 2, the paper's
         claim of no extra communication.
@@ -172,27 +170,23 @@ class FedLabel(JointUpdate):
         self, net: Net, w_k: Weights, batch: Batch, targets: Targets, *given: Weights
     ) -> Tensor:
         """Return cross-entropy on the pseudo-labels plus agreement-only consistency (eq. 7)."""
-        return self._terms(net, w_k, batch, targets, 1.0, over=(batch.mask, batch.mask))
+        return self._terms(net, w_k, batch, targets, 1.0)
 
     def _terms(
-        self,
-        net: Net,
-        w_u: Weights,
-        batch: Batch,
-        targets: Targets,
-        pseudo_weight: float,
-        over: tuple[Tensor, Tensor],
+        self, net: Net, w_u: Weights, batch: Batch, targets: Targets, pseudo_weight: float
     ) -> Tensor:
         losses = F.cross_entropy(
             strong_logits(net, w_u, batch), targets["pseudo_label"], reduction="none"
         )
-        loss = pseudo_weight * masked_mean(losses, targets["kept"], over[0])
+        loss = pseudo_weight * masked_mean(losses, targets["kept"], targets["kept"])
         if self.consistency_weight:
             log_q = (net(w_u, batch.x) / self.temperature).log_softmax(dim=1)
             p = targets["p_target"]
             # KL(p || q), with 0 log 0 = 0.
             divergence = (torch.special.xlogy(p, p) - p * log_q).sum(dim=1)
-            consistency = masked_mean(targets["rho"] * divergence, targets["agreed"], over[1])
+            consistency = masked_mean(
+                targets["rho"] * divergence, targets["agreed"], targets["agreed"]
+            )
             loss = loss + self.consistency_weight * consistency
         return loss
 
@@ -200,8 +194,7 @@ class FedLabel(JointUpdate):
         self, net: Net, w_u: Weights, batch: Batch, targets: Targets, w_l: Weights, w: Weights
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the unlabelled pass: the two terms and the proximal term."""
-        over = (targets["kept"], targets["agreed"])
-        loss = self._terms(net, w_u, batch, targets, self.unlabelled_weight, over)
+        loss = self._terms(net, w_u, batch, targets, self.unlabelled_weight)
         if self.proximal_weight:
             distance = sum((w_u[name] - w[name]).square().mean() for name in sorted(net.trainable))
             loss = loss + self.proximal_weight * distance

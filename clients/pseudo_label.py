@@ -152,7 +152,9 @@ class JointUpdate(ClientUpdate):
     def _joint_teach(
         self, net: Net, w_k: Weights, batch: tuple[Batch, Batch], *given: Weights
     ) -> Targets:
-        return self.teach(net, w_k, batch[1], *given)
+        targets = self.teach(net, w_k, batch[1], *given)
+        # The labelled half makes its step even where no pseudo-label is kept.
+        return {name: value for name, value in targets.items() if name != "step"}
 
     def _joint_loss(
         self,

@@ -17,8 +17,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 # Okabe and Ito, "Color Universal Design": told apart with any kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 VIEW_COLOURS = {"generic": PALETTE[0], "personal": PALETTE[1]}
-# One hue from dark to light: the groups have an order.
-GROUP_COLOURS = {"head": "#08519C", "medium": "#4A98C9", "tail": "#A6CEE4"}
+# One hue from dark to light: the groups have an order. Not too light for a line or a word.
+GROUP_COLOURS = {"head": "#08458F", "medium": "#3585C2", "tail": "#70B3DE"}
 LABELLED, UNLABELLED = "#08519C", "#A6CEE4"
 INK, MUTED, GRID, SHADE = "#222222", "#666666", "#E4E4E4", "#F1F1F1"
 DPI = 150

@@ -79,7 +79,7 @@ def by_round(training: pd.DataFrame) -> pd.DataFrame:
     sums = counts.groupby(rows["round"]).sum()
 
     def share(part: str, whole: str) -> pd.Series[float]:
-        return sums[part] / sums[whole].where(sums[whole] > 0)
+        return sums[part] / sums[whole]  # 0 / 0 is NaN
 
     shares = {
         "kept": share("pseudo_kept", "pseudo_seen"),
@@ -129,8 +129,8 @@ def pseudo_labels(training: pd.DataFrame, title: str) -> Figure:
         if rounds["local"].notna().any():
             _style.set_note(lower, "Kept among all seen; labelled by the local expert among kept")
         if rounds["accuracy"].isna().all():
-            upper.set_yticks([])
-            upper.text(0.5, 0.5, "Nothing was kept", transform=upper.transAxes, ha="center")
+            middle = float(rounds["round"].iloc[[0, -1]].mean())
+            upper.text(middle, 50, "Nothing was kept", color=_style.MUTED, ha="center")
         _style.round_axis(lower, _frames.floats(rounds, "round"))
         fig.align_ylabels(panels)
     return fig
@@ -163,5 +163,7 @@ def _draw(
         )
         last = float(y[~np.isnan(y)][-1])
         labels.append((last, f"{name} {last:.1f} %", colour))
-    _style.percent_axis(ax, values.to_numpy() if labels else np.array([0.0, 100.0]))
+    # Shares keep the whole axis: how far they are from nothing and from all is what they tell.
+    whole = lines is _SHARES or not labels
+    _style.percent_axis(ax, np.array([0.0, 100.0]) if whole else values.to_numpy())
     _style.label_ends(ax, labels, inches)

@@ -86,13 +86,11 @@ def judge(local, global_, x, options):
     return found
 
 
-def unlabelled_terms(model, batch, judged, options, target, over_batch=False):
+def unlabelled_terms(model, batch, judged, options, target):
     """Cross-entropy on kept pseudo-labels, and the agreement term, example by example."""
     kept = [i for i, example in enumerate(judged) if example["kept"]]
     strong = model(batch.strong).log_softmax(1)
-    pseudo = sum(-strong[i, judged[i]["label"]] for i in kept) / (
-        len(judged) if over_batch else max(len(kept), 1)
-    )
+    pseudo = sum(-strong[i, judged[i]["label"]] for i in kept) / max(len(kept), 1)
     consistency = torch.zeros(())
     if options.consistency_weight:
         log_q = (model(batch.x) / options.temperature).log_softmax(1)
@@ -100,9 +98,7 @@ def unlabelled_terms(model, batch, judged, options, target, over_batch=False):
         for i in agreed:
             p = torch.tensor(judged[i][target], dtype=torch.float32)
             divergence = sum(p[c] * (p[c].log() - log_q[i, c]) for c in range(3))
-            consistency = consistency + judged[i]["rho"] * divergence / (
-                len(judged) if over_batch else len(agreed)
-            )
+            consistency = consistency + judged[i]["rho"] * divergence / len(agreed)
     return pseudo, consistency
 
 
@@ -186,11 +182,12 @@ def test_the_single_upload_is_the_middle_of_the_two_models(model, half):
     assert single.num_examples == 8 + both.metrics["num_pseudo"]
 
 
-def test_the_joint_schedule_equals_plain_loops(model, half):
+@pytest.mark.parametrize("threshold", [0.4, 0.75, 1.0])
+def test_the_joint_schedule_equals_plain_loops(model, half, threshold):
     options = FedLabel(
         schedule="joint",
         warmup_rounds=0,
-        threshold=0.4,
+        threshold=threshold,
         unlabelled_weight=0.7,
         consistency_weight=0.5,
     )
@@ -207,9 +204,7 @@ def test_the_joint_schedule_equals_plain_loops(model, half):
         judged = judge(copy.deepcopy(reference), copy.deepcopy(start), unlabelled.x, options)
         step.zero_grad()
         loss = F.cross_entropy(reference.train()(labelled.x), truth)
-        pseudo, consistency = unlabelled_terms(
-            reference, unlabelled, judged, options, "other", over_batch=True
-        )
+        pseudo, consistency = unlabelled_terms(reference, unlabelled, judged, options, "other")
         (loss + 0.7 * (pseudo + 0.5 * consistency)).backward()
         step.step()
     assert_same(upload.arrays["arrays"], reference.state_dict())
