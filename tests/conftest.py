@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -15,6 +16,10 @@ from fedsim.engine.local import LocalTraining
 from fedsim.engine.update import ClientUpdate, LocalSGD
 from fedsim.engine.worker import Task
 from fedsim.models.small import linear
+
+# The same examples each time, and a busy machine must not fail a test.
+hypothesis.settings.register_profile("fedsim", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("fedsim")
 
 
 def make_source(

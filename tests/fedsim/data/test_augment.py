@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.data.augment import OPERATIONS, StrongAugmentation, WeakAugmentation
@@ -70,7 +70,6 @@ def test_the_draws_alone_decide(flip):
     assert not torch.allclose(y, x)
 
 
-@settings(deadline=None)  # the first example imports kornia
 @given(flip=st.booleans(), channels=st.sampled_from([1, 3]), seed=st.integers(0, 2**32 - 1))
 def test_an_image_does_not_depend_on_the_others_of_its_batch(flip, channels, seed):
     strong = StrongAugmentation(side=8, flip=flip, low=0, high=255)

@@ -142,7 +142,7 @@ class TestByRound:
         by_round(TWO_CLIENTS)
         pd.testing.assert_frame_equal(TWO_CLIENTS, before)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         st.lists(
             st.tuples(st.integers(1, 4), *[st.tuples(st.integers(0, 9), st.integers(0, 9))] * 3),
