@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedsim.config import Experiment
     from fedsim.experiment_file import load
+    from fedsim.flower_app import client_app
     from fedsim.simulation import Result, simulate
 
-__all__ = ["Experiment", "Result", "load", "simulate"]
+__all__ = ["Experiment", "Result", "client_app", "load", "simulate"]
 
 _HOMES = {
     "Experiment": "fedsim.config",
+    "client_app": "fedsim.flower_app",
     "load": "fedsim.experiment_file",
     "Result": "fedsim.simulation",
     "simulate": "fedsim.simulation",

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from logging import INFO
+from time import sleep
 
 import numpy as np
 from flwr.app import (
@@ -57,6 +58,8 @@ class FedAvg(Strategy):
         Clients that train at least, >= 0.
     min_evaluate_nodes : int
         Clients that test at least, >= 0.
+    min_available_nodes : int
+        Clients that must be connected before a round starts; it waits for them.
     seed : int
         Seed of the choice of clients, which depends on the round and on nothing else.
 
@@ -75,12 +78,14 @@ class FedAvg(Strategy):
         fraction_evaluate: float = 1.0,
         min_train_nodes: int = 1,
         min_evaluate_nodes: int = 0,
+        min_available_nodes: int = 1,
         seed: int = 0,
     ) -> None:
         self.fraction_train = fraction_train
         self.fraction_evaluate = fraction_evaluate
         self.min_train_nodes = min_train_nodes
         self.min_evaluate_nodes = min_evaluate_nodes
+        self.min_available_nodes = min_available_nodes
         self.seed = seed
 
     def summary(self) -> None:
@@ -95,7 +100,11 @@ class FedAvg(Strategy):
     ) -> list[Message]:
         """Choose S_t at random and send it w_t."""
         clients = self.cohort(
-            grid.get_node_ids(), self.fraction_train, self.min_train_nodes, "train", server_round
+            self._population(grid),
+            self.fraction_train,
+            self.min_train_nodes,
+            "train",
+            server_round,
         )
         return _messages(clients, MessageType.TRAIN, server_round, arrays, config)
 
@@ -115,7 +124,7 @@ class FedAvg(Strategy):
     ) -> list[Message]:
         """Choose the clients that test the model."""
         clients = self.cohort(
-            grid.get_node_ids(),
+            self._population(grid),
             self.fraction_evaluate,
             self.min_evaluate_nodes,
             "evaluate",
@@ -133,9 +142,19 @@ class FedAvg(Strategy):
 
     # ----- its parts -----------------------------------------------------------------------
 
+    def _population(self, grid: Grid) -> Sequence[int]:
+        """Return all clients; a range, as of simulated ones, isn't copied."""
+        while True:
+            found = grid.get_node_ids()
+            clients = found if isinstance(found, range) else sorted(found)
+            if len(clients) >= self.min_available_nodes:
+                return clients
+            log(INFO, "Waiting for clients: %d of %d", len(clients), self.min_available_nodes)
+            sleep(1)
+
     def cohort(
         self,
-        clients: Iterable[int],
+        clients: Sequence[int],
         fraction: float,
         at_least: int,
         purpose: str,
@@ -145,8 +164,8 @@ class FedAvg(Strategy):
 
         Parameters
         ----------
-        clients : iterable of int
-            All clients; a sequence (a range, say) isn't copied.
+        clients : sequence of int
+            All clients.
         fraction : float
             Share to choose.
         at_least : int
@@ -156,15 +175,14 @@ class FedAvg(Strategy):
         server_round : int
             Round, from 1.
         """
-        population = clients if isinstance(clients, Sequence) else list(clients)
         # A share such as 0.29 of 100 must not lose a client to rounding.
-        wanted = int(len(population) * fraction + 1e-9)
-        size = min(max(wanted, at_least), len(population))
-        if size == len(population):
-            return list(population)
+        wanted = int(len(clients) * fraction + 1e-9)
+        size = min(max(wanted, at_least), len(clients))
+        if size == len(clients):
+            return list(clients)
         rng = generator(self.seed, f"cohort {purpose}", round=server_round)
-        chosen = np.sort(rng.choice(len(population), size=size, replace=False, shuffle=False))
-        return [population[i] for i in chosen.tolist()]
+        chosen = np.sort(rng.choice(len(clients), size=size, replace=False, shuffle=False))
+        return [clients[i] for i in chosen.tolist()]
 
 
 def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> ArrayRecord:

@@ -45,6 +45,7 @@ class FedLabel(FedAvg):
         fraction_evaluate: float = 1.0,
         min_train_nodes: int = 1,
         min_evaluate_nodes: int = 0,
+        min_available_nodes: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -52,6 +53,7 @@ class FedLabel(FedAvg):
             fraction_evaluate=fraction_evaluate,
             min_train_nodes=min_train_nodes,
             min_evaluate_nodes=min_evaluate_nodes,
+            min_available_nodes=min_available_nodes,
             seed=seed,
         )
         self.disjoint = aggregation == "disjoint" and schedule == "sequential"

@@ -15,7 +15,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsim.engine.worker import Arrays
+from fedsim.engine.worker import Arrays, ClientReply
+from fedsim.errors import EngineError
 from fedsim.rng import generator
 
 SERVER_NODE_ID = 1
@@ -71,11 +72,55 @@ def identify(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
+def instruction(message: Message) -> tuple[ArrayRecord, int]:
+    """Return the global model that a strategy's message carries, and the round it names.
+
+    Raises
+    ------
+    EngineError
+        If the message doesn't hold exactly one ArrayRecord, or doesn't name its round.
+    """
+    kind = message.metadata.message_type
+    records = list(message.content.array_records.values())
+    if len(records) != 1:
+        raise EngineError(
+            f"a {kind} message holds {len(records)} ArrayRecords; "
+            "a strategy must send exactly one, the global model"
+        )
+    configs = message.content.config_records.values()
+    round = next((c["server-round"] for c in configs if "server-round" in c), None)
+    if not isinstance(round, int):
+        raise EngineError(
+            f"a {kind} message lacks 'server-round' in its ConfigRecord; "
+            "a strategy must name the round"
+        )
+    return records[0], round
+
+
 def reply(message: Message, groups: dict[str, Arrays], metrics: Mapping[str, float]) -> Message:
     """Return a client's answer: an ArrayRecord a group, and the metrics."""
     content = RecordDict({group: to_record(arrays) for group, arrays in groups.items()})
     content["metrics"] = MetricRecord(dict(metrics))
     return Message(content, reply_to=message)
+
+
+def train_reply(message: Message, answer: ClientReply) -> Message:
+    """Return what a client sends after training; an error where it failed."""
+    if answer.error:
+        return error_reply(message, answer.error)
+    metrics: dict[str, float] = {NUM_EXAMPLES: answer.num_examples}
+    metrics |= {name.replace("_", "-"): value for name, value in answer.metrics.items()}
+    return reply(message, answer.arrays, metrics)
+
+
+def evaluate_reply(message: Message, num_test: int, loss: float, accuracy: float) -> Message:
+    """Return what a client sends after testing the model.
+
+    Without test examples there are no figures; weight 0 keeps it out of means.
+    """
+    if not num_test:
+        loss, accuracy = 0.0, 0.0
+    return reply(message, {}, {NUM_EXAMPLES: num_test, "loss": loss, "accuracy": accuracy})
 
 
 def error_reply(message: Message, reason: str) -> Message:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from numpy.typing import NDArray
@@ -200,15 +200,13 @@ class SimulatedGrid(Grid):
             report.clients += clients
             report.bytes_down += len(group) * _num_bytes(arrays)
             for message, answer in zip(group, self.train(arrays, round, clients), strict=True):
+                answers.append(flower.train_reply(message, answer))
                 if answer.error:
                     report.failures[answer.client] = answer.error
-                    answers.append(flower.error_reply(message, answer.error))
                     continue
                 report.bytes_up += sum(map(_num_bytes, answer.arrays.values()))
-                row = {"num_examples": answer.num_examples, **answer.metrics}
-                rows.append({"client": answer.client, **row, **answer.audit})
-                metrics = {name.replace("_", "-"): value for name, value in row.items()}
-                answers.append(flower.reply(message, answer.arrays, metrics))
+                numbers = {"num_examples": answer.num_examples, **answer.metrics, **answer.audit}
+                rows.append({"client": answer.client, **numbers})
         report.metrics = pd.DataFrame(rows, columns=None if rows else ["client", "num_examples"])
         self.report = report
         return answers
@@ -222,13 +220,10 @@ class SimulatedGrid(Grid):
             frame = self._test_clients(record, clients)
             frames.append(frame)
             columns = zip(group, frame["num_test"], frame["loss"], frame["accuracy"], strict=True)
-            for message, num_test, loss, accuracy in columns:
-                # A client without test examples has no figures: weight 0 keeps it out of means.
-                figures = (float(loss), float(accuracy)) if num_test else (0.0, 0.0)
-                metrics = dict(zip(("loss", "accuracy"), figures, strict=True))
-                answers.append(
-                    flower.reply(message, {}, {flower.NUM_EXAMPLES: int(num_test), **metrics})
-                )
+            answers += [
+                flower.evaluate_reply(message, int(num_test), float(loss), float(accuracy))
+                for message, num_test, loss, accuracy in columns
+            ]
         self.evaluated = pd.concat(frames, ignore_index=True)
         return answers
 
@@ -273,20 +268,8 @@ def _by_record(messages: list[Message]) -> list[tuple[ArrayRecord, int, list[Mes
     """Group messages that carry the same ArrayRecord object; with the round they name."""
     groups: dict[int, tuple[ArrayRecord, int, list[Message]]] = {}
     for message in messages:
-        records = list(message.content.array_records.values())
-        if len(records) != 1:
-            raise EngineError(
-                f"a {message.metadata.message_type} message holds {len(records)} ArrayRecords; "
-                "a strategy must send exactly one, the global model"
-            )
-        configs: list[ConfigRecord] = list(message.content.config_records.values())
-        round = next((c["server-round"] for c in configs if "server-round" in c), None)
-        if not isinstance(round, int):
-            raise EngineError(
-                f"a {message.metadata.message_type} message lacks 'server-round' in its "
-                "ConfigRecord; a strategy must name the round"
-            )
-        groups.setdefault(id(records[0]), (records[0], round, []))[2].append(message)
+        record, round = flower.instruction(message)
+        groups.setdefault(id(record), (record, round, []))[2].append(message)
     return list(groups.values())
 
 

@@ -34,7 +34,7 @@ from fedsim.rng import generator
 
 PREDICT_BLOCK = 500
 """Examples in a forward pass of evaluation. Fixed, so that rounding doesn't depend on how the
-examples are shared out among the workers."""
+blocks are shared out among the workers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,15 +229,17 @@ class LocalTrainer:
         )
 
     @torch.no_grad()
-    def test(self, w: Weights, block: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Predict one block of the global test set with weights ``w``.
+    def test(
+        self, w: Weights, index: NDArray[Any] | slice
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Predict examples of the global test set with weights ``w``.
 
         Parameters
         ----------
         w : Weights
             The model.
-        block : int
-            Block b holds the examples from b * PREDICT_BLOCK on.
+        index : ndarray of integers or slice
+            B examples.
 
         Returns
         -------
@@ -247,10 +249,9 @@ class LocalTrainer:
             The cross-entropy of each example.
         """
         source = self.federation.source
-        part = slice(block * PREDICT_BLOCK, (block + 1) * PREDICT_BLOCK)
         # A copy: shared memory is read-only, and PyTorch wants to be able to write.
-        x = self._loader.normalise(torch.from_numpy(source.x_test[part].copy()))
-        y = torch.from_numpy(source.y_test[part].copy())
+        x = self._loader.normalise(torch.from_numpy(source.x_test[index].copy()))
+        y = torch.from_numpy(source.y_test[index].copy())
         logits = self.net.predict(w, x)
         loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
         return logits.argmax(1).numpy(), loss.numpy()

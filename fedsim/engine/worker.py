@@ -19,7 +19,7 @@ from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, LocalTraining
 from fedsim.engine.update import ClientUpdate
-from fedsim.models.net import Model, Net
+from fedsim.models.net import Model, Net, Weights
 
 Arrays = dict[str, NDArray[Any]]
 """A model's arrays by name, as NumPy."""
@@ -90,7 +90,7 @@ class Worker:
 
         A client that raises, or whose upload isn't finite, gives a reply with an error.
         """
-        w = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        w = _weights(arrays)
         replies = []
         for client in clients:
             try:
@@ -113,9 +113,25 @@ class Worker:
     def test(
         self, arrays: Arrays, blocks: Iterable[int]
     ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Return predicted classes and losses of blocks of the global test set."""
-        w = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        return [self._trainer.test(w, block) for block in blocks]
+        """Return predicted classes and losses of blocks of the global test set.
+
+        Block b holds the examples from b * PREDICT_BLOCK on.
+        """
+        w = _weights(arrays)
+        return [
+            self._trainer.test(w, slice(block * PREDICT_BLOCK, (block + 1) * PREDICT_BLOCK))
+            for block in blocks
+        ]
+
+    def test_client(self, arrays: Arrays, client: int) -> tuple[int, float, float]:
+        """Return the number of a client's own test examples, mean loss and accuracy on them."""
+        federation = self._trainer.federation
+        index = federation.test(client)
+        if not len(index):
+            return 0, float("nan"), float("nan")
+        predicted, loss = self._trainer.test(_weights(arrays), index)
+        truth = federation.source.y_test[index]
+        return len(index), float(loss.mean()), float((predicted == truth).mean())
 
 
 def num_blocks(federation: Federation) -> int:
@@ -152,6 +168,10 @@ def expected_steps(federation: Federation, clients: Sequence[int]) -> NDArray[np
     chosen = np.asarray(clients)
     sizes: NDArray[np.int64] = np.diff(federation.train_offsets)[chosen]
     return sizes
+
+
+def _weights(arrays: Arrays) -> Weights:
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
 def _first_not_finite(groups: dict[str, Arrays]) -> str:

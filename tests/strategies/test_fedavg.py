@@ -116,6 +116,24 @@ def test_all_messages_of_a_round_share_one_content_that_names_the_round():
     assert messages[0].content["config"]["server-round"] == 7
 
 
+def test_a_round_waits_for_its_clients(monkeypatch):
+    """On a real network nodes connect one after the other, in any order."""
+    flower.enter_runtime()
+    connected = [[], [7], [9, 7], [9, 4, 7]]
+
+    class Connecting:
+        def get_node_ids(self):
+            return iter(connected.pop(0))
+
+    waited = []
+    monkeypatch.setattr("strategies.fedavg.sleep", waited.append)
+    messages = FedAvg(min_available_nodes=3).configure_train(
+        1, ArrayRecord(), ConfigRecord(), Connecting()
+    )
+    assert [message.metadata.dst_node_id for message in messages] == [4, 7, 9]
+    assert waited == [1, 1, 1]
+
+
 def test_fedprox_aggregates_as_fedavg():
     replies = [answer({"w": [1.0]}, 3), answer({"w": [5.0]}, 1)]
     assert values(FedProx().aggregate_train(1, replies)[0]) == {"w": [2.0]}

@@ -1,0 +1,74 @@
+"""An experiment's clients as a stock Flower ClientApp."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import lru_cache
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedsim.config import Experiment
+from fedsim.engine import flower
+from fedsim.engine.worker import Worker
+from fedsim.errors import EngineError
+from fedsim.simulation import load_federation, make_task
+
+
+def client_app(experiment: Experiment) -> ClientApp:
+    """Return the clients of an experiment as a Flower app, for Flower's own runtimes.
+
+    The same client update runs as in `fedsim.simulate`, with the same numbers, one client at a
+    time. Which client a node is stands in its ``partition-id``, as Flower's simulation sets it.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        Data, clients, model, method and training; ``[engine]`` and ``[evaluation]`` don't matter.
+
+    Returns
+    -------
+    flwr.clientapp.ClientApp
+        Answers train and evaluate messages. The data are read at the first message.
+
+    Examples
+    --------
+    In the module that a Flower project names as its client app::
+
+        app = fedsim.client_app(fedsim.load(Path("experiment.toml")))
+    """
+    text = experiment.to_toml()
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        client = _client(context, experiment)
+        record, round = flower.instruction(message)
+        (answer,) = _worker(text).train(flower.from_record(record), round, [client])
+        return flower.train_reply(message, answer)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        client = _client(context, experiment)
+        record, _ = flower.instruction(message)
+        figures = _worker(text).test_client(flower.from_record(record), client)
+        return flower.evaluate_reply(message, *figures)
+
+    return app
+
+
+@lru_cache(maxsize=1)
+def _worker(text: str) -> Worker:
+    """Return this process's worker: Flower unpickles the app anew for every message."""
+    experiment = Experiment(**tomllib.loads(text))
+    return Worker(make_task(experiment, load_federation(experiment)))
+
+
+def _client(context: Context, experiment: Experiment) -> int:
+    client = context.node_config.get("partition-id")
+    if not isinstance(client, int) or not 0 <= client < experiment.clients.count:
+        raise EngineError(
+            f"a node's partition-id is {client!r}; it must be a client, "
+            f"0..{experiment.clients.count - 1}"
+        )
+    return client

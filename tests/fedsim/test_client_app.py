@@ -1,0 +1,75 @@
+"""The experiment's clients as a Flower app: the same answers as in the simulation."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from ray import cloudpickle
+
+import fedsim
+from fedsim.engine import flower
+from fedsim.engine.grid import InlineGrid
+from fedsim.errors import EngineError
+from fedsim.simulation import initial_arrays, load_federation, make_task
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return fedsim.Experiment(
+        clients={"count": 3, "labelled": 0.1},
+        model={"name": "linear"},
+        method={"name": "fedlabel", "warmup_rounds": 0, "threshold": 0.5},
+        training={"local_steps": 3},
+    )
+
+
+@pytest.fixture(scope="module")
+def task(experiment):
+    return make_task(experiment, load_federation(experiment))
+
+
+def message(task, kind):
+    flower.enter_runtime()
+    content = RecordDict(
+        {
+            "arrays": flower.to_record(initial_arrays(task)),
+            "config": ConfigRecord({"server-round": 4}),
+        }
+    )
+    return Message(content, 1, kind)
+
+
+def context(**node_config):
+    return Context(run_id=1, node_id=9, node_config=node_config, state=RecordDict(), run_config={})
+
+
+def test_training_gives_the_simulations_reply(experiment, task):
+    app = fedsim.client_app(experiment)
+    found = app(message(task, "train"), context(**{"partition-id": 1}))
+    (expected,) = InlineGrid(task).send_and_receive([message(task, "train")])
+    assert set(found.content.array_records) == {"labelled", "unlabelled"}
+    for group, record in expected.content.array_records.items():
+        for name, array in record.items():
+            other = found.content.array_records[group][name]
+            np.testing.assert_array_equal(other.numpy(), array.numpy())
+    assert found.content["metrics"] == expected.content["metrics"]
+
+
+def test_flower_can_send_the_app_to_its_own_workers(experiment, task):
+    app = cloudpickle.loads(cloudpickle.dumps(fedsim.client_app(experiment)))
+    assert app(message(task, "train"), context(**{"partition-id": 0})).has_content()
+
+
+def test_testing_gives_the_simulations_figures(experiment, task):
+    app = fedsim.client_app(experiment)
+    found = app(message(task, "evaluate"), context(**{"partition-id": 1})).content["metrics"]
+    (expected,) = InlineGrid(task).send_and_receive([message(task, "evaluate")])
+    for name, value in expected.content["metrics"].items():
+        assert found[name] == pytest.approx(value, rel=1e-5)
+
+
+class TestClientAppFailure:
+    @pytest.mark.parametrize("node_config", [{}, {"partition-id": 3}, {"partition-id": "a"}])
+    def test_a_node_that_is_no_client(self, experiment, task, node_config):
+        app = fedsim.client_app(experiment)
+        with pytest.raises(EngineError, match=r"partition-id is .*; it must be a client, 0\.\.2"):
+            app(message(task, "train"), context(**node_config))
