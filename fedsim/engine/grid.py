@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -241,6 +242,7 @@ class InlineGrid(SimulatedGrid):
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
+        self._threads = torch.get_num_threads()
         self._worker = Worker(task)
         self._blocks = range(num_blocks(task.federation))
 
@@ -253,7 +255,8 @@ class InlineGrid(SimulatedGrid):
         return join_blocks(self._worker.test(arrays, self._blocks))
 
     def close(self) -> None:
-        """Do nothing: there is nothing to stop."""
+        """Give PyTorch its threads back: a worker takes one, and this process goes on."""
+        torch.set_num_threads(self._threads)
 
 
 def join_blocks(

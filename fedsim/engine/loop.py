@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.engine import flower
-from fedsim.engine.grid import SimulatedGrid
+from fedsim.engine.grid import SimulatedGrid, TrainReport
 from fedsim.metrics import GROUPS
 
 FAILURES_SHOWN = 3
@@ -83,6 +83,7 @@ def run_rounds(
             with flower.seeded_sampling(seed, "configure_train", round):
                 messages = strategy.configure_train(round, arrays, ConfigRecord(), grid)
             clock.lap("configure")
+            grid.report = TrainReport()
             replies = list(grid.send_and_receive(messages))
             clock.lap("train")
             _warn_of_failures(round, grid.report.failures, len(replies))

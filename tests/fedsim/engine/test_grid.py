@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -108,6 +109,18 @@ def test_evaluate_replies_are_the_clients_figures(make_grid, federation):
         )
     assert grid.evaluated["client"].tolist() == [2, 1]
     assert grid.test(record)["accuracy"] == pytest.approx(np.mean(predicted == source.y_test))
+
+
+def test_a_closed_grid_gives_the_threads_back(make_grid):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        grid, _ = make_grid()
+        assert torch.get_num_threads() == 1
+        grid.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 class TestGridFailure:

@@ -146,6 +146,21 @@ def test_a_strategy_may_skip_the_clients_evaluation(run):
     assert only.clients.empty
 
 
+def test_a_round_in_which_nobody_is_asked_keeps_the_model(run):
+    class EverySecond(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            if server_round % 2 == 0:
+                return []
+            return super().configure_train(server_round, arrays, config, grid)
+
+    with pytest.warns(UserWarning, match="round 2: no client had anything to average"):
+        _, found = run(EverySecond(), rounds=2)
+    assert [finished.row["clients"] for finished in found] == [4, 0]
+    assert found[1].arrays is found[0].arrays
+    assert found[1].row["bytes_up"] == 0
+    assert found[1].training.empty
+
+
 def test_the_seconds_of_the_parts_add_up(run):
     _, (only,) = run(FedAvg())
     assert set(only.seconds) == {"configure", "train", "aggregate", "evaluate"}
