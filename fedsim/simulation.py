@@ -190,8 +190,11 @@ def make_strategy(experiment: Experiment) -> Strategy:
     }
     settings = experiment.method.options_of(make)
     settings |= {key: value for key, value in plumbing.items() if registry.accepts(make, key)}
-    with flower.quiet_log():
-        strategy = make(**settings)
+    try:
+        with flower.quiet_log():
+            strategy = make(**settings)
+    except ValueError as error:
+        raise ConfigError(f"method.name = {name!r}: {error}") from None
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"method.name = {name!r}: isn't a flwr.serverapp.strategy.Strategy")
     return strategy

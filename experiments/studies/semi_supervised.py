@@ -83,25 +83,29 @@ def run(arguments: argparse.Namespace, key: dict[str, object]) -> dict[str, floa
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Return the Markdown table: a row a method, columns for each alpha."""
+    """Return the Markdown table: a row a method, columns for each alpha; – where nothing ran."""
     alphas = sorted(rows["alpha"].unique())
-    heads = [
-        f"alpha {alpha}: {what}"
-        for alpha in alphas
-        for what in ("generic", "personal", "pseudo-labels right / kept")
-    ]
+    columns = ("generic", "personal", "pseudo-labels right / kept")
+    heads = [f"alpha {alpha}: {column}" for alpha in alphas for column in columns]
     lines = [" | ".join(["| method", *heads]) + " |", "|---" * (1 + len(heads)) + "|"]
     for method in METHODS:
         cells = [f"| {method}"]
         for alpha in alphas:
             chosen = rows[(rows["method"] == method) & (rows["alpha"] == alpha)]
-            for column in ("generic", "personal"):
-                values = chosen[column]
-                cells.append(f"{values.mean():.1f} ± {values.std():.1f}")
+            cells += [_spread(chosen["generic"]), _spread(chosen["personal"])]
             right, kept = chosen["pseudo_accuracy"].mean(), chosen["kept"].mean()
             cells.append("–" if pd.isna(right) else f"{right:.1f} / {kept:.1f}")
         lines.append(" | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _spread(values: pd.Series) -> str:
+    if values.empty:
+        return "–"
+    if len(values) == 1:
+        return f"{values.iloc[0]:.1f} (1 seed)"
+    seeds = "" if len(values) == 3 else f" ({len(values)} seeds)"
+    return f"{values.mean():.1f} ± {values.std():.1f}{seeds}"
 
 
 if __name__ == "__main__":

@@ -13,12 +13,15 @@ from contextlib import contextmanager
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app.exception import AppExitException
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.engine.worker import Arrays, ClientReply
 from fedsim.errors import EngineError
 from fedsim.rng import generator
 
+FlowerError = AppExitException
+"""What Flower's strategies raise where they can't go on."""
 SERVER_NODE_ID = 1
 """Flower's own number of the server node."""
 CLIENT_ERROR = 2

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.engine import flower
 from fedsim.engine.grid import SimulatedGrid, TrainReport
+from fedsim.errors import EngineError
 from fedsim.metrics import GROUPS
 
 FAILURES_SHOWN = 3
@@ -87,7 +88,7 @@ def run_rounds(
             replies = list(grid.send_and_receive(messages))
             clock.lap("train")
             _warn_of_failures(round, grid.report.failures, len(replies))
-            new = strategy.aggregate_train(round, replies)[0] if _usable(replies) else None
+            new = _aggregate(strategy, round, replies) if _usable(replies) else None
         arrays = _accept(round, new, arrays)
         clock.lap("aggregate")
         figures: dict[str, float] = {}
@@ -108,6 +109,17 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[part] = now - self._last
         self._last = now
+
+
+def _aggregate(strategy: Strategy, round: int, replies: list[Message]) -> ArrayRecord | None:
+    try:
+        return strategy.aggregate_train(round, replies)[0]
+    except flower.FlowerError as error:
+        # Flower's strategies refuse replies of another form than theirs.
+        raise EngineError(
+            f"round {round}: {type(strategy).__name__} can't average what the clients upload "
+            f"({error}); do method.name and method.client belong together?"
+        ) from None
 
 
 def _usable(replies: list[Message]) -> bool:

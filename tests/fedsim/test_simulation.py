@@ -293,6 +293,11 @@ class TestSimulateFailure:
             fedsim.simulate(experiment(**vectors))
         assert len(fedsim.simulate(experiment(data=vectors["data"])).rounds) == 4
 
+    def test_a_strategy_and_clients_that_do_not_belong_together(self):
+        method = {"name": "fedmedian", "client": "clients:FedLabel"}
+        with pytest.raises(EngineError, match=r"round 1: FedMedian can't average .*ArrayRecord"):
+            fedsim.simulate(experiment(method=method))
+
     def test_parts_of_ones_own_of_the_wrong_kind(self):
         with pytest.raises(ConfigError, match=r"isn't a flwr.serverapp.strategy.Strategy"):
             fedsim.simulate(experiment(method={"name": "fractions:Fraction"}))
