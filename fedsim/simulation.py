@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -149,23 +153,49 @@ def simulate(
     grid = make_grid(experiment, task)
     recorder.setup_seconds = time.perf_counter() - started
     try:
-        for finished in run_rounds(
-            strategy,
-            grid,
-            arrays,
-            rounds=experiment.training.rounds,
-            evaluate_every=experiment.evaluation.every,
-            seed=experiment.seed,
-        ):
-            arrays = finished.arrays
-            recorder.add(finished)
-            if observer is not None:
-                observer(finished.row)
+        with _noted_interrupts() as interrupted:
+            for finished in run_rounds(
+                strategy,
+                grid,
+                arrays,
+                rounds=experiment.training.rounds,
+                evaluate_every=experiment.evaluation.every,
+                seed=experiment.seed,
+            ):
+                arrays = finished.arrays
+                recorder.add(finished)
+                if observer is not None:
+                    observer(finished.row)
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
     finally:
         # Also after Ctrl-C or an error: the workers go, what the finished rounds gave stays.
         grid.close()
         recorder.close(flower.from_record(arrays))
     return recorder.result(flower.from_record(arrays))
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[threading.Event]:
+    """Note every Ctrl-C, which raises KeyboardInterrupt as usual.
+
+    Python drops the exception where the signal arrives inside a destructor or a callback, and
+    Ray has many of both; the note lets the round loop stop all the same.
+    """
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted  # only the main thread gets signals
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def make_strategy(experiment: Experiment) -> Strategy:

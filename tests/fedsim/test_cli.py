@@ -149,15 +149,20 @@ def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_ray_process(here):
         text=True,
     )
     rows = here / "results" / "rounds.csv"
-    deadline = time.monotonic() + 60
-    while not rows.exists() or rows.read_text().count("\n") < 4:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert len(set(ray_processes()) - before) >= 4
-    # A terminal sends the signal to the whole foreground group, Ray's processes included.
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while not rows.exists() or rows.read_text().count("\n") < 4:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len(set(ray_processes()) - before) >= 4
+        # A terminal sends the signal to the whole foreground group, Ray's processes included.
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "stopped; the finished rounds are in results"
     assert "Traceback" not in errors

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 
 import numpy as np
 import pandas as pd
@@ -252,6 +253,24 @@ def test_an_interrupted_run_keeps_its_finished_rounds(tmp_path):
     assert pd.read_csv(tmp_path / "run" / "rounds.csv")["round"].tolist() == [1, 2]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["rounds_finished"] == 2
     assert set(load_file(tmp_path / "run" / "model.safetensors")) == {"head.weight", "head.bias"}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_still_ends_the_run(tmp_path):
+    class Signals:
+        def __del__(self):
+            # What is raised in a destructor goes nowhere.
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupt_in_round_2(row):
+        if row["round"] == 2:
+            Signals()
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.simulate(experiment(), out=tmp_path / "run", observer=interrupt_in_round_2)
+    assert pd.read_csv(tmp_path / "run" / "rounds.csv")["round"].tolist() == [1, 2]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 class TestSimulateFailure:
