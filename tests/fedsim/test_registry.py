@@ -19,7 +19,7 @@ def own_module(tmp_path, monkeypatch):
     sys.modules.pop("my_parts", None)
 
 
-def test_what_the_issue_of_a_newcomer_needs_is_there():
+def test_the_documented_names_are_installed():
     assert {"fedavg", "fedprox", "fedadam", "fedavgm", "fedmedian", "krum"} <= set(
         registry.names("method")
     )
