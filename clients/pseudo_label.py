@@ -17,6 +17,7 @@ from fedsim.engine.update import (
     Batch,
     Client,
     ClientUpdate,
+    LocalSGD,
     Steps,
     Targets,
     Upload,
@@ -144,10 +145,8 @@ class JointUpdate(ClientUpdate):
             w_k, log = yield from sgd(self.labelled_loss, w, labelled)
         return Upload({"arrays": w_k}, len(labelled) + len(unlabelled), log)
 
-    @staticmethod
-    def labelled_loss(net: Net, w_k: Weights, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean cross-entropy of a batch of labelled examples."""
-        return cross_entropy(net(w_k, batch.x), batch), {}
+    # The labelled part trains as FedAvg does.
+    labelled_loss = staticmethod(LocalSGD.loss)
 
     def _joint_teach(
         self, net: Net, w_k: Weights, batch: tuple[Batch, Batch], *given: Weights

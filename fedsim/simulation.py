@@ -375,11 +375,10 @@ class _Recorder:
 
     def _client_rows(self, row: dict[str, Any], clients: pd.DataFrame) -> pd.DataFrame:
         index = clients["client"].to_numpy()
-        sizes = self._federation.train_offsets
         frame = clients.copy()
         frame.insert(0, "round", row["round"])
         frame.insert(2, "view", VIEW)
-        frame.insert(3, "num_train", (sizes[1:] - sizes[:-1])[index])
+        frame.insert(3, "num_train", self._federation.num_train(index))
         frame.insert(4, "num_labelled", self._federation.num_labelled[index])
         return frame
 

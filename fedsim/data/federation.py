@@ -78,6 +78,14 @@ class Federation:
         """Return all training examples of a client, labelled ones first (a view)."""
         return self.train_index[self._span(self.train_offsets, client)]
 
+    def num_train(self, clients: NDArray[np.integer[Any]]) -> Ints:
+        """Return the number of training examples of each of some clients, int64 [len(clients)].
+
+        The cost follows these clients, not all there are.
+        """
+        sizes: Ints = self.train_offsets[clients + 1] - self.train_offsets[clients]
+        return sizes
+
     def labelled(self, client: int) -> Index:
         """Return the training examples of a client that keep their label (a view)."""
         return self.train(client)[: self.num_labelled[client]]

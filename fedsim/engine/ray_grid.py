@@ -16,7 +16,6 @@ from fedsim.engine.worker import (
     Arrays,
     ClientReply,
     Task,
-    expected_steps,
     fingerprint,
     num_blocks,
 )
@@ -60,8 +59,9 @@ class RayGrid(SimulatedGrid):
         try:
             self._task = self._ray.put(task)
             self._actors = [self._start_worker() for _ in range(workers)]
+            expected = fingerprint(task.packages)
             for found in self._ray.get([actor.fingerprint.remote() for actor in self._actors]):
-                _check_imports(found, fingerprint(task.packages))
+                _check_imports(found, expected)
         except self._ray.exceptions.RayActorError as error:
             self.close()
             raise EngineError(f"a Ray worker could not start: {error}") from None
@@ -70,9 +70,9 @@ class RayGrid(SimulatedGrid):
             raise
 
     def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> list[ClientReply]:
-        """Train the clients, shared out among the workers by their expected steps."""
+        """Train the clients, shared out among the workers by their training examples."""
         shared = self._ray.put(arrays)
-        parts = balance(expected_steps(self._federation, clients), len(self._actors))
+        parts = balance(self._federation.num_train(np.asarray(clients)), len(self._actors))
         work = {
             worker: ("train", (shared, round, [clients[i] for i in part]))
             for worker, part in enumerate(parts)

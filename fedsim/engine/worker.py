@@ -163,13 +163,6 @@ def extend_path(folders: Iterable[str]) -> None:
     sys.path.extend(folder for folder in folders if folder not in sys.path)
 
 
-def expected_steps(federation: Federation, clients: Sequence[int]) -> NDArray[np.int64]:
-    """Return a figure proportional to the work each client takes: its training examples."""
-    chosen = np.asarray(clients)
-    sizes: NDArray[np.int64] = np.diff(federation.train_offsets)[chosen]
-    return sizes
-
-
 def _weights(arrays: Arrays) -> Weights:
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
