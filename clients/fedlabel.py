@@ -26,18 +26,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from clients.checks import check_above, check_at_least
 from clients.pseudo_label import (
     Expertise,
     JointUpdate,
-    check_at_least,
     expertise,
     masked_mean,
-    strong_logits,
 )
 from fedsim.engine.update import Batch, Client, Steps, Targets, Upload, sgd
-from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
 
 
@@ -102,24 +99,30 @@ class FedLabel(JointUpdate):
             check_at_least(name, getattr(self, name), 0)
         for name in ("consistency_weight", "proximal_weight"):
             check_at_least(name, getattr(self, name), 0)
-        if not self.temperature > 0:
-            raise ConfigError(f"method.temperature = {self.temperature}: must be above 0")
+        check_above("temperature", self.temperature, 0)
 
     def update(self, w: Weights, client: Client) -> Steps:
         """Run the labelled and the unlabelled pass."""
+        w = self.begin(w, client)
         if self.schedule == "joint" and client.round > self.warmup_rounds:
             return (yield from self.update_jointly(w, client, given=(w,)))
         w_l, log = yield from sgd(
-            self.labelled_loss, w, client.labelled, steps=self.labelled_steps or None
+            self.labelled_loss,
+            w,
+            client.labelled,
+            train=self.trained,
+            steps=self.labelled_steps or None,
         )
+        own = self.own(w_l)
         if self.schedule == "joint":
-            return Upload({"arrays": w_l}, len(client.labelled), log)
+            return Upload({"arrays": self.shared(w_l)}, len(client.labelled), log, own)
         w_u, num_kept, log["unlabelled_loss"] = w, 0.0, nan
         if client.round > self.warmup_rounds:
             w_u, unlabelled_log = yield from sgd(
                 self.sequential_loss,
                 w,
                 client.unlabelled,
+                train=self.trained,
                 steps=self.unlabelled_steps or None,
                 teach=self.teach,
                 strong=True,
@@ -127,13 +130,16 @@ class FedLabel(JointUpdate):
             )
             num_kept = unlabelled_log.get("kept", 0.0)
             log["unlabelled_loss"] = unlabelled_log["train_loss"]
+            # What stays on the client is halved as the server halves what leaves it.
+            own = _mean(own, self.own(w_u))
         metrics = {**log, "num_labelled": len(client.labelled), "num_pseudo": max(num_kept, 1.0)}
         num_examples = len(client.labelled) + len(client.unlabelled)
         if self.aggregation == "single":
             # n_k of this variant: labelled and pseudo-labelled examples.
-            single = {name: (w_l[name] + w_u[name]) / 2 for name in w}
-            return Upload({"arrays": single}, len(client.labelled) + int(num_kept), metrics)
-        return Upload({"labelled": w_l, "unlabelled": w_u}, num_examples, metrics)
+            single = _mean(self.shared(w_l), self.shared(w_u))
+            return Upload({"arrays": single}, len(client.labelled) + int(num_kept), metrics, own)
+        groups = {"labelled": self.shared(w_l), "unlabelled": self.shared(w_u)}
+        return Upload(groups, num_examples, metrics, own)
 
     # ----- the two teachers (sec. 3) -------------------------------------------------------
 
@@ -141,8 +147,8 @@ class FedLabel(JointUpdate):
         """Let the better expert label each weakly augmented example."""
         # The frozen labelled model, or (jointly) the model being trained.
         local, global_ = given if self.schedule == "sequential" else (w_k, *given)
-        p_l = (net.predict(local, batch.x) / self.temperature).softmax(dim=1)
-        p_g = (net.predict(global_, batch.x) / self.temperature).softmax(dim=1)
+        p_l = (self.teacher(net, local, batch.x) / self.temperature).softmax(dim=1)
+        p_g = (self.teacher(net, global_, batch.x) / self.temperature).softmax(dim=1)
         h_l, h_g = expertise(p_l, self.expertise), expertise(p_g, self.expertise)
         is_local = h_l >= h_g
         p_expert = torch.where(is_local[:, None], p_l, p_g)
@@ -175,12 +181,10 @@ class FedLabel(JointUpdate):
     def _terms(
         self, net: Net, w_u: Weights, batch: Batch, targets: Targets, pseudo_weight: float
     ) -> Tensor:
-        losses = F.cross_entropy(
-            strong_logits(net, w_u, batch), targets["pseudo_label"], reduction="none"
-        )
-        loss = pseudo_weight * masked_mean(losses, targets["kept"], targets["kept"])
+        loss = pseudo_weight * self.pseudo_cross_entropy(net, w_u, batch, targets, targets["kept"])
         if self.consistency_weight:
-            log_q = (net(w_u, batch.x) / self.temperature).log_softmax(dim=1)
+            # Of several heads the first, which trains the backbone.
+            log_q = (self.logits(net, w_u, batch.x)[0] / self.temperature).log_softmax(dim=1)
             p = targets["p_target"]
             # KL(p || q), with 0 log 0 = 0.
             divergence = (torch.special.xlogy(p, p) - p * log_q).sum(dim=1)
@@ -199,3 +203,7 @@ class FedLabel(JointUpdate):
             distance = sum((w_u[name] - w[name]).square().mean() for name in sorted(net.trainable))
             loss = loss + self.proximal_weight * distance
         return loss, {"kept": targets["kept"].sum()}
+
+
+def _mean(a: Weights, b: Weights) -> Weights:
+    return {name: (a[name] + b[name]) / 2 for name in a}

@@ -17,12 +17,11 @@ h_k     ``loss``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 
 from torch import Tensor
 
+from clients.checks import check_at_least
 from fedsim.engine.update import Batch, Client, ClientUpdate, Steps, Upload, cross_entropy, sgd
-from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
 
 
@@ -39,8 +38,7 @@ class FedProx(ClientUpdate):
     mu: float = 0.01
 
     def __post_init__(self) -> None:
-        if not (self.mu >= 0 and isfinite(self.mu)):
-            raise ConfigError(f"method.mu = {self.mu}: must be at least 0 (0 is FedAvg)")
+        check_at_least("mu", self.mu, 0)
 
     def update(self, w: Weights, client: Client) -> Steps:
         """Minimise h_k(.; w^t) by ``local_epochs`` epochs of SGD."""

@@ -20,9 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from clients.pseudo_label import JointUpdate, masked_mean, strong_logits
+from clients.pseudo_label import JointUpdate
 from fedsim.engine.update import Batch, Client, Steps, Targets
 from fedsim.models import Net, Weights
 
@@ -31,19 +30,16 @@ from fedsim.models import Net, Weights
 class FixMatch(JointUpdate):
     """What the two variants share."""
 
-    def label(self, logits: Tensor) -> Targets:
+    def label(self, net: Net, w: Weights, batch: Batch) -> Targets:
         """Take the teacher's most probable class where its probability is above tau."""
-        q, pseudo_label = logits.softmax(dim=1).max(dim=1)
-        return {"pseudo_label": pseudo_label, "kept": (q > self.threshold).float()}
+        q, pseudo_label = self.teacher(net, w, batch.x).softmax(dim=1).max(dim=1)
+        return {"pseudo_label": pseudo_label, "kept": (q > self.threshold).float() * batch.mask}
 
     def unlabelled_loss(
         self, net: Net, w_k: Weights, batch: Batch, targets: Targets, *given: Weights
     ) -> Tensor:
         """Return l_u (eq. 4): a mean over all examples of the batch, those not kept giving 0."""
-        losses = F.cross_entropy(
-            strong_logits(net, w_k, batch), targets["pseudo_label"], reduction="none"
-        )
-        return masked_mean(losses, targets["kept"] * batch.mask, batch.mask)
+        return self.pseudo_cross_entropy(net, w_k, batch, targets, batch.mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +52,7 @@ class FixMatchLocal(FixMatch):
 
     def teach(self, net: Net, w_k: Weights, batch: Batch, *given: Weights) -> Targets:
         """Label the batch with the current model."""
-        return self.label(net.predict(w_k, batch.x))
+        return self.label(net, w_k, batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,4 +65,4 @@ class FixMatchGlobal(FixMatch):
 
     def teach(self, net: Net, w_k: Weights, batch: Batch, *given: Weights) -> Targets:
         """Label the batch with the global model."""
-        return self.label(net.predict(given[0], batch.x))
+        return self.label(net, given[0], batch)

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from clients.checks import check_at_least, check_share
 from fedsim.engine.update import (
     Batch,
     Client,
     ClientUpdate,
-    LocalSGD,
     Steps,
     Targets,
     Upload,
-    cross_entropy,
+    heads_cross_entropy,
     sgd,
 )
-from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
 
 Expertise = Literal["variance", "entropy", "max"]
@@ -74,18 +73,6 @@ def masked_mean(values: Tensor, mask: Tensor, over: Tensor) -> Tensor:
     return (values * mask).sum() / over.sum().clamp(min=1.0)
 
 
-def check_at_least(name: str, value: float, least: float) -> None:
-    """Raise a ConfigError unless a hyperparameter is finite and at least ``least``."""
-    if not (value >= least and isfinite(value)):
-        raise ConfigError(f"method.{name} = {value}: must be at least {least:g}")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise a ConfigError unless a hyperparameter lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ConfigError(f"method.{name} = {value}: must be in [0, 1]")
-
-
 @dataclass(frozen=True, kw_only=True)
 class JointUpdate(ClientUpdate):
     """Trains one model on labelled and unlabelled examples, a batch of both in each step.
@@ -123,11 +110,13 @@ class JointUpdate(ClientUpdate):
     def update_jointly(self, w: Weights, client: Client, given: tuple[Weights, ...] = ()) -> Steps:
         """Train one model; its weight in the server's mean is all the client's examples."""
         labelled, unlabelled = client.labelled, client.unlabelled
+        w = self.begin(w, client)
         if len(labelled) and len(unlabelled):
             w_k, log = yield from sgd(
                 self._joint_loss,
                 w,
                 (labelled, unlabelled),
+                train=self.trained,
                 given=given,
                 teach=self._joint_teach,
                 strong=True,
@@ -137,16 +126,35 @@ class JointUpdate(ClientUpdate):
                 self._only_unlabelled_loss,
                 w,
                 unlabelled,
+                train=self.trained,
                 given=given,
                 teach=self.teach,
                 strong=True,
             )
         else:
-            w_k, log = yield from sgd(self.labelled_loss, w, labelled)
-        return Upload({"arrays": w_k}, len(labelled) + len(unlabelled), log)
+            w_k, log = yield from sgd(self.labelled_loss, w, labelled, train=self.trained)
+        num_examples = len(labelled) + len(unlabelled)
+        return Upload({"arrays": self.shared(w_k)}, num_examples, log, self.own(w_k))
 
-    # The labelled part trains as FedAvg does.
-    labelled_loss = staticmethod(LocalSGD.loss)
+    def labelled_loss(
+        self, net: Net, w_k: Weights, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of labelled examples: cross-entropy, as in FedAvg."""
+        return heads_cross_entropy(self.logits(net, w_k, batch.x), batch), {}
+
+    def pseudo_cross_entropy(
+        self, net: Net, w_k: Weights, batch: Batch, targets: Targets, over: Tensor
+    ) -> Tensor:
+        """Return the cross-entropy of the strongly augmented inputs on the kept pseudo-labels.
+
+        A sum over the model's heads; a mean over the examples of the mask ``over`` [B].
+        """
+        assert batch.strong is not None, "the pass must ask for strong views"
+        losses = [
+            F.cross_entropy(logits, targets["pseudo_label"], reduction="none")
+            for logits in self.logits(net, w_k, batch.strong)
+        ]
+        return masked_mean(torch.stack(losses).sum(dim=0), targets["kept"], over)
 
     def _joint_teach(
         self, net: Net, w_k: Weights, batch: tuple[Batch, Batch], *given: Weights
@@ -164,7 +172,7 @@ class JointUpdate(ClientUpdate):
         *given: Weights,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         labelled, unlabelled = batch
-        supervised = cross_entropy(net(w_k, labelled.x), labelled)
+        supervised, _ = self.labelled_loss(net, w_k, labelled)
         unsupervised = self.unlabelled_loss(net, w_k, unlabelled, targets, *given)
         return supervised + self.unlabelled_weight * unsupervised, {}
 
@@ -172,9 +180,3 @@ class JointUpdate(ClientUpdate):
         self, net: Net, w_k: Weights, batch: Batch, targets: Targets, *given: Weights
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return self.unlabelled_weight * self.unlabelled_loss(net, w_k, batch, targets, *given), {}
-
-
-def strong_logits(net: Net, w: Weights, batch: Batch) -> Tensor:
-    """Return the logits [B, C] of the strongly augmented inputs, in training mode."""
-    assert batch.strong is not None, "the pass must ask for strong views"
-    return net(w, batch.strong)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from fedsim.config import Experiment
     from fedsim.experiment_file import load
     from fedsim.flower_app import client_app
-    from fedsim.simulation import Result, simulate
+    from fedsim.recorder import Result
+    from fedsim.simulation import simulate
 
 __all__ = ["Experiment", "Result", "client_app", "load", "simulate"]
 
@@ -27,7 +28,7 @@ _HOMES = {
     "Experiment": "fedsim.config",
     "client_app": "fedsim.flower_app",
     "load": "fedsim.experiment_file",
-    "Result": "fedsim.simulation",
+    "Result": "fedsim.recorder",
     "simulate": "fedsim.simulation",
 }
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import tomllib
 from functools import lru_cache
+from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsim.config import Experiment
 from fedsim.engine import flower
-from fedsim.engine.worker import Worker
+from fedsim.engine.worker import Arrays, Worker, as_weights
 from fedsim.errors import EngineError
 from fedsim.simulation import load_federation, make_task
+
+STATE = "fedsim"
+"""Where a client's arrays stand in its node's context."""
 
 
 def client_app(experiment: Experiment) -> ClientApp:
     """Return the clients of an experiment as a Flower app, for Flower's own runtimes.
 
     The same client update runs as in `fedsim.simulate`, with the same numbers, one client at a
-    time. Which client a node is stands in its ``partition-id``, as Flower's simulation sets it.
+    time. Which client a node is stands in its ``partition-id``, as Flower's simulation sets it;
+    what the client keeps between rounds is in the node's ``context.state``.
 
     Parameters
     ----------
@@ -44,14 +49,18 @@ def client_app(experiment: Experiment) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         client = _client(context, experiment)
         record, round = flower.instruction(message)
-        (answer,) = _worker(text).train(flower.from_record(record), round, [client])
+        arrays = flower.from_record(record)
+        answer = _worker(text).train_client(as_weights(arrays), round, client, _state(context))
+        if answer.keeps:
+            context.state[STATE] = flower.to_record(answer.state)
         return flower.train_reply(message, answer)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = _client(context, experiment)
-        record, _ = flower.instruction(message)
-        figures = _worker(text).test_client(flower.from_record(record), client)
+        record, round = flower.instruction(message)
+        arrays = flower.from_record(record)
+        figures = _worker(text).test_client(arrays, round, client, _state(context))
         return flower.evaluate_reply(message, *figures)
 
     return app
@@ -61,7 +70,13 @@ def client_app(experiment: Experiment) -> ClientApp:
 def _worker(text: str) -> Worker:
     """Return this process's worker: Flower unpickles the app anew for every message."""
     experiment = Experiment(**tomllib.loads(text))
-    return Worker(make_task(experiment, load_federation(experiment)))
+    # States are Flower's here: the worker writes none.
+    return Worker(make_task(experiment, load_federation(experiment), Path("unused")))
+
+
+def _state(context: Context) -> Arrays:
+    record = context.state.array_records.get(STATE)
+    return {} if record is None else flower.from_record(record)
 
 
 def _client(context: Context, experiment: Experiment) -> int:

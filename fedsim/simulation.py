@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
-import subprocess
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from fedsim import registry
 from fedsim.config import Experiment, cohort_size, find_update
@@ -27,50 +21,15 @@ from fedsim.data.federation import Federation, federate
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
 from fedsim.errors import ConfigError, DataError
-from fedsim.report.run_directory import RunDirectory
+from fedsim.recorder import Recorder, Result
 from fedsim.rng import generator
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
     from fedsim.engine.grid import SimulatedGrid
-    from fedsim.engine.loop import Round
     from fedsim.engine.worker import Arrays, Task
     from fedsim.models import Model
-
-VIEW = "generic"
-"""The view of clients.csv: every client tests the one global model."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run gave; the frames are those of the run directory's CSV files.
-
-    Attributes
-    ----------
-    experiment : Experiment
-        What was run.
-    rounds : pandas.DataFrame
-        A row a round.
-    clients : pandas.DataFrame
-        A row for each client, evaluated round and view.
-    training : pandas.DataFrame
-        A row for each client that trained and round: examples, loss, and the method's numbers.
-    partition : pandas.DataFrame
-        A row for each client and class it holds: labelled, unlabelled and test examples.
-    arrays : dict of str to ndarray
-        The global model after the last finished round.
-    path : Path or None
-        The run directory, if one was asked for.
-    """
-
-    experiment: Experiment
-    rounds: pd.DataFrame
-    clients: pd.DataFrame
-    training: pd.DataFrame
-    partition: pd.DataFrame
-    arrays: Arrays = field(repr=False)
-    path: Path | None
 
 
 def load_source(experiment: Experiment) -> Source:
@@ -145,34 +104,36 @@ def simulate(
     started = time.perf_counter()
     federation = load_federation(experiment)
     strategy = make_strategy(experiment)
-    task = make_task(experiment, federation)
-    initial = initial_arrays(task)
-    _warn_of_running_statistics(experiment, strategy, initial)
-    arrays = flower.to_record(initial)
-    recorder = _Recorder(experiment, federation, out)
-    grid = make_grid(experiment, task)
-    recorder.setup_seconds = time.perf_counter() - started
-    try:
-        with _noted_interrupts() as interrupted:
-            for finished in run_rounds(
-                strategy,
-                grid,
-                arrays,
-                rounds=experiment.training.rounds,
-                evaluate_every=experiment.evaluation.every,
-                seed=experiment.seed,
-            ):
-                arrays = finished.arrays
-                recorder.add(finished)
-                if observer is not None:
-                    observer(finished.row)
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-    finally:
-        # Also after Ctrl-C or an error: the workers go, what the finished rounds gave stays.
-        grid.close()
-        recorder.close(flower.from_record(arrays))
-    return recorder.result(flower.from_record(arrays))
+    with TemporaryDirectory(prefix="fedsim-") as temporary:
+        states = Path(temporary if out is None else out) / "state"
+        task = make_task(experiment, federation, states)
+        initial = initial_arrays(task)
+        _warn_of_running_statistics(experiment, strategy, initial)
+        arrays = flower.to_record(initial)
+        recorder = Recorder(experiment, federation, num_workers(experiment), out)
+        grid = make_grid(experiment, task)
+        recorder.setup_seconds = time.perf_counter() - started
+        try:
+            with _noted_interrupts() as interrupted:
+                for finished in run_rounds(
+                    strategy,
+                    grid,
+                    arrays,
+                    rounds=experiment.training.rounds,
+                    evaluate_every=experiment.evaluation.every,
+                    seed=experiment.seed,
+                ):
+                    arrays = finished.arrays
+                    recorder.add(finished)
+                    if observer is not None:
+                        observer(finished.row)
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
+        finally:
+            # Also after Ctrl-C or an error: the workers go, what the finished rounds gave stays.
+            grid.close()
+            recorder.close(flower.from_record(arrays))
+        return recorder.result(flower.from_record(arrays), grid.states)
 
 
 @contextmanager
@@ -230,8 +191,8 @@ def make_strategy(experiment: Experiment) -> Strategy:
     return strategy
 
 
-def make_task(experiment: Experiment, federation: Federation) -> Task:
-    """Return what the workers need to know."""
+def make_task(experiment: Experiment, federation: Federation, states: Path) -> Task:
+    """Return what the workers need to know; clients keep their states in folder ``states``."""
     from fedsim.engine.local import LocalTraining
     from fedsim.engine.update import ClientUpdate, LocalSGD
     from fedsim.engine.worker import Task
@@ -272,12 +233,13 @@ def make_task(experiment: Experiment, federation: Federation) -> Task:
             augmentation=training.augmentation,
         ),
         seed=experiment.seed,
+        states=states,
         packages=tuple(sorted(own | {"fedsim", "strategies", "clients"})),
     )
 
 
 def initial_arrays(task: Task) -> Arrays:
-    """Return the weights of round 0, drawn from the experiment's seed."""
+    """Return the arrays of round 0, drawn from the experiment's seed."""
     import torch
 
     from fedsim.models import Model, Net
@@ -287,7 +249,10 @@ def initial_arrays(task: Task) -> Arrays:
         model: Model = task.model()
     if not isinstance(model, Model):
         raise ConfigError(f"the model function must return a fedsim.models.Model, not {model!r}")
-    return {name: tensor.numpy() for name, tensor in Net(model).initial_weights().items()}
+    net = Net(model)
+    rng = generator(task.seed, "method's initial arrays")
+    initial = task.update.initial(net, net.initial_weights(), rng)
+    return {name: tensor.numpy() for name, tensor in initial.items()}
 
 
 def _warn_of_running_statistics(experiment: Experiment, strategy: Strategy, arrays: Arrays) -> None:
@@ -321,149 +286,3 @@ def num_workers(experiment: Experiment) -> int:
         return experiment.engine.workers
     cohort = cohort_size(experiment.training.participation, experiment.clients.count)
     return max(1, min(len(os.sched_getaffinity(0)), cohort))
-
-
-class _Recorder:
-    """Keeps a run's frames and, where a folder is given, writes them as the rounds end."""
-
-    def __init__(
-        self, experiment: Experiment, federation: Federation, out: Path | str | None
-    ) -> None:
-        self.setup_seconds = 0.0
-        self._experiment = experiment
-        self._federation = federation
-        self._partition = federation.table()
-        self._rounds: list[dict[str, Any]] = []
-        self._clients: list[pd.DataFrame] = []
-        self._training: list[pd.DataFrame] = []
-        self._training_columns: list[str] = []
-        self._seconds: list[dict[str, float]] = []
-        self._started = datetime.now(UTC)
-        self._folder = RunDirectory(Path(out)) if out is not None else None
-        if self._folder is not None:
-            self._folder.write_text("experiment.toml", experiment.to_toml())
-            self._folder.write_table("partition.csv", self._partition)
-
-    def add(self, finished: Round) -> None:
-        """Record a finished round."""
-        row, clients = finished.row, finished.clients
-        self._rounds.append(row)
-        self._seconds.append(finished.seconds)
-        if not finished.training.empty:
-            training = finished.training.copy()
-            training.insert(0, "round", row["round"])
-            self._training.append(training)
-            self._write_training(training)
-        rows = None if clients is None or clients.empty else self._client_rows(row, clients)
-        if rows is not None:
-            self._clients.append(rows)
-        if self._folder is not None:
-            self._folder.append("rounds.csv", pd.DataFrame([row]))
-            if rows is not None:
-                self._folder.append("clients.csv", rows)
-
-    def _write_training(self, rows: pd.DataFrame) -> None:
-        """Add rows to training.csv; a method may have more to say after its warm-up."""
-        if self._folder is None:
-            return
-        if list(rows.columns) == self._training_columns:
-            self._folder.append("training.csv", rows)
-            return
-        table = pd.concat(self._training, ignore_index=True)
-        self._folder.write_table("training.csv", table)
-        self._training_columns = list(table.columns)
-
-    def _client_rows(self, row: dict[str, Any], clients: pd.DataFrame) -> pd.DataFrame:
-        index = clients["client"].to_numpy()
-        frame = clients.copy()
-        frame.insert(0, "round", row["round"])
-        frame.insert(2, "view", VIEW)
-        frame.insert(3, "num_train", self._federation.num_train(index))
-        frame.insert(4, "num_labelled", self._federation.num_labelled[index])
-        return frame
-
-    def close(self, arrays: Arrays) -> None:
-        """Write what is only known at the end, be it early or not."""
-        if self._folder is not None:
-            self._folder.write_json("run.json", self._description())
-            self._folder.write_model(arrays)
-
-    def result(self, arrays: Arrays) -> Result:
-        """Return the frames, and draw the figures."""
-        result = Result(
-            experiment=self._experiment,
-            rounds=pd.DataFrame(self._rounds),
-            clients=pd.concat(self._clients, ignore_index=True)
-            if self._clients
-            else pd.DataFrame(),
-            training=pd.concat(self._training, ignore_index=True)
-            if self._training
-            else pd.DataFrame(),
-            partition=self._partition,
-            arrays=arrays,
-            path=self._folder.path if self._folder is not None else None,
-        )
-        if result.path is not None:
-            from fedsim.report.figures import save_figures
-
-            save_figures(
-                result.path / "figures",
-                rounds=result.rounds,
-                clients=result.clients,
-                partition=result.partition,
-                training=result.training,
-                num_clients=self._federation.num_clients,
-                num_classes=self._federation.source.num_classes,
-                title=self._experiment.name,
-            )
-        return result
-
-    def _description(self) -> dict[str, Any]:
-        rounds = len(self._rounds)
-        parts = sorted({part for seconds in self._seconds for part in seconds})
-        mean = {
-            part: sum(seconds.get(part, 0.0) for seconds in self._seconds) / rounds
-            for part in parts
-        }
-        return {
-            "started": self._started.isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "rounds_finished": rounds,
-            "rounds_asked": self._experiment.training.rounds,
-            "seconds_setup": self.setup_seconds,
-            "seconds_per_round": {"total": sum(mean.values()), **mean},
-            "bytes_up": sum(row["bytes_up"] for row in self._rounds),
-            "bytes_down": sum(row["bytes_down"] for row in self._rounds),
-            "workers": num_workers(self._experiment),
-            "versions": {
-                "python": platform.python_version(),
-                **{
-                    name: version(name) for name in ("fedsim-flwr", "flwr", "ray", "torch", "numpy")
-                },
-            },
-            "commit": _commit(),
-            "hardware": {
-                "machine": platform.machine(),
-                "system": platform.platform(),
-                "cores": len(os.sched_getaffinity(0)),
-                "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            },
-        }
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that fedsim runs from, if it is one."""
-    home = Path(__file__).resolve().parent.parent
-    try:
-        # Installed inside somebody's project, git would answer for that project.
-        if Path(_git(home, "rev-parse", "--show-toplevel")).resolve() != home:
-            return None
-        return _git(home, "describe", "--always", "--dirty", "--abbrev=12")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.strip()

@@ -2,7 +2,8 @@
 
 from strategies.fedavg import FedAvg
 from strategies.fedlabel import FedLabel
+from strategies.fedloge import FedLoGe
 from strategies.fedprox import FedProx
 from strategies.fixmatch import FixMatch
 
-__all__ = ["FedAvg", "FedLabel", "FedProx", "FixMatch"]
+__all__ = ["FedAvg", "FedLabel", "FedLoGe", "FedProx", "FixMatch"]

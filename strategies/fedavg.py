@@ -87,6 +87,7 @@ class FedAvg(Strategy):
         self.min_evaluate_nodes = min_evaluate_nodes
         self.min_available_nodes = min_available_nodes
         self.seed = seed
+        self._arrays = ArrayRecord()
 
     def summary(self) -> None:
         """Log the strategy's settings."""
@@ -99,6 +100,7 @@ class FedAvg(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Choose S_t at random and send it w_t."""
+        self._arrays = arrays
         clients = self.cohort(
             self._population(grid),
             self.fraction_train,
@@ -111,13 +113,16 @@ class FedAvg(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Set w_{t+1} to the sum over k of n_k / n * w_k; None if nobody has examples."""
+        """Set w_{t+1} to the sum over k of n_k / n * w_k; None if nobody has examples.
+
+        Arrays that the clients don't upload stay as they are.
+        """
         contents = [reply.content for reply in replies if reply.has_content()]
         weights = [number(content, NUM_EXAMPLES) for content in contents]
         if not sum(weights):
             return None, None
-        arrays = weighted_mean([_arrays(content) for content in contents], weights)
-        return arrays, mean_metrics(contents, weights)
+        mean = weighted_mean([_arrays(content) for content in contents], weights)
+        return self.complete(mean), mean_metrics(contents, weights)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -141,6 +146,10 @@ class FedAvg(Strategy):
         return mean_metrics(contents, weights) if sum(weights) else None
 
     # ----- its parts -----------------------------------------------------------------------
+
+    def complete(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return new arrays with, in their old places, those of w_t that nobody uploads."""
+        return ArrayRecord({**self._arrays, **arrays})
 
     def _population(self, grid: Grid) -> Sequence[int]:
         """Return all clients; a range, as of simulated ones, isn't copied."""

@@ -75,4 +75,5 @@ class FedLabel(FedAvg):
         )
         n = [number(content, "num-pseudo") for content in contents]
         unlabelled = weighted_mean([content.array_records["unlabelled"] for content in contents], n)
-        return weighted_mean([labelled, unlabelled], [0.5, 0.5]), mean_metrics(contents, n)
+        mean = weighted_mean([labelled, unlabelled], [0.5, 0.5])
+        return self.complete(mean), mean_metrics(contents, n)

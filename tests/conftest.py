@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -58,8 +60,10 @@ def federation(source: Source) -> Federation:
 
 
 @pytest.fixture
-def make_task(federation: Federation) -> Callable[..., Task]:
+def make_task(federation: Federation, tmp_path: Path) -> Callable[..., Task]:
     """A function that makes a task; keywords replace its parts."""
+
+    numbers = count()
 
     def make(**parts: Any) -> Task:
         data = parts.pop("federation", federation)
@@ -74,6 +78,7 @@ def make_task(federation: Federation) -> Callable[..., Task]:
             update=update,
             training=LocalTraining(**{**settings, **parts}),
             seed=0,
+            states=tmp_path / f"state{next(numbers)}",
             packages=("fedsim", "strategies", "clients"),
         )
 

@@ -22,7 +22,9 @@ from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from fedsim.engine import flower
-from fedsim.engine.worker import Arrays, ClientReply, Task, Worker, num_blocks
+from fedsim.engine.local import Scores
+from fedsim.engine.state import ClientStates
+from fedsim.engine.worker import Arrays, ClientReply, Task, Tested, Worker, num_blocks
 from fedsim.errors import EngineError
 from fedsim.metrics import client_metrics, global_metrics
 
@@ -67,24 +69,42 @@ class SimulatedGrid(Grid):
         flower.enter_runtime()
         self._federation = task.federation
         self._groups = task.statistics.groups
+        self.views = task.update.views
+        """The views of the model that are tested, in order."""
+        self._personal = task.update.has_personal_views
+        self.states = ClientStates(task.states, task.federation.num_clients)
+        """What the clients keep between rounds."""
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
-        self._tested: tuple[ArrayRecord, NDArray[np.int64], NDArray[np.float32]] | None = None
+        self._tested: tuple[ArrayRecord, Tested] | None = None
         self._run: Run | None = None
         self.report = TrainReport()
         """About the last training messages."""
         self.evaluated = pd.DataFrame()
-        """A row for each client of the last evaluate messages; see `client_metrics`."""
+        """A row for each client and view of the last evaluate messages; see `client_metrics`."""
 
     # ----- what a backend brings -----------------------------------------------------------
 
     @abstractmethod
-    def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> list[ClientReply]:
-        """Train clients from ``arrays``; replies in the order of ``clients``."""
+    def train(
+        self, arrays: Arrays, round: int, clients: Sequence[int], versions: Sequence[int]
+    ) -> list[ClientReply]:
+        """Train clients, replies in their order; see `Worker.train`."""
 
     @abstractmethod
-    def predict(self, arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return predicted class and loss of every example of the global test set."""
+    def predict(self, arrays: Arrays) -> Tested:
+        """Test the generic views on the whole global test set; see `Worker.test`."""
+
+    @abstractmethod
+    def predict_clients(
+        self,
+        arrays: Arrays,
+        features: NDArray[np.float32],
+        round: int,
+        clients: Sequence[int],
+        versions: Sequence[int],
+    ) -> Scores:
+        """Test the personal views of clients, joined in their order; see `Worker.test_clients`."""
 
     @abstractmethod
     def close(self) -> None:
@@ -92,39 +112,66 @@ class SimulatedGrid(Grid):
 
     # ----- testing -------------------------------------------------------------------------
 
-    def test(self, record: ArrayRecord) -> dict[str, float]:
-        """Return the metrics of a model on the global test set; see `global_metrics`."""
-        predicted, loss = self._test_once(record)
+    def test(self, record: ArrayRecord) -> dict[str, dict[str, float]]:
+        """Return for each generic view its metrics on the global test set: `global_metrics`."""
         source = self._federation.source
-        return global_metrics(
-            predicted=predicted,
-            loss=loss,
-            y=source.y_test,
-            groups=self._groups,
-            num_classes=source.num_classes,
-        )
+        return {
+            view: global_metrics(
+                predicted=predicted,
+                loss=loss,
+                y=source.y_test,
+                groups=self._groups,
+                num_classes=source.num_classes,
+            )
+            for view, (predicted, loss) in self._test_once(record).scores.items()
+        }
 
-    def _test_once(self, record: ArrayRecord) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def _test_once(self, record: ArrayRecord) -> Tested:
         """One pass over the test set serves the generic figures and those of every client."""
         if self._tested is None or self._tested[0] is not record:
-            self._tested = (record, *self.predict(flower.from_record(record)))
-        return self._tested[1], self._tested[2]
+            self._tested = (record, self.predict(flower.from_record(record)))
+        return self._tested[1]
 
-    def _test_clients(self, record: ArrayRecord, clients: Sequence[int]) -> pd.DataFrame:
-        predicted, loss = self._test_once(record)
+    def _test_clients(
+        self, record: ArrayRecord, round: int, clients: Sequence[int]
+    ) -> pd.DataFrame:
+        """Return a row for each client and view, in the order of both."""
+        tested = self._test_once(record)
         source = self._federation.source
         parts = [self._federation.test(client) for client in clients]
-        frame = client_metrics(
-            predicted=predicted,
-            loss=loss,
-            y=source.y_test,
-            offsets=np.cumsum([0, *map(len, parts)]),
-            index=np.concatenate(parts),
-            groups=self._groups,
-            num_classes=source.num_classes,
-        )
-        frame.insert(0, "client", clients)
-        return frame
+        index = np.concatenate(parts)
+        scores = {
+            view: (predicted[index], loss[index])
+            for view, (predicted, loss) in tested.scores.items()
+        }
+        if self._personal:
+            assert tested.features is not None, "personal views come with features"
+            scores |= self.predict_clients(
+                flower.from_record(record),
+                tested.features,
+                round,
+                clients,
+                self.states.versions(clients),
+            )
+        frames = []
+        for view in self.views:
+            predicted, loss = scores[view]
+            frame = client_metrics(
+                predicted=predicted,
+                loss=loss,
+                y=source.y_test[index],
+                offsets=np.cumsum([0, *map(len, parts)]),
+                index=np.arange(len(index)),
+                groups=self._groups,
+                num_classes=source.num_classes,
+            )
+            frame.insert(0, "client", clients)
+            frame.insert(1, "view", view)
+            frames.append(frame)
+        rows = pd.concat(frames, ignore_index=True)
+        # Client by client, in the order of the messages.
+        order = np.arange(len(rows)).reshape(len(self.views), -1).T.ravel()
+        return rows.iloc[order].reset_index(drop=True)
 
     # ----- flwr.serverapp.Grid -------------------------------------------------------------
 
@@ -200,7 +247,9 @@ class SimulatedGrid(Grid):
             self._check_clients(clients)
             report.clients += clients
             report.bytes_down += len(group) * _num_bytes(arrays)
-            for message, answer in zip(group, self.train(arrays, round, clients), strict=True):
+            found = self.train(arrays, round, clients, self.states.versions(clients))
+            self.states.commit([answer.client for answer in found if answer.keeps])
+            for message, answer in zip(group, found, strict=True):
                 answers.append(flower.train_reply(message, answer))
                 if answer.error:
                     report.failures[answer.client] = answer.error
@@ -215,12 +264,14 @@ class SimulatedGrid(Grid):
     def _answer_evaluate(self, messages: list[Message]) -> list[Message]:
         frames = []
         answers: list[Message] = []
-        for record, _, group in _by_record(messages):
+        for record, round, group in _by_record(messages):
             clients = [message.metadata.dst_node_id for message in group]
             self._check_clients(clients)
-            frame = self._test_clients(record, clients)
+            frame = self._test_clients(record, round, clients)
             frames.append(frame)
-            columns = zip(group, frame["num_test"], frame["loss"], frame["accuracy"], strict=True)
+            # A client answers for its own model, if it has one.
+            own = frame[frame["view"] == ("personal" if self._personal else self.views[0])]
+            columns = zip(group, own["num_test"], own["loss"], own["accuracy"], strict=True)
             answers += [
                 flower.evaluate_reply(message, int(num_test), float(loss), float(accuracy))
                 for message, num_test, loss, accuracy in columns
@@ -246,25 +297,30 @@ class InlineGrid(SimulatedGrid):
         self._worker = Worker(task)
         self._blocks = range(num_blocks(task.federation))
 
-    def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> list[ClientReply]:
+    def train(
+        self, arrays: Arrays, round: int, clients: Sequence[int], versions: Sequence[int]
+    ) -> list[ClientReply]:
         """Train the clients one after the other."""
-        return self._worker.train(arrays, round, clients)
+        return self._worker.train(arrays, round, clients, versions)
 
-    def predict(self, arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def predict(self, arrays: Arrays) -> Tested:
         """Predict block after block."""
-        return join_blocks(self._worker.test(arrays, self._blocks))
+        return self._worker.test(arrays, self._blocks)
+
+    def predict_clients(
+        self,
+        arrays: Arrays,
+        features: NDArray[np.float32],
+        round: int,
+        clients: Sequence[int],
+        versions: Sequence[int],
+    ) -> Scores:
+        """Test the clients one after the other."""
+        return self._worker.test_clients(arrays, features, round, clients, versions)
 
     def close(self) -> None:
         """Give PyTorch its threads back: a worker takes one, and this process goes on."""
         torch.set_num_threads(self._threads)
-
-
-def join_blocks(
-    blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Join the blocks of a test pass, in order."""
-    predicted, loss = zip(*blocks, strict=True)
-    return np.concatenate(predicted), np.concatenate(loss)
 
 
 def _by_record(messages: list[Message]) -> list[tuple[ArrayRecord, int, list[Message]]]:

@@ -5,9 +5,9 @@ Shapes: B examples in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,18 +23,24 @@ from fedsim.engine.update import (
     Client,
     ClientUpdate,
     Examples,
+    Inputs,
     Predict,
     Request,
     Targets,
     Trained,
     Upload,
 )
-from fedsim.models.net import Net, Weights
+from fedsim.models.net import Net, Weights, parts
 from fedsim.rng import generator
 
 PREDICT_BLOCK = 500
 """Examples in a forward pass of evaluation. Fixed, so that rounding doesn't depend on how the
 blocks are shared out among the workers."""
+
+Result = TypeVar("Result")
+
+Scores = dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
+"""For each view the most probable class and the cross-entropy of each test example, [B]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,35 +139,73 @@ class LocalTrainer:
         self._loader = Loader(federation, statistics, training.batch_size, training.augmentation)
 
     def update(
-        self, method: ClientUpdate, w: Weights, client: int, round: int
+        self,
+        method: ClientUpdate,
+        w: Weights,
+        client: int,
+        round: int,
+        state: Weights | None = None,
     ) -> tuple[Upload, dict[str, float]]:
         """Run ``method``'s update of one client from the global weights ``w``.
+
+        Parameters
+        ----------
+        method : ClientUpdate
+            What to do.
+        w : Weights
+            The round's global weights; not changed.
+        client, round : int
+            Who, and when.
+        state : Weights, optional
+            What the client kept from its last round; not changed.
 
         Returns
         -------
         upload : Upload
-            What the client sends.
+            What the client sends, and keeps.
         audit : dict
             How good its pseudo-labels were, which neither client nor server can know; see
             `Audit.counts`.
         """
-        labelled = Examples(self.federation.labelled(client), True)
-        unlabelled = Examples(self.federation.unlabelled(client), False)
-        update = method.update(w, Client(client, round, labelled, unlabelled))
         audit = Audit(self._groups)
+        steps = method.update(w, self._client(client, round, state or {}))
+        upload = self._run(steps, "pass", client, round, audit)
+        return upload, audit.counts()
+
+    def _client(self, client: int, round: int, state: Weights) -> Client:
+        labelled = self.federation.labelled(client)
+        classes = torch.from_numpy(self.federation.source.y_train[labelled])
+        return Client(
+            client,
+            round,
+            Examples(labelled, True),
+            Examples(self.federation.unlabelled(client), False),
+            torch.bincount(classes, minlength=self.net.num_classes).float(),
+            state,
+        )
+
+    def _run(
+        self,
+        requests: Generator[Request, Any, Result],
+        purpose: str,
+        client: int,
+        round: int,
+        audit: Audit,
+    ) -> Result:
+        """Carry out what a client update asks for, and return what it returns."""
         passes = 0
         answer: Any = None
         while True:
             try:
-                request: Request = update.send(answer)
+                request: Request = requests.send(answer)
             except StopIteration as finished:
-                upload: Upload = finished.value
-                return upload, audit.counts()
+                result: Result = finished.value
+                return result
             if isinstance(request, SGD):
                 # Each kind of examples in a pass has numbers of its own.
                 rngs = [
-                    generator(self.seed, f"pass {passes}.{part}", round=round, client=client)
-                    for part in range(len(request.parts))
+                    generator(self.seed, f"{purpose} {passes}.{kind}", round=round, client=client)
+                    for kind in range(len(request.kinds))
                 ]
                 answer = self._sgd(request, rngs, audit)
                 passes += 1
@@ -171,7 +215,11 @@ class LocalTrainer:
     def _sgd(self, request: SGD, rngs: list[np.random.Generator], audit: Audit) -> Trained:
         settings = self.training
         w = {name: tensor.detach().clone() for name, tensor in request.w.items()}
-        leaves = [w[name].requires_grad_() for name in w if name in self.net.trainable]
+        leaves = [
+            tensor.requires_grad_()
+            for name, tensor in parts(w, request.train).items()
+            if name not in self.net.buffers
+        ]
         velocity: list[Tensor] = []
         losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
@@ -207,17 +255,20 @@ class LocalTrainer:
         self, request: SGD, rngs: list[np.random.Generator]
     ) -> Iterator[tuple[Batch | tuple[Batch, ...], Tensor]]:
         """Yield each step's batch, or one for each kind of examples, and the last one's truth."""
-        in_an_epoch = epoch_steps([len(part) for part in request.parts], self.training.batch_size)
         settings = self.training
-        steps = request.steps or settings.steps or settings.epochs * in_an_epoch
+        in_an_epoch = epoch_steps([len(kind) for kind in request.kinds], settings.batch_size)
+        if request.epochs is not None:
+            steps = request.epochs * in_an_epoch
+        else:
+            steps = request.steps or settings.steps or settings.epochs * in_an_epoch
         steps = steps if in_an_epoch else 0
         streams = [
-            self._loader.batches(part, rng, steps, request.strong and not part.labelled)
-            for part, rng in zip(request.parts, rngs, strict=True)
+            self._loader.batches(kind, rng, steps, request.strong and not kind.labelled)
+            for kind, rng in zip(request.kinds, rngs, strict=True)
         ]
         for found in zip(*streams, strict=True):
-            parts = tuple(batch for batch, _ in found)
-            yield parts if len(parts) > 1 else parts[0], found[-1][1]
+            batches = tuple(batch for batch, _ in found)
+            yield batches if len(batches) > 1 else batches[0], found[-1][1]
 
     @torch.no_grad()
     def _predict(self, request: Predict) -> Tensor:
@@ -230,28 +281,71 @@ class LocalTrainer:
 
     @torch.no_grad()
     def test(
-        self, w: Weights, index: NDArray[Any] | slice
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Predict examples of the global test set with weights ``w``.
+        self, method: ClientUpdate, w: Weights, index: NDArray[Any] | slice
+    ) -> tuple[Scores, Tensor]:
+        """Test the generic views on examples of the global test set.
 
         Parameters
         ----------
+        method : ClientUpdate
+            Says what the views are.
         w : Weights
-            The model.
+            The global weights.
         index : ndarray of integers or slice
             B examples.
 
         Returns
         -------
-        predicted : ndarray of int64 [B]
-            The most probable class of each example.
-        loss : ndarray of float32 [B]
-            The cross-entropy of each example.
+        scores : Scores
+            Of each generic view.
+        features : torch.Tensor
+            The examples' features under the global backbone, [B, D].
         """
-        source = self.federation.source
+        x = self._test_inputs(index)
+        features = self.net.predict_features(w, x)
+        views = method.generic(self.net, w, Inputs(features, lambda: x))
+        return self._scores(views, index), features
+
+    def test_personal(
+        self,
+        method: ClientUpdate,
+        w: Weights,
+        features: Tensor,
+        client: int,
+        round: int,
+        state: Weights,
+    ) -> Scores:
+        """Test the personal views of one client on its own test set of m examples.
+
+        Parameters
+        ----------
+        method, w, client, round, state
+            As for `update`; ``w`` are the new global weights.
+        features : torch.Tensor
+            Of the client's test examples under the global backbone, [m, D].
+
+        Returns
+        -------
+        Scores
+            Of each personal view.
+        """
+        index = self.federation.test(client)
+        me = self._client(client, round, state)
+        w_k = self._run(
+            method.personalise(w, me), "personalise", client, round, Audit(self._groups)
+        )
+        with torch.no_grad():
+            inputs = Inputs(features, lambda: self._test_inputs(index))
+            return self._scores(method.personal(self.net, w_k, me, inputs), index)
+
+    def _test_inputs(self, index: NDArray[Any] | slice) -> Tensor:
         # A copy: shared memory is read-only, and PyTorch wants to be able to write.
-        x = self._loader.normalise(torch.from_numpy(source.x_test[index].copy()))
-        y = torch.from_numpy(source.y_test[index].copy())
-        logits = self.net.predict(w, x)
-        loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
-        return logits.argmax(1).numpy(), loss.numpy()
+        return self._loader.normalise(torch.from_numpy(self.federation.source.x_test[index].copy()))
+
+    def _scores(self, views: dict[str, Tensor], index: NDArray[Any] | slice) -> Scores:
+        y = torch.from_numpy(self.federation.source.y_test[index].copy())
+        scores = {}
+        for view, logits in views.items():
+            loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+            scores[view] = logits.argmax(1).numpy(), loss.numpy()
+        return scores

@@ -94,9 +94,10 @@ def run_rounds(
         figures: dict[str, float] = {}
         clients: pd.DataFrame | None = None
         if round % evaluate_every == 0 or round == rounds:
-            figures, clients = _evaluate(strategy, grid, arrays, round, seed)
+            generic, clients = _evaluate(strategy, grid, arrays, round, seed)
+            figures = _figures(generic, clients)
             clock.lap("evaluate")
-        row = _row(round, grid, figures, clients, sum(clock.seconds.values()))
+        row = _row(round, grid, figures, sum(clock.seconds.values()))
         yield Round(row, grid.report.metrics, clients, clock.seconds, arrays)
 
 
@@ -142,6 +143,12 @@ def _accept(round: int, new: ArrayRecord | None, old: ArrayRecord) -> ArrayRecor
             stacklevel=3,
         )
         return old
+    lost = [name for name in old if name not in new]
+    if lost:
+        raise EngineError(
+            f"round {round}: the strategy's new model lacks {lost[0]}: the clients keep it to "
+            "themselves, and this strategy needs all arrays from them"
+        )
     for name, array in flower.from_record(new).items():
         if not np.isfinite(array).all():
             warnings.warn(
@@ -167,7 +174,7 @@ def _warn_of_failures(round: int, failures: dict[int, str], asked: int) -> None:
 
 def _evaluate(
     strategy: Strategy, grid: SimulatedGrid, arrays: ArrayRecord, round: int, seed: int
-) -> tuple[dict[str, float], pd.DataFrame]:
+) -> tuple[dict[str, dict[str, float]], pd.DataFrame]:
     """Test the model on the global test set, and on the clients that the strategy chooses."""
     grid.evaluated = pd.DataFrame()
     with flower.quiet_log():
@@ -178,23 +185,54 @@ def _evaluate(
     return grid.test(arrays), grid.evaluated
 
 
+def _figures(generic: dict[str, dict[str, float]], clients: pd.DataFrame) -> dict[str, float]:
+    """Return the accuracies of all views, as columns of rounds.csv.
+
+    Of a generic view those on the global test set, of a personal one the means over the clients.
+    The personal accuracy of a method without personal models is that of its generic one.
+    """
+    measures = ["accuracy", *(f"{group}_accuracy" for group in GROUPS)]
+    figures: dict[str, float] = {}
+    for view, metrics in generic.items():
+        # The groups' accuracies on the global test set are the generic model's, without prefix.
+        prefix = "" if view == "generic" else f"{_column(view)}_"
+        figures[f"{_column(view)}_accuracy"] = metrics["accuracy"]
+        figures |= {f"{prefix}{name}": metrics[name] for name in measures[1:]}
+    if clients.empty:
+        return figures
+    for view in clients["view"].unique():
+        if view.startswith("personal"):
+            means = clients.loc[clients["view"] == view, measures].mean()
+            figures |= {f"{_column(view)}_{name}": float(means[name]) for name in measures}
+    if "personal_accuracy" not in figures:
+        figures["personal_accuracy"] = float(clients["accuracy"].mean())
+    return figures
+
+
+def _columns_of(grid: SimulatedGrid) -> list[str]:
+    """Return the accuracy columns of a method's views, the same in every round."""
+    columns = []
+    for view in grid.views:
+        columns.append(f"{_column(view)}_accuracy")
+        prefix = "" if view == "generic" else f"{_column(view)}_"
+        columns += [f"{prefix}{group}_accuracy" for group in GROUPS]
+    return columns
+
+
+def _column(view: str) -> str:
+    return view.replace("-", "_")
+
+
 def _row(
-    round: int,
-    grid: SimulatedGrid,
-    figures: dict[str, float],
-    clients: pd.DataFrame | None,
-    seconds: float,
+    round: int, grid: SimulatedGrid, figures: dict[str, float], seconds: float
 ) -> dict[str, Any]:
     report = grid.report
     nan = float("nan")
-    personal = nan
-    if clients is not None and len(clients) and clients["accuracy"].notna().any():
-        personal = float(clients["accuracy"].mean())
+    always = ["generic_accuracy", "personal_accuracy", *(f"{group}_accuracy" for group in GROUPS)]
     return {
         "round": round,
-        "generic_accuracy": figures.get("accuracy", nan),
-        "personal_accuracy": personal,
-        **{f"{group}_accuracy": figures.get(f"{group}_accuracy", nan) for group in GROUPS},
+        **{name: figures.get(name, nan) for name in always},
+        **{name: figures.get(name, nan) for name in _columns_of(grid) if name not in always},
         "train_loss": _train_loss(report.metrics),
         "clients": len(report.clients),
         "failures": len(report.failures),

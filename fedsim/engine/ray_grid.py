@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.engine.grid import SimulatedGrid, join_blocks
+from fedsim.engine.grid import SimulatedGrid
+from fedsim.engine.local import Scores
 from fedsim.engine.worker import (
     Arrays,
     ClientReply,
     Task,
+    Tested,
     fingerprint,
+    join_scores,
     num_blocks,
 )
 from fedsim.errors import EngineError
@@ -69,20 +72,22 @@ class RayGrid(SimulatedGrid):
             self.close()
             raise
 
-    def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> list[ClientReply]:
+    def train(
+        self, arrays: Arrays, round: int, clients: Sequence[int], versions: Sequence[int]
+    ) -> list[ClientReply]:
         """Train the clients, shared out among the workers by their training examples."""
         shared = self._ray.put(arrays)
-        parts = balance(self._federation.num_train(np.asarray(clients)), len(self._actors))
-        work = {
-            worker: ("train", (shared, round, [clients[i] for i in part]))
-            for worker, part in enumerate(parts)
-            if part
-        }
-        answers = self._call(work)
-        replies = {reply.client: reply for answer in answers.values() for reply in answer}
+        found = self._share_out(
+            self._federation.num_train(np.asarray(clients)),
+            lambda part: (
+                "train",
+                (shared, round, [clients[i] for i in part], [versions[i] for i in part]),
+            ),
+        )
+        replies = {reply.client: reply for _, answer in found for reply in answer}
         return [replies[client] for client in clients]
 
-    def predict(self, arrays: Arrays) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def predict(self, arrays: Arrays) -> Tested:
         """Predict the blocks of the test set, shared out among the workers."""
         shared = self._ray.put(arrays)
         parts = np.array_split(np.arange(self._num_blocks), len(self._actors))
@@ -91,8 +96,54 @@ class RayGrid(SimulatedGrid):
             for worker, part in enumerate(parts)
             if len(part)
         }
-        answers = self._call(work)
-        return join_blocks(block for worker in sorted(answers) for block in answers[worker])
+        found = self._call(work)
+        answers: list[Tested] = [found[worker] for worker in sorted(found)]
+        features = [answer.features for answer in answers if answer.features is not None]
+        return Tested(
+            join_scores([answer.scores for answer in answers]),
+            np.concatenate(features) if features else None,
+        )
+
+    def predict_clients(
+        self,
+        arrays: Arrays,
+        features: NDArray[np.float32],
+        round: int,
+        clients: Sequence[int],
+        versions: Sequence[int],
+    ) -> Scores:
+        """Test the clients, shared out among the workers by their test examples."""
+        shared, of_all = self._ray.put(arrays), self._ray.put(features)
+        sizes = np.array([len(self._federation.test(client)) for client in clients])
+        found = self._share_out(
+            sizes,
+            lambda part: (
+                "test_clients",
+                (shared, of_all, round, [clients[i] for i in part], [versions[i] for i in part]),
+            ),
+        )
+        # Each worker's answer joins its clients; bring them into the order of all.
+        order = np.concatenate([part for part, _ in found])
+        begin = np.cumsum([0, *sizes[order]])[:-1]
+        back = np.concatenate(
+            [
+                np.arange(begin[place], begin[place] + sizes[client])
+                for client, place in enumerate(np.argsort(order))
+            ]
+        )
+        joined = join_scores([answer for _, answer in found])
+        return {view: (predicted[back], loss[back]) for view, (predicted, loss) in joined.items()}
+
+    def _share_out(
+        self,
+        work: NDArray[np.int64],
+        call: Callable[[list[int]], tuple[str, tuple[Any, ...]]],
+    ) -> list[tuple[list[int], Any]]:
+        """Share jobs of known work out among the workers; return each one's jobs and answer."""
+        parts = balance(work, len(self._actors))
+        calls = {worker: call(part) for worker, part in enumerate(parts) if part}
+        answers = self._call(calls)
+        return [(parts[worker], answers[worker]) for worker in sorted(answers)]
 
     def close(self) -> None:
         """End the workers, and Ray if this grid started it."""

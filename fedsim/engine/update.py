@@ -13,6 +13,11 @@ passes of SGD and for predictions, and returns what the client uploads::
 
 The engine carries the requests out, for one client alone or for many clients at once: a loss is
 a pure function of one client's weights and one batch, so the same method serves both.
+
+A client update also says what a client's model is: which arrays are trained, sent and kept, and
+which views of the model are tested. By default it is one model, shared by all.
+
+Shapes: B examples in a batch or a test set, D features, C classes.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsim.models.net import Net, Weights
+from fedsim.models.net import Net, Weights, parts
 
 
 class Batch(NamedTuple):
@@ -69,12 +74,18 @@ class Client:
         From 1.
     labelled, unlabelled : Examples
         The client's training examples with and without a label.
+    class_counts : torch.Tensor
+        Labelled examples of each class, float32 [C].
+    state : Weights
+        What the client kept when it last trained (``Upload.state``); empty if it never did.
     """
 
     id: int
     round: int
     labelled: Examples
     unlabelled: Examples
+    class_counts: Tensor
+    state: Weights = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +101,15 @@ class Upload:
         The client's weight in averages; 0 where it had nothing to train on.
     metrics : mapping
         Numbers about the client's training, recorded and sent to the strategy.
+    state : Weights
+        What the client keeps for its next round, and for its personal model; never sent. Every
+        client of a method keeps arrays of the same names and shapes.
     """
 
     arrays: dict[str, Weights]
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    state: Weights = field(default_factory=dict)
 
 
 Loss: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -131,9 +146,11 @@ class SGD:
 
     loss: Loss
     w: Weights
-    parts: tuple[Examples, ...]
+    kinds: tuple[Examples, ...]
     given: tuple[Weights, ...]
     steps: int | None
+    epochs: int | None
+    train: tuple[str, ...]
     teach: Teacher | None
     strong: bool
 
@@ -157,8 +174,10 @@ def sgd(
     w: Weights,
     examples: Examples | tuple[Examples, Examples],
     *,
+    train: tuple[str, ...] = ("backbone", "head"),
     given: tuple[Weights, ...] = (),
     steps: int | None = None,
+    epochs: int | None = None,
     teach: Teacher | None = None,
     strong: bool = False,
 ) -> Generator[SGD, Trained, Trained]:
@@ -177,11 +196,14 @@ def sgd(
         Shuffled anew at each epoch, the last batch of an epoch may be smaller. Of a pair
         (labelled and unlabelled ones) each step takes a batch of both; an epoch goes once over
         the larger one. Without examples, in either, no step is made.
+    train : tuple of str
+        The parts of ``w`` (see `fedsim.models.parts`) that are trained; the others stay as they
+        are, but for the buffers of BatchNorm layers, which follow the inputs.
     given : tuple of Weights
-        More weights that the loss takes, constant during the pass (a frozen teacher, say).
-    steps : int, optional
-        Number of steps, over as many epochs as that takes. By default ``local_steps`` or
-        ``local_epochs`` of the experiment.
+        More arrays that the loss takes, constant during the pass (a frozen teacher, say).
+    steps, epochs : int, optional
+        Number of steps, over as many epochs as that takes, or number of epochs. By default
+        ``local_steps`` or ``local_epochs`` of the experiment.
     teach : callable, optional
         Labels the unlabelled batch before each step, see `Teacher` and `Targets`. The simulator
         compares the pseudo-labels with the hidden truth, for the records only.
@@ -193,8 +215,8 @@ def sgd(
     Trained
         With ``yield from``: ``w_k, log = yield from sgd(...)``.
     """
-    parts = examples if isinstance(examples, tuple) else (examples,)
-    return (yield SGD(loss, w, parts, given, steps, teach, strong))
+    kinds = examples if isinstance(examples, tuple) else (examples,)
+    return (yield SGD(loss, w, kinds, given, steps, epochs, train, teach, strong))
 
 
 def predict(
@@ -214,20 +236,114 @@ def predict(
     return (yield Predict(function, w, examples, given))
 
 
+class Inputs:
+    """Test examples, as a view sees them.
+
+    Parameters
+    ----------
+    features : torch.Tensor
+        Their features [B, D] under the global backbone, in evaluation mode.
+    load : callable
+        Returns the normalised inputs.
+    """
+
+    def __init__(self, features: Tensor, load: Callable[[], Tensor]) -> None:
+        self.features = features
+        self._load = load
+
+    @property
+    def x(self) -> Tensor:
+        """The inputs [B, ...], float32, for views whose backbone isn't the global one."""
+        return self._load()
+
+
 class ClientUpdate(ABC):
     """A client's part of a method.
 
     Subclasses are frozen dataclasses whose fields are the method's hyperparameters, each with a
     default; an experiment file sets them under ``[method]``. ``__post_init__`` checks them and
     raises `fedsim.errors.ConfigError`.
+
+    Only `update` must be written. The other methods say what the model is, and hold for one model
+    that all clients share; a method whose clients have heads or models of their own, or whose
+    server has more arrays than the model's, overrides them.
     """
 
     needs_images: ClassVar[bool] = False
     """Whether the method asks for strongly augmented inputs, which must then be images."""
 
+    views: ClassVar[tuple[str, ...]] = ("generic",)
+    """The views of the model that are tested, in order: those that `generic` returns, which every
+    client shares, and then those of `personal`, whose names start with ``personal``."""
+
+    trained: ClassVar[tuple[str, ...]] = ("backbone", "head")
+    """The parts of the model that a client trains."""
+
+    kept: ClassVar[tuple[str, ...]] = ()
+    """The parts of the model that a client keeps to itself."""
+
+    @property
+    def has_personal_views(self) -> bool:
+        """Whether clients have models of their own."""
+        return any(view.startswith("personal") for view in self.views)
+
+    # ----- training ------------------------------------------------------------------------
+
     @abstractmethod
     def update(self, w: Weights, client: Client) -> Steps:
         """Train from the round's global weights ``w`` and return the upload."""
+
+    # ----- what the model is ---------------------------------------------------------------
+
+    def initial(self, net: Net, w: Weights, rng: np.random.Generator) -> Weights:
+        """Return the server's arrays of round 0, given the model's initial weights ``w``."""
+        return w
+
+    def begin(self, w: Weights, client: Client) -> Weights:
+        """Return what a client starts from: the global weights and, over them, its own arrays."""
+        return {**w, **client.state}
+
+    def logits(self, net: Net, w_k: Weights, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits [B, C] of each head that is trained, in training mode."""
+        return (net(w_k, x),)
+
+    def teacher(self, net: Net, w: Weights, x: Tensor) -> Tensor:
+        """Return the logits [B, C] with which a model pseudo-labels, in evaluation mode."""
+        return net.predict(w, x)
+
+    def shared(self, w_k: Weights) -> Weights:
+        """Return what a client uploads of its trained weights: the trained parts it doesn't keep.
+
+        Buffers of a trained part go with it. Arrays that no client uploads stay on the server as
+        they were.
+        """
+        return parts(w_k, set(self.trained) - set(self.kept))
+
+    def own(self, w_k: Weights) -> Weights:
+        """Return what a client keeps of its trained weights."""
+        return parts(w_k, self.kept)
+
+    # ----- its views -----------------------------------------------------------------------
+
+    def generic(self, net: Net, w: Weights, inputs: Inputs) -> dict[str, Tensor]:
+        """Return for each generic view the logits [B, C] of test examples."""
+        return {"generic": net.head(w, inputs.features)}
+
+    def personalise(self, w: Weights, client: Client) -> Generator[Request, Any, Weights]:
+        """Return a client's personal weights, for `personal`; may train for it.
+
+        A client that has never trained has the global weights and what `begin` adds to them.
+        """
+        return self.begin(w, client)
+        yield  # a generator, as those that train are
+
+    def personal(self, net: Net, w_k: Weights, client: Client, inputs: Inputs) -> dict[str, Tensor]:
+        """Return for each personal view the logits [B, C] of the client's test examples.
+
+        ``w_k`` comes from `personalise`. Heads on the global backbone take ``inputs.features``,
+        which were computed once for all clients.
+        """
+        return {"personal": net.predict(w_k, inputs.x)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,16 +357,25 @@ class LocalSGD(ClientUpdate):
 
     def update(self, w: Weights, client: Client) -> Steps:
         """Run ``local_epochs`` epochs of SGD."""
-        w_k, log = yield from sgd(self.loss, w, client.labelled)
-        return Upload({"arrays": w_k}, num_examples=len(client.labelled), metrics=log)
+        w_k, log = yield from sgd(
+            self.loss, self.begin(w, client), client.labelled, train=self.trained
+        )
+        return Upload({"arrays": self.shared(w_k)}, len(client.labelled), log, self.own(w_k))
 
-    @staticmethod
-    def loss(net: Net, w: Weights, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the batch's mean cross-entropy."""
-        return cross_entropy(net(w, batch.x), batch), {}
+    def loss(self, net: Net, w_k: Weights, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the batch's mean cross-entropy, summed over the heads."""
+        return heads_cross_entropy(self.logits(net, w_k, batch.x), batch), {}
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """Return the mean cross-entropy of logits [B, C] over the batch's examples, a scalar."""
     losses = F.cross_entropy(logits, batch.y, reduction="none")
     return (losses * batch.mask).sum() / batch.mask.sum().clamp(min=1.0)
+
+
+def heads_cross_entropy(logits: tuple[Tensor, ...], batch: Batch) -> Tensor:
+    """Return the sum over heads of `cross_entropy`."""
+    total = cross_entropy(logits[0], batch)
+    for head in logits[1:]:
+        total = total + cross_entropy(head, batch)
+    return total

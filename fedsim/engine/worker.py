@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
-from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, LocalTraining
+from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, LocalTraining, Scores
+from fedsim.engine.state import StateFiles
 from fedsim.engine.update import ClientUpdate
 from fedsim.models.net import Model, Net, Weights
 
@@ -36,6 +37,8 @@ class Task:
     update: ClientUpdate
     training: LocalTraining
     seed: int
+    states: Path
+    """Folder for what the clients keep between rounds; made when the first one keeps something."""
     packages: tuple[str, ...] = ()
     """Top-level packages and modules that must be the same files in every process."""
 
@@ -56,6 +59,10 @@ class ClientReply:
         Numbers about its training.
     audit : dict
         What only the simulator knows about it; recorded, never sent to the strategy.
+    state : dict
+        What the client keeps; empty once a worker has written it to the folder of states.
+    keeps : bool
+        Whether the client keeps anything.
     error : str
         Why the client is left out of the round; empty where all went well.
     """
@@ -65,7 +72,25 @@ class ClientReply:
     num_examples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     audit: dict[str, float] = field(default_factory=dict)
+    state: Arrays = field(default_factory=dict)
+    keeps: bool = False
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What testing blocks of the global test set gave.
+
+    Attributes
+    ----------
+    scores : Scores
+        For each generic view the predicted class and the loss of each example.
+    features : ndarray of float32 [B, D] or None
+        The examples' features, if the method has personal views.
+    """
+
+    scores: Scores
+    features: NDArray[np.float32] | None
 
 
 class Worker:
@@ -84,54 +109,133 @@ class Worker:
         self._trainer = LocalTrainer(
             Net(task.model()), task.federation, task.statistics, task.training, task.seed
         )
+        self._states = StateFiles(task.states)
 
-    def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> list[ClientReply]:
+    def train(
+        self, arrays: Arrays, round: int, clients: Sequence[int], versions: Sequence[int]
+    ) -> list[ClientReply]:
         """Run the client update of each client, from the global ``arrays``.
 
-        A client that raises, or whose upload isn't finite, gives a reply with an error.
+        Parameters
+        ----------
+        arrays : dict
+            The global arrays.
+        round : int
+            From 1.
+        clients : sequence of int
+            Who trains.
+        versions : sequence of int
+            Which version of its state each client starts from, see `StateFiles`; the new state
+            becomes the other version.
+
+        Returns
+        -------
+        list of ClientReply
+            A client that raises, or whose upload isn't finite, gives a reply with an error.
         """
-        w = _weights(arrays)
+        w = as_weights(arrays)
         replies = []
-        for client in clients:
-            try:
-                upload, audit = self._trainer.update(self._update, w, client, round)
-            except Exception as error:  # a client's failure must not end the run
-                replies.append(ClientReply(client, error=f"{type(error).__name__}: {error}"))
-                continue
-            groups = {
-                group: {name: tensor.numpy() for name, tensor in weights.items()}
-                for group, weights in upload.arrays.items()
-            }
-            broken = _first_not_finite(groups)
-            if broken:
-                replies.append(ClientReply(client, error=f"{broken} is not finite (NaN or inf)"))
-                continue
-            metrics = dict(upload.metrics)
-            replies.append(ClientReply(client, groups, upload.num_examples, metrics, audit))
+        for client, version in zip(clients, versions, strict=True):
+            reply = self.train_client(w, round, client, self._states.read(client, version))
+            if reply.keeps:
+                self._states.write(client, version, reply.state)
+            replies.append(replace(reply, state={}))
         return replies
 
-    def test(
-        self, arrays: Arrays, blocks: Iterable[int]
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Return predicted classes and losses of blocks of the global test set.
+    def train_client(self, w: Weights, round: int, client: int, state: Arrays) -> ClientReply:
+        """Run the client update of one client, which kept ``state`` from its last round."""
+        try:
+            upload, audit = self._trainer.update(self._update, w, client, round, as_weights(state))
+        except Exception as error:  # a client's failure must not end the run
+            return ClientReply(client, error=f"{type(error).__name__}: {error}")
+        groups = {group: _arrays(weights) for group, weights in upload.arrays.items()}
+        kept = _arrays(upload.state)
+        broken = _first_not_finite({**groups, "state": kept})
+        if broken:
+            return ClientReply(client, error=f"{broken} is not finite (NaN or inf)")
+        return ClientReply(
+            client,
+            groups,
+            upload.num_examples,
+            dict(upload.metrics),
+            audit,
+            state=kept,
+            keeps=bool(kept),
+        )
+
+    def test(self, arrays: Arrays, blocks: Sequence[int]) -> Tested:
+        """Test the generic views on blocks of the global test set, joined.
 
         Block b holds the examples from b * PREDICT_BLOCK on.
         """
-        w = _weights(arrays)
-        return [
-            self._trainer.test(w, slice(block * PREDICT_BLOCK, (block + 1) * PREDICT_BLOCK))
-            for block in blocks
-        ]
+        w = as_weights(arrays)
+        scores, features = [], []
+        for block in blocks:
+            examples = slice(block * PREDICT_BLOCK, (block + 1) * PREDICT_BLOCK)
+            of_block, f = self._trainer.test(self._update, w, examples)
+            scores.append(of_block)
+            if self._update.has_personal_views:
+                features.append(f.numpy())
+        return Tested(join_scores(scores), np.concatenate(features) if features else None)
 
-    def test_client(self, arrays: Arrays, client: int) -> tuple[int, float, float]:
-        """Return the number of a client's own test examples, mean loss and accuracy on them."""
+    def test_clients(
+        self,
+        arrays: Arrays,
+        features: NDArray[np.float32],
+        round: int,
+        clients: Sequence[int],
+        versions: Sequence[int],
+    ) -> Scores:
+        """Test the personal views of clients on their own test sets, joined in their order.
+
+        Parameters
+        ----------
+        arrays : dict
+            The global arrays.
+        features : ndarray of float32 [M, D]
+            Of the whole global test set, from `test`.
+        round, clients, versions
+            As for `train`.
+        """
+        w = as_weights(arrays)
+        scores = []
+        for client, version in zip(clients, versions, strict=True):
+            own = torch.from_numpy(features[self._trainer.federation.test(client)])
+            state = as_weights(self._states.read(client, version))
+            scores.append(self._trainer.test_personal(self._update, w, own, client, round, state))
+        return join_scores(scores)
+
+    def test_client(
+        self, arrays: Arrays, round: int, client: int, state: Arrays
+    ) -> tuple[int, float, float]:
+        """Return the number of a client's own test examples, mean loss and accuracy on them.
+
+        The figures are those of its personal model, if the method has one.
+        """
         federation = self._trainer.federation
         index = federation.test(client)
         if not len(index):
             return 0, float("nan"), float("nan")
-        predicted, loss = self._trainer.test(_weights(arrays), index)
+        w = as_weights(arrays)
+        scores, features = self._trainer.test(self._update, w, index)
+        if self._update.has_personal_views:
+            scores = self._trainer.test_personal(
+                self._update, w, features, client, round, as_weights(state)
+            )
+        predicted, loss = next(iter(scores.values()))
         truth = federation.source.y_test[index]
         return len(index), float(loss.mean()), float((predicted == truth).mean())
+
+
+def join_scores(parts: Sequence[Scores]) -> Scores:
+    """Join the scores of parts of a test set, in order."""
+    return {
+        view: (
+            np.concatenate([scores[view][0] for scores in parts]),
+            np.concatenate([scores[view][1] for scores in parts]),
+        )
+        for view in (parts[0] if parts else ())
+    }
 
 
 def num_blocks(federation: Federation) -> int:
@@ -163,8 +267,13 @@ def extend_path(folders: Iterable[str]) -> None:
     sys.path.extend(folder for folder in folders if folder not in sys.path)
 
 
-def _weights(arrays: Arrays) -> Weights:
+def as_weights(arrays: Arrays) -> Weights:
+    """Return copies of arrays as tensors."""
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+def _arrays(w: Weights) -> Arrays:
+    return {name: tensor.numpy() for name, tensor in w.items()}
 
 
 def _first_not_finite(groups: dict[str, Arrays]) -> str:

@@ -6,12 +6,15 @@ Shapes: B examples in a batch, D features, C classes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 Weights = dict[str, Tensor]
-"""Every array of a model by name: parameters, and the buffers of its normalisation layers."""
+"""Arrays by name: a model's parameters and the buffers of its normalisation layers, and what
+a method adds to them."""
 
 
 class Model(nn.Module):
@@ -43,7 +46,8 @@ class Net:
     """A model as a pure function: logits = net(w, x).
 
     The weights are an argument, so that the same code serves one client, many clients at once
-    and frozen teachers. Names start with ``backbone.`` or ``head.``.
+    and frozen teachers. The model's names start with ``backbone.`` or ``head.``; arrays of other
+    names in ``w`` are a method's own.
 
     Parameters
     ----------
@@ -63,12 +67,21 @@ class Net:
     """
 
     def __init__(self, model: Model) -> None:
-        self._initial = {name: tensor.detach().clone() for name, tensor in _arrays(model)}
+        arrays = [*model.named_parameters(), *model.named_buffers()]
+        self._initial = {name: tensor.detach().clone() for name, tensor in arrays}
         self.trainable = frozenset(name for name, _ in model.named_parameters())
-        """Names of the parameters; the remaining arrays are buffers."""
-        self.features = model.features
+        """Names of the model's parameters."""
+        self.buffers = frozenset(name for name, _ in model.named_buffers())
+        """Names of its buffers: arrays that are never trained."""
+        self.num_features = model.features
+        self.num_classes = model.head.out_features
+        self._backbone_names = [
+            (name, name.removeprefix("backbone."))
+            for name, _ in arrays
+            if name.startswith("backbone.")
+        ]
         # The weights always come from outside: keep the two modes as empty shells.
-        self._train = copy.deepcopy(model).to("meta").train()
+        self._train = copy.deepcopy(model.backbone).to("meta").train()
         self._eval = copy.deepcopy(self._train).eval()
 
     def initial_weights(self) -> Weights:
@@ -77,14 +90,43 @@ class Net:
 
     def __call__(self, w: Weights, x: Tensor) -> Tensor:
         """Return logits [B, C] in training mode; BatchNorm updates its buffers in ``w``."""
-        logits: Tensor = functional_call(self._train, w, (x,))
-        return logits
+        return self.head(w, self.features(w, x))
 
     def predict(self, w: Weights, x: Tensor) -> Tensor:
         """Return logits [B, C] in evaluation mode; nothing in ``w`` changes."""
-        logits: Tensor = functional_call(self._eval, w, (x,))
-        return logits
+        return self.head(w, self.predict_features(w, x))
+
+    def features(self, w: Weights, x: Tensor) -> Tensor:
+        """Return features [B, D] in training mode; BatchNorm updates its buffers in ``w``."""
+        return self._call(self._train, w, x)
+
+    def predict_features(self, w: Weights, x: Tensor) -> Tensor:
+        """Return features [B, D] in evaluation mode; nothing in ``w`` changes."""
+        return self._call(self._eval, w, x)
+
+    @staticmethod
+    def head(w: Weights, features: Tensor, name: str = "head") -> Tensor:
+        """Return the logits [B, C] of features [B, D] by one of the linear heads in ``w``.
+
+        Its arrays are ``{name}.weight`` [C, D] and, where it has a bias, ``{name}.bias`` [C].
+        """
+        return F.linear(features, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    def _call(self, backbone: nn.Module, w: Weights, x: Tensor) -> Tensor:
+        own = {local: w[name] for name, local in self._backbone_names}
+        features: Tensor = functional_call(backbone, own, (x,))
+        return features
 
 
-def _arrays(model: Model) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
+def parts(w: Weights, names: Iterable[str]) -> Weights:
+    """Return the arrays of some parts of a model: the part is the name up to the first dot.
+
+    Examples
+    --------
+    >>> import torch
+    >>> w = dict.fromkeys(["backbone.0.weight", "head.weight", "head.bias"], torch.zeros(1))
+    >>> list(parts(w, ["head"]))
+    ['head.weight', 'head.bias']
+    """
+    chosen = frozenset(names)
+    return {name: tensor for name, tensor in w.items() if name.partition(".")[0] in chosen}

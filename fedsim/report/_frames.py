@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from fedsim.errors import DataError
+from fedsim.metrics import GROUPS
 
+# In the order in which they are shown; a method has some of them.
+VIEWS = ("generic", "generic-realigned", "personal", "personal-realigned")
 NO_CLIENT_EVALUATED = (
     "clients.csv: no round has a client accuracy; evaluate at least one round "
     "on clients that hold test examples"
 )
 
 
-def require(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+def require(frame: pd.DataFrame, columns: Iterable[str], name: str) -> None:
     """Raise `DataError` naming the first of ``columns`` that the frame lacks."""
     for column in columns:
         if column not in frame.columns:
@@ -26,12 +29,48 @@ def require(frame: pd.DataFrame, columns: Sequence[str], name: str) -> None:
             )
 
 
-def evaluated(rounds: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+def column(view: str, group: str = "") -> str:
+    """Name the column of rounds.csv with a view's accuracy, on all classes or on a group.
+
+    >>> column("personal-realigned"), column("personal-realigned", "tail")
+    ('personal_realigned_accuracy', 'personal_realigned_tail_accuracy')
+    >>> column("generic"), column("generic", "tail")
+    ('generic_accuracy', 'tail_accuracy')
+    """
+    if not group:
+        return f"{view.replace('-', '_')}_accuracy"
+    return f"{group}_accuracy" if view == "generic" else column(f"{view}-{group}")
+
+
+def overall_columns(rounds: pd.DataFrame) -> dict[str, str]:
+    """Return view -> column of its accuracy: ``generic``, ``personal`` and the others there."""
+    every_run = ("generic", "personal")
+    return {v: column(v) for v in VIEWS if v in every_run or column(v) in rounds.columns}
+
+
+def group_columns(rounds: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Return view -> head, medium, tail -> column: ``generic`` and the other views there."""
+    columns = {view: {group: column(view, group) for group in GROUPS} for view in VIEWS}
+    return {
+        view: of_view
+        for view, of_view in columns.items()
+        if view == "generic" or set(of_view.values()) & set(rounds.columns)
+    }
+
+
+def grouped(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Return the rounds, in order, with an accuracy of a view on head, medium or tail classes."""
+    by_view = group_columns(rounds).values()
+    return evaluated(rounds, [name for of_view in by_view for name in of_view.values()])
+
+
+def evaluated(rounds: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     """Return the rounds, in order, where one of the accuracy ``columns`` isn't NaN."""
     if rounds.empty:  # perhaps without columns: the run stopped before its first round's end
         return rounds
+    columns = list(columns)
     require(rounds, ["round", *columns], "rounds.csv")
-    return rounds[rounds[list(columns)].notna().any(axis=1)].sort_values("round")
+    return rounds[rounds[columns].notna().any(axis=1)].sort_values("round")
 
 
 def last_round(clients: pd.DataFrame) -> pd.DataFrame:

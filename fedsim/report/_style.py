@@ -16,7 +16,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito, "Color Universal Design": told apart with any kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-VIEW_COLOURS = {"generic": PALETTE[0], "personal": PALETTE[1]}
+# Realigned views: the lighter tone of the same hue, and dashed where lines run close.
+VIEW_COLOURS = {
+    "generic": PALETTE[0],
+    "generic-realigned": PALETTE[5],
+    "personal": PALETTE[1],
+    "personal-realigned": PALETTE[4],
+}
+VIEW_DASHES = dict.fromkeys(("generic-realigned", "personal-realigned"), (0, (3.5, 1.8)))
 # One hue from dark to light: the groups have an order. Not too light for a line or a word.
 GROUP_COLOURS = {"head": "#08458F", "medium": "#3585C2", "tail": "#70B3DE"}
 LABELLED, UNLABELLED = "#08519C", "#A6CEE4"

@@ -22,9 +22,9 @@ def experiment():
     )
 
 
-@pytest.fixture(scope="module")
-def task(experiment):
-    return make_task(experiment, load_federation(experiment))
+@pytest.fixture
+def task(experiment, tmp_path):
+    return make_task(experiment, load_federation(experiment), tmp_path / "state")
 
 
 def message(task, kind):

@@ -52,6 +52,7 @@ def test_the_folder_holds_what_the_result_says(run):
     assert figures == {
         "accuracy_over_rounds.png",
         "client_accuracy.png",
+        "class_norms.png",
         "class_counts.png",
         "group_accuracy.png",
     }
@@ -145,14 +146,14 @@ def test_pseudo_labels_are_recorded_once_there_are_any(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"threshold": 1.0}, {"warmup_rounds": 99}])
-def test_fedlabel_without_pseudo_labels_is_half_a_step_of_the_labelled_mean(options):
+def test_fedlabel_without_pseudo_labels_is_half_a_step_of_the_labelled_mean(options, tmp_path):
     """w <- 1/2 mean(w_l) + 1/2 w: equal clients make the labelled mean that of FedAvg."""
     equal = {"partition": "iid", "count": 3, "labelled": 0.5}
     tables = {**SMALL, "clients": equal, "training": {"rounds": 1}}
     fedavg = fedsim.simulate(fedsim.Experiment(**tables))
     method = {"name": "fedlabel", "warmup_rounds": 0, **options}
     label = fedsim.simulate(fedsim.Experiment(**tables, method=method))
-    start = initial_arrays(make_task(label.experiment, load_federation(label.experiment)))
+    start = initial_arrays(make_task(label.experiment, load_federation(label.experiment), tmp_path))
     for name, array in label.arrays.items():
         middle = (start[name] + fedavg.arrays[name]) / 2
         np.testing.assert_allclose(array, middle, rtol=1e-4, atol=1e-6)

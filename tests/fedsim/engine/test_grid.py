@@ -108,7 +108,9 @@ def test_evaluate_replies_are_the_clients_figures(make_grid, federation):
             np.mean(predicted[index] == source.y_test[index])
         )
     assert grid.evaluated["client"].tolist() == [2, 1]
-    assert grid.test(record)["accuracy"] == pytest.approx(np.mean(predicted == source.y_test))
+    assert grid.test(record)["generic"]["accuracy"] == pytest.approx(
+        np.mean(predicted == source.y_test)
+    )
 
 
 def test_a_closed_grid_gives_the_threads_back(make_grid):

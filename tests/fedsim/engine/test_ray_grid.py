@@ -8,6 +8,7 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clients import FedLoGe
 from fedsim.engine.grid import InlineGrid
 from fedsim.engine.ray_grid import RayGrid, _import_ray, _start_ray, balance
 from fedsim.engine.update import LocalSGD
@@ -40,23 +41,49 @@ def running_ray(tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_numbers_are_those_of_this_process(make_task, running_ray, workers):
-    task = make_task(model=lambda shape, classes: cnn(shape, classes, channels=(4,), norm="batch"))
-    arrays = initial_arrays(task)
-    inline = InlineGrid(task)
-    grid = RayGrid(task, workers)
+    """FedLoGe: BatchNorm, arrays that the clients keep, and personal views."""
+
+    def net(shape, classes):
+        return cnn(shape, classes, channels=(4,), norm="batch")
+
+    tasks = [make_task(model=net, update=FedLoGe(sparsity=0.3)) for _ in range(2)]
+    arrays = initial_arrays(tasks[0])
+    inline = InlineGrid(tasks[0])
+    grid = RayGrid(tasks[1], workers)
     try:
-        expected = inline.train(arrays, 3, [2, 0, 3])
-        found = grid.train(arrays, 3, [2, 0, 3])
-        assert [reply.client for reply in found] == [2, 0, 3]
-        for one, other in zip(expected, found, strict=True):
-            assert one.metrics == other.metrics
-            for name, array in one.arrays["arrays"].items():
-                np.testing.assert_array_equal(array, other.arrays["arrays"][name])
-        for one, other in zip(inline.predict(arrays), grid.predict(arrays), strict=True):
-            np.testing.assert_array_equal(one, other)
+        for round, cohort in enumerate([[2, 0, 3], [3, 2]], start=1):
+            both = []
+            for backend in (inline, grid):
+                versions = backend.states.versions(cohort)
+                both.append(backend.train(arrays, round, cohort, versions))
+                backend.states.commit(cohort)
+            assert [reply.client for reply in both[1]] == cohort
+            for one, other in zip(*both, strict=True):
+                assert one.metrics == other.metrics
+                assert_equal(one.arrays["arrays"], other.arrays["arrays"])
+        for client in range(4):
+            assert_equal(inline.states.read(client), grid.states.read(client))
+        tested = [backend.predict(arrays) for backend in (inline, grid)]
+        assert_equal(tested[0].scores, tested[1].scores)
+        np.testing.assert_array_equal(tested[0].features, tested[1].features)
+        everybody = [3, 0, 1, 2]
+        found = [
+            backend.predict_clients(
+                arrays, tested[0].features, 2, everybody, backend.states.versions(everybody)
+            )
+            for backend in (inline, grid)
+        ]
+        assert set(found[0]) == {"personal", "personal-realigned"}
+        assert_equal(*found)
     finally:
         grid.close()
     assert ray.is_initialized()  # it was not ours to stop
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name])
 
 
 def test_a_worker_that_dies_is_replaced_and_its_clients_trained_again(make_task, running_ray):
@@ -65,11 +92,11 @@ def test_a_worker_that_dies_is_replaced_and_its_clients_trained_again(make_task,
     grid = RayGrid(task, 2)
     try:
         with pytest.warns(UserWarning, match=r"worker \d died and is replaced"):
-            found = grid.train(arrays, 1, [0, 1, 2, 3])
+            found = grid.train(arrays, 1, [0, 1, 2, 3], [-1] * 4)
     finally:
         grid.close()
     assert running_ray.exists()
-    expected = InlineGrid(make_task()).train(arrays, 1, [0, 1, 2, 3])
+    expected = InlineGrid(make_task()).train(arrays, 1, [0, 1, 2, 3], [-1] * 4)
     for one, other in zip(expected, found, strict=True):
         assert (other.client, other.error) == (one.client, "")
         for name, array in one.arrays["arrays"].items():
@@ -85,7 +112,7 @@ class TestRayGridFailure:
                 pytest.warns(UserWarning, match="died and is replaced"),
                 pytest.raises(EngineError, match="a worker died 3 times on the same work"),
             ):
-                grid.train(initial_arrays(task), 1, [2])
+                grid.train(initial_arrays(task), 1, [2], [-1])
         finally:
             grid.close()
 

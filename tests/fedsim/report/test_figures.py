@@ -1,4 +1,4 @@
-"""What the figures of a run show: their lines, bars, circles and words."""
+"""What the picture of who holds what shows, and which pictures a run gets."""
 
 from __future__ import annotations
 
@@ -14,13 +14,8 @@ from matplotlib.collections import EllipseCollection
 
 from fedsim.errors import DataError
 from fedsim.report import _style
-from fedsim.report.figures import (
-    accuracy_over_rounds,
-    class_counts,
-    client_accuracy,
-    group_accuracy,
-    save_figures,
-)
+from fedsim.report.figures import class_counts, save_figures
+from fedsim.report.views import accuracy_over_rounds, group_accuracy
 
 NAN = np.nan
 PNGS = ["accuracy_over_rounds.png", "client_accuracy.png", "class_counts.png", "group_accuracy.png"]
@@ -66,130 +61,6 @@ def texts(fig):
     """Return all words in a figure."""
     artists = fig.findobj(mpl.text.Text)
     return [t.get_text() for t in artists if t.get_text() and t.get_visible()]
-
-
-def curves(ax):
-    """Return the labelled lines of the axes: name -> (x, y)."""
-    return {
-        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
-        for line in ax.lines
-        if not line.get_label().startswith("_")
-    }
-
-
-def overlaps(fig):
-    """Tell whether two of the words outside the axes cover each other in the drawn picture."""
-    fig.draw_without_rendering()
-    boxes = [t.get_window_extent() for ax in fig.axes for t in ax.texts]
-    return any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-
-
-class TestAccuracyOverRounds:
-    def test_draws_evaluated_rounds_in_percent(self):
-        fig = accuracy_over_rounds(rounds_frame(), "run")
-        assert curves(fig.axes[0]) == {
-            "generic": ([2, 4], [50, 75]),
-            "personal": ([2, 4], [40, 62.5]),
-        }
-        assert {"generic 75.0 %", "personal 62.5 %", "Accuracy (%)", "Round", "run"} <= set(
-            texts(fig)
-        )
-
-    def test_view_without_values_is_left_out(self):
-        fig = accuracy_over_rounds(rounds_frame(personal_accuracy=NAN), "run")
-        assert list(curves(fig.axes[0])) == ["generic"]
-
-    def test_single_round_is_a_mark_with_one_tick(self):
-        fig = accuracy_over_rounds(rounds_frame().iloc[1:2], "run")
-        fig.draw_without_rendering()
-        ax = fig.axes[0]
-        assert curves(ax)["generic"] == ([2], [50])
-        assert ax.lines[0].get_marker() == "o"
-        inside = [t for t in ax.get_xticks() if ax.get_xlim()[0] <= t <= ax.get_xlim()[1]]
-        assert inside == [2]
-
-    def test_a_thousand_rounds_have_no_marks(self):
-        count = 1000
-        frame = pd.DataFrame(
-            {
-                "round": np.arange(1, count + 1),
-                "generic_accuracy": np.linspace(0.1, 0.9, count),
-                "personal_accuracy": np.linspace(0.1, 0.9, count),
-            }
-        )
-        line = accuracy_over_rounds(frame, "run").axes[0].lines[0]
-        assert len(line.get_xdata()) == count
-        assert line.get_marker() == ""
-
-    def test_equal_ends_have_labels_apart(self):
-        fig = accuracy_over_rounds(rounds_frame(personal_accuracy=[NAN, 0.4, NAN, 0.75]), "run")
-        assert not overlaps(fig)
-
-    def test_no_evaluated_round(self):
-        frame = rounds_frame(generic_accuracy=NAN, personal_accuracy=NAN)
-        with pytest.raises(DataError, match=r"rounds\.csv: no evaluated round"):
-            accuracy_over_rounds(frame, "run")
-
-    def test_missing_column(self):
-        with pytest.raises(DataError, match="column 'personal_accuracy' is missing; it has round"):
-            accuracy_over_rounds(rounds_frame().drop(columns="personal_accuracy"), "run")
-
-
-class TestClientAccuracy:
-    def test_sorted_with_mean_and_worst(self):
-        accuracy = np.array([0.9, 0.5, NAN, 0.7])
-        frame = pd.concat([clients_frame([0.1] * 4, round=2), clients_frame(accuracy)])
-        fig = client_accuracy(frame, "run")
-        ax = fig.axes[0]
-        x, y = curves(ax)["generic"]
-        assert x == [1, 2, 3]
-        assert y == pytest.approx([50, 70, 90])
-        assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "3", "0"]
-        assert {"mean 70.0 %", "worst 10 %: 50.0 %"} <= set(texts(fig))
-        levels = [line.get_ydata()[0] for line in ax.lines if line.get_label().startswith("_")]
-        assert sorted(levels) == pytest.approx([50, 70])
-        assert any("Round 4, 3 clients" in t and "left out: 1" in t for t in texts(fig))
-
-    def test_shades_the_worst_tenth(self):
-        fig = client_accuracy(clients_frame(np.linspace(0, 1, 50)), "run")
-        band = fig.axes[0].patches[0].get_extents().transformed(fig.axes[0].transData.inverted())
-        assert (band.x0, band.x1) == pytest.approx((0.5, 5.5))
-
-    def test_each_view_has_its_colour_order_and_labels(self):
-        frame = pd.concat(
-            [
-                clients_frame([0.2, 0.4]),
-                clients_frame([0.8, 0.6], view="personal"),
-                clients_frame([0.9, 0.9], view="tuned"),
-            ]
-        )
-        fig = client_accuracy(frame, "run")
-        drawn = curves(fig.axes[0])
-        assert drawn["generic"][1] == pytest.approx([20, 40])
-        assert drawn["personal"][1] == pytest.approx([60, 80])
-        assert drawn["tuned"][1] == pytest.approx([90, 90])
-        lines = [line for line in fig.axes[0].lines if line.get_label() in drawn]
-        assert len({line.get_color() for line in lines}) == 3
-        assert {"generic: mean 30.0 %", "personal: worst 10 %: 60.0 %"} <= set(texts(fig))
-        assert not overlaps(fig)
-
-    def test_a_hundred_thousand_clients(self):
-        accuracy = np.random.default_rng(0).random(100_000)
-        fig = client_accuracy(clients_frame(accuracy), "run")
-        y = np.array(curves(fig.axes[0])["generic"][1])
-        np.testing.assert_allclose(y, 100 * np.sort(accuracy))
-
-    @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-    def test_all_equal(self, value):
-        fig = client_accuracy(clients_frame([value] * 3), "run")
-        low, high = fig.axes[0].get_ylim()
-        assert low < 100 * value < high
-        assert not overlaps(fig)
-
-    @pytest.mark.parametrize("accuracy", [[], [NAN, NAN]])
-    def test_nobody_evaluated(self, accuracy):
-        with pytest.raises(DataError, match="no round has a client accuracy"):
-            client_accuracy(clients_frame(accuracy), "run")
 
 
 def circles(ax):
@@ -347,27 +218,6 @@ class TestClassCountsFailure:
             class_counts(SMALL.drop(columns="labelled"), 3, 2, "run")
 
 
-class TestGroupAccuracy:
-    def test_bars_of_the_last_evaluated_round(self):
-        fig = group_accuracy(rounds_frame(), "run")
-        heights = [bar.get_height() for bar in fig.axes[0].patches]
-        assert heights == pytest.approx([90, 70, 25])
-        assert {"90.0 %", "70.0 %", "25.0 %"} <= set(texts(fig))
-        assert any("Round 4" in t for t in texts(fig))
-
-    def test_group_without_classes_is_left_out_and_named(self):
-        fig = group_accuracy(rounds_frame(medium_accuracy=NAN), "run")
-        ax = fig.axes[0]
-        assert [bar.get_height() for bar in ax.patches] == pytest.approx([90, 25])
-        assert [t.get_text() for t in ax.get_xticklabels()] == ["head", "tail"]
-        assert any("no classes in: medium" in t for t in texts(fig))
-
-    def test_no_evaluated_round(self):
-        frame = rounds_frame(head_accuracy=NAN, medium_accuracy=NAN, tail_accuracy=NAN)
-        with pytest.raises(DataError, match="no round has a head, medium or tail accuracy"):
-            group_accuracy(frame, "run")
-
-
 class TestSaveFigures:
     def save(self, folder, **changes):
         given = {
@@ -407,6 +257,31 @@ class TestSaveFigures:
         read = {n: pd.read_csv(tmp_path / f"{n}.csv") for n in (*frames, "clients")}
         with pytest.warns(UserWarning, match=r"client_accuracy\.png: skipped"):
             assert len(self.save(tmp_path, **read)) == 3
+
+    def test_method_with_several_views_and_heads(self, tmp_path):
+        clients = pd.concat(
+            [clients_frame([0.5, 0.6]), clients_frame([0.75, 0.5], view="personal")]
+        )
+        norms = pd.DataFrame(
+            {"head": "global head", "class": [0, 1], "examples": [9, 1], "norm": [1.5, 0.5]}
+        )
+        paths = self.save(tmp_path, clients=clients, norms=norms, etf=np.eye(2))
+        assert [path.name for path in paths] == [
+            *PNGS, "personal_gain.png", "class_norms.png", "etf.png",
+        ]  # fmt: skip
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+    def test_no_norms_are_no_picture_and_no_warning(self, tmp_path):
+        paths = self.save(tmp_path, norms=pd.DataFrame(), etf=None)
+        assert [path.name for path in paths] == PNGS
+
+    def test_method_without_a_generic_model(self, tmp_path):
+        groups = [f"{group}_accuracy" for group in ("head", "medium", "tail")]
+        rounds = rounds_frame(**dict.fromkeys(["generic_accuracy", *groups], NAN))
+        rounds = rounds.assign(**{f"personal_{name}": 0.5 for name in groups})
+        clients = clients_frame([0.5, 0.6], view="personal")
+        paths = self.save(tmp_path, rounds=rounds, clients=clients)
+        assert [path.name for path in paths] == PNGS
 
     def test_title_is_written_as_it_is(self, tmp_path):
         # An odd number of $, and an unknown command: as mathematics this would fail.

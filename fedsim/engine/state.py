@@ -1,0 +1,249 @@
+"""What clients keep from round to round: arrays by client, in a folder instead of in memory.
+
+K clients. Workers, several processes of one machine, write the states of the clients they train;
+the driver alone decides which of them count, once it knows whose reply was usable. So each client
+has two slots: its committed state stays untouched in one, its new state goes to the other, and to
+commit is to flip one number. Where a worker dies half-way through a write, its clients are trained
+again from the same old state and write over the same slot; a client that fails is not committed.
+No two processes train one client at the same time, so no slot needs a lock. All this withstands
+processes that die, not a power failure: nothing waits until the disk has it.
+
+- ``states.bin``: the slots; that of a client's version, 0 or 1, begins at byte
+  (2 * client + version) * size. Sparse: who has never trained takes no room on the disk.
+- ``schema.json``: array name -> dtype and shape, the same for all, settled by the first to write.
+  A slot holds the arrays one after the other, sorted by name.
+- ``versions.npy``: int8 [K], the version that is committed; -1 for a client without a state.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import EngineError
+
+STATES, SCHEMA, VERSIONS = "states.bin", "schema.json", "versions.npy"
+
+_NATIVE = [np.dtype(c) for c in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]]
+DTYPES = {dtype.str for dtype in _NATIVE} | {dtype.newbyteorder().str for dtype in _NATIVE}
+"""Booleans, integers, floats and complex numbers, as ``dtype.str``: no objects, no text."""
+
+Schema = dict[str, tuple[str, tuple[int, ...]]]
+"""Array name -> ``dtype.str`` and shape, sorted by name."""
+
+
+class StateFiles:
+    """The states of all clients in a folder that `ClientStates` has made, for any process.
+
+    No file stays open, so it may be pickled, or constructed anew elsewhere on this machine.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._states = folder / STATES
+        self._schema_file = folder / SCHEMA
+        self._schema: Schema | None = None
+
+    def read(self, client: int, version: int) -> dict[str, NDArray[Any]]:
+        """Return copies of the arrays in a client's slot ``version``; none for version -1.
+
+        Raises `EngineError` if states.bin is cut short, or schema.json missing or broken.
+        """
+        assert version in (-1, 0, 1)
+        if version == -1:
+            return {}
+        schema = self._schema = self._schema or self._read_schema(client)
+        size = sum(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in schema.values())
+        start = (2 * client + version) * size
+        slot = b""
+        # No memory map: there a full disk or a file cut short kills the process.
+        with (
+            _reported(f"can't read the state of client {client} from {self._states}"),
+            self._states.open("rb", buffering=0) as file,
+        ):
+            while len(slot) < size:
+                part = os.pread(file.fileno(), size - len(slot), start + len(slot))
+                if not part:
+                    raise OSError("the file ends too early; it isn't the one that was written")
+                slot += part
+        arrays: dict[str, NDArray[Any]] = {}
+        offset = 0
+        for name, (dtype, shape) in schema.items():
+            arrays[name] = np.ndarray(shape, dtype, slot, offset).copy()
+            offset += arrays[name].nbytes
+        return arrays
+
+    def write(self, client: int, version: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write a client's new state into the slot that doesn't hold its committed one.
+
+        ``version`` is the committed one, -1 for none. The arrays are of booleans or numbers.
+        Raises `EngineError` if they can't be written, or if their names, dtypes and shapes aren't
+        those of every other client.
+        """
+        assert version in (-1, 0, 1)
+        own = {name: (arrays[name].dtype.str, arrays[name].shape) for name in sorted(arrays)}
+        for name, (dtype, _) in own.items():
+            if dtype not in DTYPES:
+                raise EngineError(
+                    f"client {client} keeps array {name!r} with dtype {arrays[name].dtype}; a "
+                    "state is made of booleans, integers, floats and complex numbers"
+                )
+        schema = self._schema = self._schema or self._agree(own, client)
+        for name in sorted(own.keys() | schema.keys()):
+            if own.get(name) != schema.get(name):
+                raise EngineError(
+                    f"client {client} keeps array {name!r} as {_describe(own.get(name))}, the "
+                    f"first client kept it as {_describe(schema.get(name))}: all clients must "
+                    "keep arrays of the same names, dtypes and shapes"
+                )
+        rest = memoryview(b"".join(arrays[name].tobytes() for name in schema))
+        start = (2 * client + (1 if version == 0 else 0)) * len(rest)
+        hint = f"; client {client} needs {len(rest):,} bytes there, and as many when trained again"
+        with (
+            _reported(f"can't write the clients' state to {self._states}", hint),
+            os.fdopen(os.open(self._states, os.O_WRONLY | os.O_CREAT, 0o666), "wb", 0) as file,
+        ):
+            while rest:
+                written = os.pwrite(file.fileno(), rest, start)
+                rest, start = rest[written:], start + written
+
+    def _agree(self, own: Schema, client: int) -> Schema:
+        """Return everybody's schema, which is ``own`` if nobody has settled it before."""
+        temporary = self._schema_file.with_suffix(f".{uuid4().hex}")
+        with _reported(f"can't write what the clients' states look like to {self._schema_file}"):
+            try:
+                temporary.write_text(json.dumps(own))
+                # A link, unlike a rename, never replaces what another has just put there.
+                with suppress(FileExistsError):
+                    self._schema_file.hardlink_to(temporary)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return self._read_schema(client)
+
+    def _read_schema(self, client: int) -> Schema:
+        try:
+            content = sorted(json.loads(self._schema_file.read_bytes()).items())
+            schema = {name: (dtype, tuple(shape)) for name, (dtype, shape) in content}
+            for name, (dtype, shape) in schema.items():
+                if dtype not in DTYPES or not all(type(n) is int and n >= 0 for n in shape):
+                    raise ValueError(f"array {name!r} has no valid dtype and shape")
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise EngineError(
+                f"can't use the state of client {client}: {self._schema_file} is missing or "
+                f"broken ({error})"
+            ) from None
+        return schema
+
+
+class ClientStates:
+    """The states of K clients as the driver sees them; in memory, one byte a client.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the states go; made if it isn't there. `EngineError` if that fails, or if it already
+        holds states.
+    num_clients : int
+        K.
+
+    Examples
+    --------
+    A worker trains client 3; its state counts once the driver says so.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     states = ClientStates(Path(folder) / "states", num_clients=5)
+    ...     states.files.write(3, states.versions([3])[0], {"bias": np.array([1.0, 2.0])})
+    ...     before = states.read(3)
+    ...     states.commit([3])
+    ...     before, states.read(3), states.trained
+    ({}, {'bias': array([1., 2.])}, array([3]))
+    """
+
+    def __init__(self, folder: Path, num_clients: int) -> None:
+        with _reported(f"can't make the folder {folder} for the clients' states"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (STATES, SCHEMA, VERSIONS):
+                if (folder / name).exists():
+                    raise FileExistsError(f"it already holds {name}; use another folder")
+        self._folder = folder
+        self._save(np.full(num_clients, -1, dtype=np.int8))
+
+    @classmethod
+    def open(cls, folder: Path) -> ClientStates:
+        """Return the states in a folder as last committed.
+
+        Raises `EngineError` if versions.npy is missing or broken.
+        """
+        states = cls.__new__(cls)
+        states._folder, file = folder, folder / VERSIONS
+        try:
+            versions = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+            if versions.dtype != "i1" or versions.ndim != 1 or {*versions.tolist()} - {-1, 0, 1}:
+                raise ValueError
+        except Exception as error:  # the parser of a broken header lets all kinds through
+            reason = f"missing or broken ({type(error).__name__})"
+            raise EngineError(f"{file} is {reason}: it must hold int8 [K], -1, 0 or 1") from None
+        states._versions = versions
+        return states
+
+    @cached_property
+    def files(self) -> StateFiles:
+        """The files, for this process or to be sent to another."""
+        return StateFiles(self._folder)
+
+    @property
+    def trained(self) -> NDArray[np.int64]:
+        """The clients that have a state, in rising order."""
+        return np.flatnonzero(self._versions >= 0)
+
+    def versions(self, clients: Sequence[int]) -> list[int]:
+        """Return each client's committed version, 0 or 1; -1 where it has no state."""
+        assert all(0 <= client < len(self._versions) for client in clients)
+        return [int(self._versions[client]) for client in clients]
+
+    def read(self, client: int) -> dict[str, NDArray[Any]]:
+        """Return copies of a client's committed arrays; none if it has no state."""
+        return self.files.read(client, *self.versions([client]))
+
+    def commit(self, clients: Sequence[int]) -> None:
+        """Let count what these clients have written, each since its last commit.
+
+        Naming a client twice is as good as once. Raises `EngineError` if versions.npy can't be
+        written; then nothing is committed.
+        """
+        if len(clients):
+            versions = self._versions.copy()
+            versions[list(clients)] = [1 if v == 0 else 0 for v in self.versions(clients)]
+            self._save(versions)
+
+    def _save(self, versions: NDArray[np.int8]) -> None:
+        content = io.BytesIO()
+        np.save(content, versions)
+        temporary = self._folder / f"{VERSIONS}.tmp"
+        with _reported(f"can't write which states the clients have to {self._folder / VERSIONS}"):
+            temporary.write_bytes(content.getvalue())
+            temporary.replace(self._folder / VERSIONS)
+        self._versions = versions
+
+
+@contextmanager
+def _reported(problem: str, hint: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EngineError(f"{problem}: {error.strerror or error}{hint}") from None
+
+
+def _describe(spec: tuple[str, tuple[int, ...]] | None) -> str:
+    return f"{np.dtype(spec[0])} {list(spec[1])}" if spec else "nothing"

@@ -1,0 +1,335 @@
+"""Classifiers that are fixed before training: the simplex ETF and FedLoGe's sparse one.
+
+Shapes: C classes, D features. Weights are laid out like those of ``torch.nn.Linear``, [C, D]: row
+c is m_c, the direction of class c.
+
+In a simplex equiangular tight frame (ETF) all classes lie as far apart as they can: every two rows
+meet at arccos(-1/(C-1)). The sparse one (SSE-C) has the same angles, but a share of its entries is
+zero for good.
+
+References
+----------
+Xiao et al., "FedLoGe: Joint Local and Generic Federated Learning under Long-tailed Data", ICLR
+2024: the sparse ETF and its place in the method.
+Papyan, Han, Donoho, "Prevalence of neural collapse during the terminal phase of deep learning
+training", PNAS 2020: the simplex ETF.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.errors import ConfigError, DataError
+
+WARN_ABOVE = 0.01
+"""Degrees: a sparse ETF with an angle further than this from the ideal comes with a warning."""
+
+_CONVERGED = 1e-4  # degrees; ten times better than anyone needs, for a few iterations more
+_CHUNK = 20  # iterations of L-BFGS from one look at the angles to the next
+_MAX_CHUNKS = 100
+_STALL_CHUNKS, _STALL_FALL = 5, 0.8
+# torch's L-BFGS forgets curvature below an absolute 1e-10, which an unscaled residual passes
+# long before its angles are right.
+_LOSS_SCALE = 1e8
+_ANGLES_LR = 1e-4
+_MAX_COSINE = 0.99999  # the slope of arccos has no bound at 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """Norms, zeros and angles of a classifier's rows."""
+
+    norm_mean: float
+    """Mean of the rows' Euclidean norms."""
+    norm_min: float
+    norm_max: float
+    sparsity: float
+    """Share of the entries that are exactly zero, 0 to 1."""
+    angle_ideal: float
+    """arccos(-1/(C-1)), in degrees as the other angles."""
+    angle_mean: float
+    """Mean over the C(C-1)/2 pairs of rows."""
+    angle_min: float
+    angle_max: float
+    angle_std: float
+    """Standard deviation over the pairs (not over a sample of them: divided by their number)."""
+
+    @property
+    def deviation(self) -> float:
+        """Largest distance of a pair's angle from the ideal, in degrees."""
+        return max(self.angle_max - self.angle_ideal, self.angle_ideal - self.angle_min)
+
+    def __str__(self) -> str:
+        return (
+            f"norms {self.norm_mean:.5g} ({self.norm_min:.5g} to {self.norm_max:.5g}), "
+            f"{self.sparsity:.2%} zeros, angles {self.angle_mean:.4f}° "
+            f"({self.angle_min:.4f}° to {self.angle_max:.4f}°, sd {self.angle_std:.2g}°; "
+            f"ideal {self.angle_ideal:.4f}°)"
+        )
+
+
+def geometry(weight: Tensor) -> Geometry:
+    """Measure a classifier's norms, zeros and pairwise angles.
+
+    Parameters
+    ----------
+    weight : float [C, D]
+        One row for each of at least 2 classes; computed in float64.
+
+    Raises
+    ------
+    DataError
+        If `weight` has another shape, or a row is zero or not finite (it has no direction).
+
+    Examples
+    --------
+    >>> print(geometry(torch.tensor([[3.0, 0.0], [0.0, 1.0]])))
+    norms 2 (1 to 3), 50.00% zeros, angles 90.0000° (90.0000° to 90.0000°, sd 0°; ideal 180.0000°)
+    """
+    if weight.ndim != 2 or len(weight) < 2:
+        raise DataError(
+            f"weight of shape {list(weight.shape)}: give [classes, features] of at least 2 classes"
+        )
+    weight = weight.detach().double()
+    norms = weight.norm(dim=1)
+    directed = norms.isfinite() & (norms > 0)
+    if not directed.all():
+        row = int(directed.int().argmin())
+        raise DataError(f"row {row} of weight has the norm {norms[row]:g}, so it has no angles")
+    angles = _angles(weight)
+    return Geometry(
+        norm_mean=norms.mean().item(),
+        norm_min=norms.min().item(),
+        norm_max=norms.max().item(),
+        sparsity=(weight == 0).double().mean().item(),
+        angle_ideal=_ideal_angle(len(weight)),
+        angle_mean=angles.mean().item(),
+        angle_min=angles.min().item(),
+        angle_max=angles.max().item(),
+        angle_std=angles.std(correction=0).item(),
+    )
+
+
+def etf(features: int, num_classes: int, rng: np.random.Generator) -> Tensor:
+    """Return a randomly turned simplex ETF.
+
+    The rows are sqrt(C/(C-1)) (I - 11^T/C) P^T, with P [D, C] orthonormal columns, uniformly
+    distributed. They have norm 1, sum to 0, and every two have the cosine -1/(C-1).
+
+    Parameters
+    ----------
+    features : int
+        D, at least C.
+    num_classes : int
+        C, at least 2.
+    rng : numpy.random.Generator
+        Draws P.
+
+    Returns
+    -------
+    float64 [C, D]
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than 2 classes, or fewer features than classes.
+
+    Examples
+    --------
+    >>> m = etf(5, 3, np.random.default_rng(0))
+    >>> (m @ m.T).numpy().round(6).tolist()
+    [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
+    """
+    if num_classes < 2:
+        raise ConfigError(f"data: an ETF classifier needs at least 2 classes, not {num_classes}")
+    if features < num_classes:
+        raise ConfigError(
+            f"model: {features} features for {num_classes} classes, but an ETF classifier needs at "
+            "least as many features as classes; choose a model with a wider last layer"
+        )
+    p, r = np.linalg.qr(rng.standard_normal((features, num_classes)))
+    # A QR is only unique up to signs: fixing them makes P uniform on every LAPACK.
+    p *= np.sign(np.diag(r))
+    centred = p - p.mean(axis=1, keepdims=True)
+    return torch.from_numpy(math.sqrt(num_classes / (num_classes - 1)) * centred.T)
+
+
+def sparse_etf(
+    features: int,
+    num_classes: int,
+    rng: np.random.Generator,
+    *,
+    sparsity: float = 0.6,
+    norm: float = 0.1,
+    recipe: Literal["gram", "angles"] = "gram",
+    steps: int = 10_000,
+) -> Tensor:
+    """Return a static sparse ETF (SSE-C): an ETF's angles with a share of the entries zero.
+
+    An ETF loses a random share of its entries, and the remaining ones are optimised until the
+    angles are an ETF's again.
+
+    Parameters
+    ----------
+    features : int
+        D, at least C.
+    num_classes : int
+        C, at least 2.
+    rng : numpy.random.Generator
+        Draws the ETF and the positions of the zeros. Nothing else is random.
+    sparsity : float
+        Share of zeros, at least 0 and below 1: exactly round(sparsity * C * D) entries are 0.
+        The positions are random, except that each class keeps at least one entry. Roughly
+        (1 - sparsity) * D > C / 2 leaves enough entries to meet all the angles.
+    norm : float
+        Norm of each row, 1e-6 to 1e6. In the authors' sweep 0.1 does best.
+    recipe : {"gram", "angles"}
+        ``"gram"`` minimises ||M M^T - G||_F^2 by L-BFGS, G being the Gram matrix of the ideal ETF
+        (1 on the diagonal, -1/(C-1) off it), then scales each row to `norm`. It stops once all
+        angles are right to 1e-4 degrees, when the residual falls by less than 20 % in 100
+        iterations, or after 2,000 iterations.
+
+        ``"angles"`` is the authors' own: Adam with learning rate 1e-4 on
+        sum_c (||m_c|| - norm)^2 - mean_c arccos(max_{j != c} cos(m_c, m_j)). It is slower, and
+        comes only near the ideal, in the norms too; no warning says so.
+    steps : int
+        Steps of ``"angles"``, at least 1; ``"gram"`` doesn't use it.
+
+    Returns
+    -------
+    float32 [C, D]
+        On one machine with the same number of threads, the same for the same `rng`.
+
+    Warns
+    -----
+    UserWarning
+        If ``"gram"`` leaves an angle more than 0.01 degrees (`WARN_ABOVE`) from the ideal.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter is out of its range, or the sparsity leaves fewer entries than classes.
+
+    Examples
+    --------
+    >>> print(geometry(sparse_etf(64, 10, np.random.default_rng(0))))  # doctest: +ELLIPSIS
+    norms 0.1 (0.1 to 0.1), 60.00% zeros, angles 96.3794° (96.379...
+
+    References
+    ----------
+    Xiao et al., ICLR 2024 (top of this module); recipe and constants as in the authors' code,
+    github.com/ZackZikaiXiao/FedLoGe, ``util/etf_methods.py``.
+    """
+    if not 0 <= sparsity < 1:
+        raise ConfigError(f"method.sparsity = {sparsity}: must be at least 0 and below 1")
+    if not 1e-6 <= norm <= 1e6:
+        raise ConfigError(f"method.norm = {norm}: must be above 0, from 1e-6 to 1e6")
+    if recipe not in ("gram", "angles"):
+        raise ConfigError(f"method.recipe = {recipe!r}: must be 'gram' or 'angles'")
+    if steps < 1:
+        raise ConfigError(f"method.steps = {steps}: must be at least 1")
+    dense = etf(features, num_classes, rng)
+    mask = _draw_mask(features, num_classes, rng, sparsity)
+    if recipe == "angles":
+        return _fit_angles((dense * mask).float(), mask, norm, steps)
+
+    fitted = _fit_gram(torch.nn.functional.normalize(dense * mask), mask)
+    weight = (norm * torch.nn.functional.normalize(fitted)).float()
+    reached = geometry(weight)
+    if reached.deviation > WARN_ABOVE:
+        warnings.warn(
+            f"method.sparsity = {sparsity}: found no exact sparse ETF for {num_classes} classes "
+            f"and {features} features, the worst angle is {reached.deviation:.3g} degrees off the "
+            f"ideal ({reached}); lower method.sparsity or choose a model with more features",
+            UserWarning,
+            stacklevel=2,
+        )
+    return weight
+
+
+def _draw_mask(
+    features: int, num_classes: int, rng: np.random.Generator, sparsity: float
+) -> Tensor:
+    """Return which entries [C, D] may be other than zero, as float64 ones and zeros."""
+    size = num_classes * features
+    kept = size - round(sparsity * size)
+    if kept < num_classes:
+        raise ConfigError(
+            f"method.sparsity = {sparsity}: keeps {kept} of {size} entries for {num_classes} "
+            f"classes, but each needs at least one; the most is {1 - 1 / features:.6g}"
+        )
+    mask = np.zeros(size)
+    mask[np.arange(num_classes) * features + rng.integers(features, size=num_classes)] = 1
+    mask[rng.choice(np.flatnonzero(mask == 0), kept - num_classes, replace=False)] = 1
+    return torch.from_numpy(mask.reshape(num_classes, features))
+
+
+def _fit_gram(start: Tensor, mask: Tensor) -> Tensor:
+    """Return the entries [C, D] under `mask` whose Gram matrix is closest to an ETF's."""
+    num_classes = len(start)
+    gram = torch.full((num_classes, num_classes), -1 / (num_classes - 1), dtype=torch.float64)
+    gram.fill_diagonal_(1)
+    m = torch.nn.Parameter(start)
+    optimizer = torch.optim.LBFGS(
+        [m],
+        max_iter=_CHUNK,
+        max_eval=10 * _CHUNK,
+        tolerance_grad=0,
+        tolerance_change=0,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+    )
+
+    @torch.no_grad()
+    def closure() -> float:
+        # The gradient by hand needs one matrix product; autograd would take two. Masking it keeps
+        # the zeros: L-BFGS only moves along combinations of gradients.
+        residual = m @ m.T - gram
+        m.grad = 4 * _LOSS_SCALE * (residual @ m) * mask
+        return _LOSS_SCALE * residual.square().sum().item()
+
+    ideal = _ideal_angle(num_classes)
+    losses: list[float] = []
+    while len(losses) < _MAX_CHUNKS:
+        if (_angles(m.detach()) - ideal).abs().max() <= _CONVERGED:
+            break
+        if len(losses) > _STALL_CHUNKS and losses[-1] > _STALL_FALL * losses[-1 - _STALL_CHUNKS]:
+            break
+        before = optimizer.step(closure)  # type: ignore[no-untyped-call]
+        losses.append(float(before))
+    return m.detach()
+
+
+def _fit_angles(start: Tensor, mask: Tensor, norm: float, steps: int) -> Tensor:
+    """Return the authors' own optimum [C, D], starting from the masked ETF as it is."""
+    mask = mask.to(start.dtype)
+    m = torch.nn.Parameter(start)
+    optimizer = torch.optim.Adam([m], lr=_ANGLES_LR)
+    for _ in range(steps):
+        norms = m.norm(dim=1)
+        unit = m / norms[:, None]
+        nearest = (unit @ unit.T).fill_diagonal_(-1).max(dim=1).values
+        angles = nearest.clamp(-_MAX_COSINE, _MAX_COSINE).arccos()
+        loss = (norms - norm).square().sum() - angles.mean()
+        (gradient,) = torch.autograd.grad(loss, m)
+        m.grad = gradient * mask
+        optimizer.step()
+    return m.detach()
+
+
+def _ideal_angle(num_classes: int) -> float:
+    return math.degrees(math.acos(-1 / (num_classes - 1)))
+
+
+def _angles(m: Tensor) -> Tensor:
+    """Return the angles [C(C-1)/2] between the rows, in degrees."""
+    unit = torch.nn.functional.normalize(m, eps=0)
+    i, j = torch.triu_indices(len(m), len(m), offset=1)
+    return (unit @ unit.T)[i, j].clamp(-1, 1).arccos().rad2deg()

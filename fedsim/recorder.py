@@ -1,0 +1,253 @@
+"""Keeps what a run gives, and writes it as the rounds end."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fedsim.config import Experiment
+from fedsim.data.federation import Federation
+from fedsim.report.run_directory import RunDirectory
+
+_HEADS = {"head.weight": "global head", "etf.weight": "fixed ETF"}
+_NORM_CLIENTS = 1000  # of more clients every so-manieth is read for the mean of their heads
+
+if TYPE_CHECKING:
+    from fedsim.engine.loop import Round
+    from fedsim.engine.state import ClientStates
+    from fedsim.engine.worker import Arrays
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave; the frames are those of the run directory's CSV files.
+
+    Attributes
+    ----------
+    experiment : Experiment
+        What was run.
+    rounds : pandas.DataFrame
+        A row a round.
+    clients : pandas.DataFrame
+        A row for each client, evaluated round and view.
+    training : pandas.DataFrame
+        A row for each client that trained and round: examples, loss, and the method's numbers.
+    partition : pandas.DataFrame
+        A row for each client and class it holds: labelled, unlabelled and test examples.
+    arrays : dict of str to ndarray
+        The global model after the last finished round.
+    path : Path or None
+        The run directory, if one was asked for.
+    """
+
+    experiment: Experiment
+    rounds: pd.DataFrame
+    clients: pd.DataFrame
+    training: pd.DataFrame
+    partition: pd.DataFrame
+    arrays: Arrays = field(repr=False)
+    path: Path | None
+
+
+class Recorder:
+    """Keeps a run's frames and, where a folder is given, writes them as the rounds end."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        federation: Federation,
+        workers: int,
+        out: Path | str | None,
+    ) -> None:
+        self.setup_seconds = 0.0
+        self._workers = workers
+        self._experiment = experiment
+        self._federation = federation
+        self._partition = federation.table()
+        self._rounds: list[dict[str, Any]] = []
+        self._clients: list[pd.DataFrame] = []
+        self._training: list[pd.DataFrame] = []
+        self._training_columns: list[str] = []
+        self._seconds: list[dict[str, float]] = []
+        self._started = datetime.now(UTC)
+        self._folder = RunDirectory(Path(out)) if out is not None else None
+        if self._folder is not None:
+            self._folder.write_text("experiment.toml", experiment.to_toml())
+            self._folder.write_table("partition.csv", self._partition)
+
+    def add(self, finished: Round) -> None:
+        """Record a finished round."""
+        row, clients = finished.row, finished.clients
+        self._rounds.append(row)
+        self._seconds.append(finished.seconds)
+        if not finished.training.empty:
+            training = finished.training.copy()
+            training.insert(0, "round", row["round"])
+            self._training.append(training)
+            self._write_training(training)
+        rows = None if clients is None or clients.empty else self._client_rows(row, clients)
+        if rows is not None:
+            self._clients.append(rows)
+        if self._folder is not None:
+            self._folder.append("rounds.csv", pd.DataFrame([row]))
+            if rows is not None:
+                self._folder.append("clients.csv", rows)
+
+    def _write_training(self, rows: pd.DataFrame) -> None:
+        """Add rows to training.csv; a method may have more to say after its warm-up."""
+        if self._folder is None:
+            return
+        if list(rows.columns) == self._training_columns:
+            self._folder.append("training.csv", rows)
+            return
+        table = pd.concat(self._training, ignore_index=True)
+        self._folder.write_table("training.csv", table)
+        self._training_columns = list(table.columns)
+
+    def _client_rows(self, row: dict[str, Any], clients: pd.DataFrame) -> pd.DataFrame:
+        index = clients["client"].to_numpy()
+        frame = clients.copy()
+        frame.insert(0, "round", row["round"])
+        frame.insert(3, "num_train", self._federation.num_train(index))
+        frame.insert(4, "num_labelled", self._federation.num_labelled[index])
+        return frame
+
+    def close(self, arrays: Arrays) -> None:
+        """Write what is only known at the end, be it early or not."""
+        if self._folder is not None:
+            self._folder.write_json("run.json", self._description())
+            self._folder.write_model(arrays)
+
+    def result(self, arrays: Arrays, states: ClientStates) -> Result:
+        """Return the frames, and draw the figures."""
+        result = Result(
+            experiment=self._experiment,
+            rounds=pd.DataFrame(self._rounds),
+            clients=pd.concat(self._clients, ignore_index=True)
+            if self._clients
+            else pd.DataFrame(),
+            training=pd.concat(self._training, ignore_index=True)
+            if self._training
+            else pd.DataFrame(),
+            partition=self._partition,
+            arrays=arrays,
+            path=self._folder.path if self._folder is not None else None,
+        )
+        if self._folder is not None:
+            norms = _class_norms(arrays, states, self._federation.class_counts)
+            self._folder.write_table("class_norms.csv", norms)
+            from fedsim.report.figures import save_figures
+
+            save_figures(
+                self._folder.path / "figures",
+                rounds=result.rounds,
+                clients=result.clients,
+                partition=result.partition,
+                training=result.training,
+                norms=norms,
+                etf=arrays.get("etf.weight"),
+                num_clients=self._federation.num_clients,
+                num_classes=self._federation.source.num_classes,
+                title=self._experiment.name,
+            )
+        return result
+
+    def _description(self) -> dict[str, Any]:
+        rounds = len(self._rounds)
+        parts = sorted({part for seconds in self._seconds for part in seconds})
+        mean = {
+            part: sum(seconds.get(part, 0.0) for seconds in self._seconds) / rounds
+            for part in parts
+        }
+        return {
+            "started": self._started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "rounds_finished": rounds,
+            "rounds_asked": self._experiment.training.rounds,
+            "seconds_setup": self.setup_seconds,
+            "seconds_per_round": {"total": sum(mean.values()), **mean},
+            "bytes_up": sum(row["bytes_up"] for row in self._rounds),
+            "bytes_down": sum(row["bytes_down"] for row in self._rounds),
+            "workers": self._workers,
+            "versions": {
+                "python": platform.python_version(),
+                **{
+                    name: version(name) for name in ("fedsim-flwr", "flwr", "ray", "torch", "numpy")
+                },
+            },
+            "commit": _commit(),
+            "hardware": {
+                "machine": platform.machine(),
+                "system": platform.platform(),
+                "cores": len(os.sched_getaffinity(0)),
+                "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            },
+        }
+
+
+def _class_norms(
+    arrays: Arrays, states: ClientStates, class_counts: NDArray[np.int64]
+) -> pd.DataFrame:
+    """Return the norm of each class's vector in each head, and the class's training examples.
+
+    Of the clients' own heads the mean over the clients that have one, or a sample of them.
+    """
+    heads = {
+        _HEADS.get(name, name.removesuffix(".weight")): np.linalg.norm(array, axis=1)
+        for name, array in arrays.items()
+        if not name.startswith("backbone.")
+        and name.endswith(".weight")
+        and array.ndim == 2
+        and len(array) == len(class_counts)
+    }
+    trained = states.trained
+    some = trained[:: max(1, len(trained) // _NORM_CLIENTS)]
+    own: dict[str, list[NDArray[Any]]] = {}
+    for client in some.tolist():
+        for name, array in states.read(client).items():
+            if name in ("personal.weight", "head.weight"):
+                own.setdefault(name, []).append(np.linalg.norm(array, axis=1))
+    for norms in own.values():
+        heads["personal heads (mean)"] = np.mean(norms, axis=0)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "head": head,
+                    "class": np.arange(len(class_counts)),
+                    "examples": class_counts,
+                    "norm": norms,
+                }
+            )
+            for head, norms in heads.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that fedsim runs from, if it is one."""
+    home = Path(__file__).resolve().parent.parent
+    try:
+        # Installed inside somebody's project, git would answer for that project.
+        if Path(_git(home, "rev-parse", "--show-toplevel")).resolve() != home:
+            return None
+        return _git(home, "describe", "--always", "--dirty", "--abbrev=12")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

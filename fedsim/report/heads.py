@@ -1,0 +1,204 @@
+"""Figures of the heads of a model: how long their class vectors are, and how far apart.
+
+C classes, D features, H heads.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedsim.errors import DataError
+from fedsim.report import _frames, _style
+
+__all__ = ["class_norms", "etf_angles"]
+
+_MARKED_CLASSES = 40  # up to so many classes each one is marked and its number written
+_WRITTEN_COSINES = 12  # up to so many classes the numbers stand in the cells
+_PANEL_INCHES = (2.9, 1.1)
+_BARS, _DIAGONAL = "#C9C9C9", "#D9D9D9"
+
+
+def class_norms(norms: pd.DataFrame, title: str) -> Figure:
+    """Draw the length of each head's class vectors against how frequent the classes are.
+
+    A head that is trained on long-tailed data gets longer vectors for the frequent classes; this
+    is what realigning evens out (FedLoGe, Xiao et al., ICLR 2024).
+
+    Parameters
+    ----------
+    norms : DataFrame
+        A row for each head and class (H x C), with ``head`` (its name), ``class``,
+        ``examples`` (training examples of the class, over all clients) and ``norm`` (L2 norm
+        of the class's weight vector; NaN is a gap in the line).
+    title : str
+        Written above the picture as it is.
+
+    Raises
+    ------
+    DataError
+        A column is missing, no norm is known, a head has a class twice, or a class has
+        different numbers of examples.
+    """
+    _frames.require(norms, ["head", "class", "examples", "norm"], "class norms")
+    if not norms["norm"].notna().any():
+        raise DataError("class norms: no norm is known; give at least one head")
+    twice = norms[norms.duplicated(["head", "class"])]
+    if len(twice):
+        head, klass = twice.iloc[0][["head", "class"]]
+        raise DataError(f"class norms: {head!r} has class {klass} twice; give one row for each")
+    sizes = norms[["class", "examples"]].drop_duplicates()
+    differing = sizes.loc[sizes["class"].duplicated(), "class"]
+    if len(differing):
+        klass = differing.iloc[0]
+        found = ", ".join(f"{n:,}" for n in sizes.loc[sizes["class"] == klass, "examples"])
+        raise DataError(f"class norms: class {klass} has {found} examples; give the same number")
+    sizes = sizes.sort_values(["examples", "class"], ascending=[False, True])
+    table = norms.pivot(index="class", columns="head", values="norm").reindex(sizes["class"])
+    count = len(sizes)
+    with mpl.rc_context(_style.STYLE):
+        note = (
+            "Length (L2 norm) of each class's weight vector, "
+            "classes from most to least frequent in training"
+        )
+        fig = _style.new_figure(7.5, sum(_PANEL_INCHES) + 0.6, title, note)
+        panels: tuple[Axes, Axes] = fig.subplots(2, sharex=True, height_ratios=_PANEL_INCHES)
+        upper, lower = panels
+        x = np.arange(1, count + 1)
+        few = count <= _MARKED_CLASSES
+        labels = []
+        for head, colour in _head_colours(list(pd.unique(norms["head"]))).items():
+            y = _frames.floats(table, head)
+            if np.isnan(y).all():
+                continue
+            upper.plot(
+                x,
+                y,
+                color=colour,
+                linewidth=1.6,
+                marker="o" if few else "",
+                markersize=4.5,
+                label=head,
+                clip_on=False,
+                zorder=3,
+            )
+            labels.append((float(y[~np.isnan(y)][-1]), head, colour))
+        # From 0, so that a profile looks as flat or as steep as it is.
+        upper.set_ylim(0, 1.04 * float(np.nanmax(table.to_numpy())) or 1.0)
+        upper.set_ylabel("Norm")
+        upper.grid(axis="y")
+        lower.bar(x, sizes["examples"], width=0.72 if few else 1.0, color=_BARS)
+        lower.set_ylabel("Examples")
+        lower.yaxis.set_major_locator(_style.whole_numbers(3))
+        lower.yaxis.set_major_formatter(_style.THOUSANDS)
+        lower.set_xlim(0.4, count + 0.6)
+        if few:
+            lower.set_xticks(x, [str(c) for c in sizes["class"]])
+            lower.tick_params(axis="x", length=0, rotation=0 if count <= 20 else 90)
+            lower.set_xlabel("Class, from most to least frequent")
+        else:
+            lower.xaxis.set_major_locator(_style.whole_numbers(10))
+            lower.set_xlabel("Classes, from most to least frequent")
+        upper.tick_params(axis="x", length=0)
+        _style.label_ends(upper, labels, _PANEL_INCHES[0])
+        fig.align_ylabels(panels)
+    return fig
+
+
+def etf_angles(weight: npt.NDArray[np.floating], title: str) -> Figure:
+    """Draw the cosines between the class vectors of a classifier, all pairs.
+
+    In a simplex equiangular tight frame (ETF) every pair has the same cosine, -1/(C-1), the
+    least that C vectors can all have.
+
+    Parameters
+    ----------
+    weight : float [C, D]
+        A row for each class, none of them zero; C >= 2.
+    title : str
+        Written above the picture as it is.
+
+    Raises
+    ------
+    DataError
+        ``weight`` isn't two-dimensional, has fewer than 2 rows, or a row is zero or not finite.
+    """
+    # Only here: the other pictures don't need PyTorch, which takes a second to load.
+    import torch
+
+    from fedsim.models.etf import geometry
+
+    rows = np.array(weight, dtype=np.float64)  # a copy: PyTorch wants arrays it could write to
+    measured = geometry(torch.from_numpy(rows))
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = units @ units.T
+    np.fill_diagonal(cosines, np.nan)
+    count, ideal = len(rows), -1 / (len(rows) - 1)
+    # At least so wide that the ideal isn't the darkest colour.
+    limit = min(1.0, max(float(np.nanmax(np.abs(cosines))), -2 * ideal))
+    with mpl.rc_context(_style.STYLE):
+        parts = (
+            f"{count:,} classes",
+            f"angles: ideal {measured.angle_ideal:.2f}° (cosine {ideal:.4f})",
+            f"mean {measured.angle_mean:.2f}°",
+            f"min {measured.angle_min:.2f}°",
+            f"std {measured.angle_std:.2f}°",
+            f"norms {measured.norm_min:.4f} to {measured.norm_max:.4f}",
+            f"sparsity {100 * measured.sparsity:.1f} %",
+        )
+        # Spaces that don't break: a number stays with its word.
+        note = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+        note = note.replace("-", "−")
+        fig = _style.new_figure(6.4, 4.9, title, note)
+        ax = fig.add_subplot()
+        ax.set_facecolor(_DIAGONAL)
+        image = ax.imshow(
+            np.ma.masked_invalid(cosines),
+            cmap=mpl.colormaps["RdBu_r"],
+            vmin=-limit,
+            vmax=limit,
+            interpolation="nearest",
+        )
+        ax.spines[["left", "bottom"]].set_visible(False)
+        ax.tick_params(length=0)
+        ax.set_xlabel("Class")
+        ax.set_ylabel("Class")
+        for axis in (ax.xaxis, ax.yaxis):
+            if count <= 20:
+                axis.set_ticks(np.arange(count))
+            else:
+                axis.set_major_locator(_style.whole_numbers(10))
+        if count <= _WRITTEN_COSINES:
+            for (i, j), value in np.ndenumerate(cosines):
+                if i != j:
+                    ink = "white" if abs(value) > 0.65 * limit else _style.INK
+                    text = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # never -0.00
+                    ax.text(j, i, text, ha="center", va="center", fontsize=7, color=ink)
+        bar = fig.colorbar(image, ax=ax, shrink=0.85, pad=0.08)
+        bar.outline.set_visible(False)
+        bar.set_label("Cosine of two classes' vectors (grey: of one with itself)")
+        bar.ax.axhline(ideal, color=_style.INK, linewidth=1.2)
+        bar.ax.text(
+            -0.25,
+            ideal,
+            "ideal",
+            transform=bar.ax.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
+    return fig
+
+
+def _head_colours(heads: list[str]) -> dict[str, str]:
+    """Give global and personal heads the colours of their views, and the others the rest."""
+    views = {"global": "generic", "personal": "personal"}
+    known = {first: _style.VIEW_COLOURS[view] for first, view in views.items()}
+    spare = cycle(colour for colour in _style.PALETTE[2:] if colour not in known.values())
+    return {head: known.get(head.partition(" ")[0]) or next(spare) for head in heads}
