@@ -22,7 +22,7 @@ from fedsim.engine.worker import (
     join_scores,
     num_blocks,
 )
-from fedsim.errors import EngineError
+from fedsim.errors import EngineError, UserError
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -172,6 +172,11 @@ class RayGrid(SimulatedGrid):
                         stacklevel=2,
                     )
                     self._actors[worker] = self._start_worker()
+                except self._ray.exceptions.RayTaskError as error:
+                    # What the user can mend is one line here, too.
+                    if isinstance(error.cause, UserError):
+                        raise error.cause from None
+                    raise
             if len(answers) == len(work):
                 return answers
         raise EngineError(

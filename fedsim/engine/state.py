@@ -44,7 +44,7 @@ Schema = dict[str, tuple[str, tuple[int, ...]]]
 
 
 class StateFiles:
-    """The states of all clients in a folder that `ClientStates` has made, for any process.
+    """The states of all clients in a folder, for any process; the first write makes it.
 
     No file stays open, so it may be pickled, or constructed anew elsewhere on this machine.
     """
@@ -121,6 +121,7 @@ class StateFiles:
         """Return everybody's schema, which is ``own`` if nobody has settled it before."""
         temporary = self._schema_file.with_suffix(f".{uuid4().hex}")
         with _reported(f"can't write what the clients' states look like to {self._schema_file}"):
+            self._schema_file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 temporary.write_text(json.dumps(own))
                 # A link, unlike a rename, never replaces what another has just put there.
@@ -171,13 +172,11 @@ class ClientStates:
     """
 
     def __init__(self, folder: Path, num_clients: int) -> None:
-        with _reported(f"can't make the folder {folder} for the clients' states"):
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in (STATES, SCHEMA, VERSIONS):
-                if (folder / name).exists():
-                    raise FileExistsError(f"it already holds {name}; use another folder")
+        for name in (STATES, SCHEMA, VERSIONS):
+            if (folder / name).exists():
+                raise EngineError(f"{folder} already holds {name}; use another folder")
         self._folder = folder
-        self._save(np.full(num_clients, -1, dtype=np.int8))
+        self._versions = np.full(num_clients, -1, dtype=np.int8)
 
     @classmethod
     def open(cls, folder: Path) -> ClientStates:

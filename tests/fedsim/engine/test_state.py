@@ -178,13 +178,9 @@ class TestClientStates:
         with pytest.raises(EngineError, match=r"'seen' as nothing.*int64 \[\]"):
             write(again, 2, {"weight": head(1)["weight"]})
 
-    def test_a_folder_without_commits_can_be_reopened(self, states, folder):
-        assert ClientStates.open(folder).versions(range(10)) == [-1] * 10
-
-    def test_committing_nobody_writes_nothing(self, states, folder):
-        (folder / "versions.npy").unlink()
+    def test_without_states_nothing_is_written(self, states, folder):
         states.commit([])
-        assert not (folder / "versions.npy").exists()
+        assert not folder.exists()
 
     def test_nothing_but_the_three_files_is_left(self, states, folder):
         for client in (0, 1):
@@ -346,12 +342,12 @@ class TestStatesFailure:
             np.array([0, None], object),
         ],
     )
-    def test_versions_that_mean_nothing(self, states, folder, array):
+    def test_versions_that_mean_nothing(self, trained, folder, array):
         np.save(folder / "versions.npy", array)
         with pytest.raises(EngineError, match=r"versions.npy is missing or broken"):
             ClientStates.open(folder)
 
-    def test_versions_cut_short(self, states, folder):
+    def test_versions_cut_short(self, trained, folder):
         file = folder / "versions.npy"
         for size in reversed(range(file.stat().st_size)):
             os.truncate(file, size)
@@ -370,7 +366,7 @@ class TestStatesFailure:
             (b"\x93NUM", b"PK\x03\x04"),
         ],
     )
-    def test_versions_with_a_broken_header(self, states, folder, good, bad):
+    def test_versions_with_a_broken_header(self, trained, folder, good, bad):
         file = folder / "versions.npy"
         content = file.read_bytes()
         assert good in content
@@ -384,11 +380,12 @@ class TestStatesFailure:
 
     def test_a_folder_that_cannot_be_made(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(EngineError, match=r"can't make the folder .*file/states.*: Not a dir"):
-            ClientStates(tmp_path / "file" / "states", 3)
+        states = ClientStates(tmp_path / "file" / "states", 3)
+        with pytest.raises(EngineError, match=r"can't write .* to .*file/states/.*: Not a dir"):
+            write(states, 1, head(1))
 
-    def test_a_folder_in_use(self, states, folder):
-        with pytest.raises(EngineError, match=r"already holds versions.npy; use another folder"):
+    def test_a_folder_in_use(self, trained, folder):
+        with pytest.raises(EngineError, match=r"already holds states.bin; use another folder"):
             ClientStates(folder, 10)
 
     def test_a_full_disk_while_a_state_is_written(self, trained, folder, monkeypatch):
@@ -411,10 +408,11 @@ class TestStatesFailure:
         assert written == [9]
         assert_same(trained.read(3), head(1))
 
-    def test_a_file_that_cannot_be_opened(self, states, folder):
+    def test_a_file_that_cannot_be_opened(self, trained, folder):
+        (folder / "states.bin").unlink()
         (folder / "states.bin").mkdir()
-        with pytest.raises(EngineError, match=r"states.bin: Is a directory; client 2 needs 8,000"):
-            write(states, 2, {"x": np.zeros(1000)})
+        with pytest.raises(EngineError, match=r"states.bin: Is a directory; client 3 needs 32"):
+            write(trained, 3, head(1))
 
     def test_a_full_disk_while_the_schema_is_written(self, states, folder, monkeypatch):
         def fill(*_, **__):
@@ -424,7 +422,7 @@ class TestStatesFailure:
             patch.setattr(os, "link", fill)
             with pytest.raises(EngineError, match=r"to .*schema.json: No space left on device"):
                 write(states, 3, head(5))
-        assert [file.name for file in folder.iterdir()] == ["versions.npy"]
+        assert not list(folder.iterdir())
         write(states, 3, head(5))
 
     def test_a_full_disk_while_versions_are_written(self, trained, folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,15 @@ from hypothesis import strategies as st
 
 from fedsim.errors import ConfigError, DataError
 from fedsim.models.etf import WARN_ABOVE, etf, geometry, sparse_etf
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Keep matrices this small off the other cores: on a busy machine, threads wait ten times."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def rng(seed=0):
@@ -25,6 +35,12 @@ def angles_by_loops(weight):
         for i, a in enumerate(rows)
         for b in rows[i + 1 :]
     ]
+
+
+def cosine_error(weight):
+    """Return the mean squared distance of the pairs' cosines from the ideal."""
+    cosines = np.cos(np.radians(angles_by_loops(weight)))
+    return np.mean((cosines + 1 / (len(weight) - 1)) ** 2)
 
 
 def angle_loss(weight, norm):
@@ -79,10 +95,16 @@ def test_sparse_etf_of_cifar100_is_exact():
 
 # Shares of zeros at which these sizes have an exact solution.
 @pytest.mark.parametrize(
-    ("features", "num_classes", "sparsity"),
-    [(64, 10, 0.6), (3136, 10, 0.6), (128, 10, 0.75), (24, 3, 0.5), (20, 2, 0.6), (10, 10, 0.1)],
+    ("features", "num_classes", "sparsity", "norm"),
+    [
+        (64, 10, 0.6, 0.1),
+        (128, 10, 0.75, 2.0),
+        (1024, 4, 0.6, 0.1),
+        (24, 3, 0.5, 0.01),
+        (20, 2, 0.6, 0.1),
+        (10, 10, 0.1, 1.0),
+    ],
 )
-@pytest.mark.parametrize("norm", [0.1, 2.0])
 def test_sparse_etf_is_exact_at_many_sizes(features, num_classes, sparsity, norm):
     weight = sparse_etf(features, num_classes, rng(3), sparsity=sparsity, norm=norm)
     assert (weight == 0).sum() == round(sparsity * features * num_classes)
@@ -120,7 +142,9 @@ def test_zeros_are_counted_exactly_and_no_class_is_empty(num_classes, more, spar
 
 
 def test_zeros_are_spread_evenly():
-    zeros = np.mean([(sparse_etf(8, 2, rng(s), sparsity=0.25) == 0).numpy() for s in range(300)], 0)
+    # One step of the authors' recipe is the quickest way to the zeros.
+    draw = partial(sparse_etf, 8, 2, sparsity=0.25, recipe="angles", steps=1)
+    zeros = np.mean([(draw(rng(seed)) == 0).numpy() for seed in range(300)], axis=0)
     # 300 draws of a share of 0.25 have a standard deviation of 0.025.
     assert np.all(np.abs(zeros - 0.25) < 0.1)
 
@@ -150,9 +174,9 @@ def test_without_an_exact_solution_it_warns_and_returns_the_best():
     assert caught[0].filename == __file__
     np.testing.assert_allclose(np.linalg.norm(weight.double(), axis=1), 0.1, rtol=1e-6)
     assert (weight == 0).sum() == 414  # 0.9 * 460
-    # The angles spread less than those of the masked ETF that it starts from.
+    # The cosines are nearer to the ideal than those of the masked ETF that it starts from.
     start = etf(23, 20, rng()) * (weight != 0)
-    assert np.std(angles_by_loops(weight)) < 0.5 * np.std(angles_by_loops(start))
+    assert cosine_error(weight) < 0.7 * cosine_error(start)
 
 
 class TestAnglesRecipe:
@@ -170,8 +194,8 @@ class TestAnglesRecipe:
         assert angle_loss(many, 0.1) < angle_loss(few, 0.1) - 0.1
 
     def test_norms_come_to_the_one_asked_for(self):
-        weight = sparse_etf(64, 4, rng(), recipe="angles", norm=0.5, steps=1500)
-        np.testing.assert_allclose(np.linalg.norm(weight, axis=1), 0.5, atol=5e-3)
+        weight = sparse_etf(64, 4, rng(), recipe="angles", norm=0.5, steps=1000)
+        np.testing.assert_allclose(np.linalg.norm(weight, axis=1), 0.5, atol=0.03)
         assert weight.dtype == torch.float32
         assert not weight.requires_grad
 
