@@ -66,10 +66,7 @@ class LoGeModel(ClientUpdate):
     realigned_norm: float = 1.7
 
     def __post_init__(self) -> None:
-        # With FedLabel's part beside it, that one checks its own.
-        parent = getattr(super(), "__post_init__", None)
-        if parent is not None:
-            parent()
+        super().__post_init__()
         if not 0 <= self.sparsity < 1:
             raise ConfigError(f"method.sparsity = {self.sparsity}: must be in [0, 1)")
         check_above("etf_norm", self.etf_norm, 0)

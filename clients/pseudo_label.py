@@ -94,6 +94,7 @@ class JointUpdate(ClientUpdate):
     threshold: float = 0.95
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least("unlabelled_weight", self.unlabelled_weight, 0)
         check_share("threshold", self.threshold)
 

@@ -156,6 +156,11 @@ class Clients(_OpenTable):
         False, description="labels go first to one example of each class that a client has"
     )
     min_examples: Positive = Field(1, description="training examples every client has at least")
+    local_test: Literal["proportional", "floor"] = Field(
+        "proportional",
+        description="size of a client's own test set: proportional to its training set and at "
+        "least 10; floor: rounded down for each class, as FedLoGe's authors do",
+    )
 
     @classmethod
     def components(cls, table: Mapping[str, Any]) -> Iterable[Callable[..., Any]]:

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import typing
 from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -139,8 +140,9 @@ def options(function: Callable[..., Any]) -> type[BaseModel]:
     >>> options(dirichlet)().model_dump()
     {'alpha': 0.5}
     """
-    target = function.__init__ if inspect.isclass(function) else function
-    hints = typing.get_type_hints(target)
+    # A dataclass may inherit fields, whose types only their own modules know.
+    constructed = inspect.isclass(function) and not is_dataclass(function)
+    hints = typing.get_type_hints(function.__init__ if constructed else function)
     fields: dict[str, Any] = {}
     for parameter in _parameters(function):
         if parameter.name in _PLUMBING or not _can_be_set(function, parameter):

@@ -58,6 +58,7 @@ def load_federation(experiment: Experiment) -> Federation:
         unlabelled_clients=clients.unlabelled_clients,
         label_each_class=clients.label_each_class,
         min_examples=clients.min_examples,
+        local_test=clients.local_test,
         seed=experiment.seed,
     )
 

@@ -2,8 +2,9 @@
 
 from strategies.fedavg import FedAvg
 from strategies.fedlabel import FedLabel
+from strategies.fedlabel_fedloge import FedLabelFedLoGe
 from strategies.fedloge import FedLoGe
 from strategies.fedprox import FedProx
 from strategies.fixmatch import FixMatch
 
-__all__ = ["FedAvg", "FedLabel", "FedLoGe", "FedProx", "FixMatch"]
+__all__ = ["FedAvg", "FedLabel", "FedLabelFedLoGe", "FedLoGe", "FedProx", "FixMatch"]

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,6 +147,7 @@ def federate(
     unlabelled_clients: float = 0.0,
     label_each_class: bool = False,
     min_examples: int = 1,
+    local_test: Literal["proportional", "floor"] = "proportional",
     seed: int = 0,
 ) -> Federation:
     """Deal a source out to clients.
@@ -172,6 +173,8 @@ def federate(
         Training examples that each client has at least, 1 or more. Clients that the partition
         gave fewer get random examples of the largest clients, which are levelled no further than
         needed. With `group`, whose clients are as they are, too small a client is an error.
+    local_test : {"proportional", "floor"}
+        How local test sets are sized, see `fedsim.data.local_test.draw_local_tests`.
     seed : int
         The experiment's seed. The same arguments and seed give the same federation.
 
@@ -243,7 +246,12 @@ def federate(
         test_offsets, test_index = _group_tests(np.unique(group), source.group_test)
     else:
         test_offsets, test_index = draw_local_tests(
-            owner, y, source.y_test, num_clients, generator(seed, "local test")
+            owner,
+            y,
+            source.y_test,
+            num_clients,
+            generator(seed, "local test"),
+            floor=local_test == "floor",
         )
     without_test = int((np.diff(test_offsets) == 0).sum())
     if without_test:

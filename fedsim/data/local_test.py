@@ -21,7 +21,12 @@ _CHUNK = 1 << 20
 
 
 def draw_local_tests(
-    owner: Ints, y: Ints, y_test: Ints, num_clients: int, rng: np.random.Generator
+    owner: Ints,
+    y: Ints,
+    y_test: Ints,
+    num_clients: int,
+    rng: np.random.Generator,
+    floor: bool = False,
 ) -> tuple[Ints, NDArray[np.int32]]:
     """Draw each client a test set with the class distribution of its training set.
 
@@ -43,6 +48,9 @@ def draw_local_tests(
         K.
     rng : numpy.random.Generator
         Draws the sets.
+    floor : bool
+        If true, client k has instead floor(M * n_k,c / n) test examples of class c, with n_k,c
+        training examples of it, so perhaps none at all: the protocol of FedLoGe's authors.
 
     Returns
     -------
@@ -62,9 +70,13 @@ def draw_local_tests(
     available = np.diff(class_start)
 
     train_size = np.bincount(owner, minlength=num_clients)
-    size = (2 * len(y_test) * train_size + len(y)) // (2 * len(y))
-    size = np.maximum(size, min(MIN_TEST, len(y_test)))
-    quota = np.minimum(_allot(size, client, train_count, rng), available[label])
+    if floor:
+        quota = len(y_test) * train_count // len(y)
+    else:
+        size = (2 * len(y_test) * train_size + len(y)) // (2 * len(y))
+        size = np.maximum(size, min(MIN_TEST, len(y_test)))
+        quota = _allot(size, client, train_count, rng)
+    quota = np.minimum(quota, available[label])
 
     begin = (rng.random(len(pairs)) * available[label]).astype(np.int64)
     ends = np.cumsum(quota)

@@ -18,6 +18,7 @@ from fedsim.data.augment import StrongAugmentation, WeakAugmentation
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.update import Batch, Examples
+from fedsim.models.layers import channels_last
 
 
 def epoch_steps(counts: list[int], batch_size: int) -> int:
@@ -108,7 +109,7 @@ class Loader:
         for positions in plan(rng, len(index), self._batch_size, steps):
             chosen = torch.from_numpy(positions)
             if x is not None:
-                view = x[chosen]
+                view = channels_last(x[chosen])
             else:
                 assert self._weak is not None, "no augmentation means normalised inputs"
                 view = self.normalise(self._weak(raw[chosen], self._weak.draw(rng, len(chosen))))
@@ -122,7 +123,7 @@ class Loader:
 
     def normalise(self, x: Tensor) -> Tensor:
         """Return raw inputs with the training data's mean 0 and standard deviation 1."""
-        return (x.float() - self._mean) / self._std
+        return channels_last((x.float() - self._mean) / self._std)
 
     def _strong_view(self, raw: Tensor, rng: np.random.Generator) -> Tensor:
         if self._strong is None:

@@ -261,8 +261,7 @@ class ClientUpdate(ABC):
     """A client's part of a method.
 
     Subclasses are frozen dataclasses whose fields are the method's hyperparameters, each with a
-    default; an experiment file sets them under ``[method]``. ``__post_init__`` checks them and
-    raises `fedsim.errors.ConfigError`.
+    default; an experiment file sets them under ``[method]``.
 
     Only `update` must be written. The other methods say what the model is, and hold for one model
     that all clients share; a method whose clients have heads or models of their own, or whose
@@ -281,6 +280,9 @@ class ClientUpdate(ABC):
 
     kept: ClassVar[tuple[str, ...]] = ()
     """The parts of the model that a client keeps to itself."""
+
+    def __post_init__(self) -> None:  # noqa: B027
+        """Check the hyperparameters, and raise `fedsim.errors.ConfigError`."""
 
     @property
     def has_personal_views(self) -> bool:

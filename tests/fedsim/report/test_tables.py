@@ -12,6 +12,8 @@ from rich.console import Console
 from fedsim.errors import DataError
 from fedsim.report.tables import client_table, partition_table, summary_line
 
+VIEWS = ["generic", "generic-realigned", "personal", "personal-realigned"]
+
 
 def clients_frame(accuracy, *, round=5, view="generic"):
     accuracy = np.asarray(accuracy, dtype=float)
@@ -34,6 +36,12 @@ def clients_frame(accuracy, *, round=5, view="generic"):
     )
 
 
+def views_frame(views, *, round=5):
+    """Return view -> accuracies as the engine writes them: client by client."""
+    frames = [clients_frame(values, round=round, view=view) for view, values in views.items()]
+    return pd.concat(frames).sort_values("client", kind="stable").reset_index(drop=True)
+
+
 def rounds_frame(**changes):
     nan = np.nan
     return pd.DataFrame(
@@ -49,11 +57,15 @@ def rounds_frame(**changes):
     )
 
 
-def shown(table):
-    """Return the printed lines as lists of words, from the header on; the caption last."""
-    console = Console(file=io.StringIO(), width=200, color_system=None)
+def printed(table, width):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(table)
-    return [line.split() for line in console.file.getvalue().splitlines() if line.split()]
+    return console.file.getvalue().splitlines()
+
+
+def shown(table):
+    """Return the printed lines as lists of words, from the title on; the caption last."""
+    return [line.split() for line in printed(table, 200) if line.split()]
 
 
 class TestClientTable:
@@ -109,21 +121,121 @@ class TestClientTable:
         names = [line[0] for line in shown(table)[3:8]]
         assert names == ["0", "1", "⋯", "5", "6"]
 
-    def test_several_views_have_a_column_and_a_footer_each(self):
-        frame = pd.concat([clients_frame([0.5, 0.7]), clients_frame([0.8, 0.9], view="personal")])
+    def test_only_one_client_has_test_examples(self):
+        table = client_table(clients_frame([np.nan, 0.5, np.nan]), limit=2)
+        assert [line[0] for line in shown(table)[3:6]] == ["1", "⋯", "mean"]
+        assert "The 1 best and 0 worst of 3 clients by accuracy; 2 not shown" in str(table.caption)
+
+
+class TestClientTableOfSeveralViews:
+    def test_a_row_for_each_client_with_the_accuracy_of_each_view(self):
+        frame = views_frame({"generic": [0.5, 0.7], "personal": [0.8, 0.9]})
         lines = shown(client_table(frame))
-        assert lines[1][:2] == ["client", "view"]
-        assert [line[:2] for line in lines[3:7]] == [
-            ["0", "generic"],
-            ["0", "personal"],
-            ["1", "generic"],
-            ["1", "personal"],
+        assert " ".join(lines[0]) == "Clients after round 5, accuracies in %"
+        assert " ".join(lines[1]) == "head, medium, tail and F1: personal"
+        assert lines[2] == [
+            "client", "train", "labels", "test", "generic", "personal",
+            "head", "medium", "tail", "F1",
+        ]  # fmt: skip
+        # Head is as the accuracy and F1 half of it, in each view: these are the personal ones.
+        assert lines[4:] == [
+            ["0", "1,000", "10", "4", "50.0", "80.0", "80.0", "50.0", "–", "0.400"],
+            ["1", "1,001", "10", "4", "70.0", "90.0", "90.0", "50.0", "–", "0.450"],
+            ["mean", "1,000", "10.0", "4.0", "60.0", "85.0", "85.0", "50.0", "–", "0.425"],
+            ["std", "10.0", "5.0", "5.0", "0.0", "–", "0.025"],
+            ["worst", "10%", "50.0", "80.0", "80.0", "50.0", "–", "0.400"],
         ]
-        means = {line[1]: line[5] for line in lines if line[0] == "mean"}
-        assert means == {"generic": "60.0", "personal": "85.0"}
+
+    def test_four_views_in_their_order_the_realigned_ones_below(self):
+        frame = views_frame(dict(zip(VIEWS, ([0.1], [0.2], [0.3], [1.0]), strict=True)))
+        lines = shown(client_table(frame))
+        assert lines[2] == ["generic", "personal"]
+        assert lines[3] == [
+            "client", "train", "labels", "test", "realigned", "realigned",
+            "head", "medium", "tail", "F1",
+        ]  # fmt: skip
+        row = ["0", "1,000", "10", "4", "10.0", "20.0", "30.0", "100.0", "30.0", "50.0", "–"]
+        assert lines[5] == [*row, "0.150"]
+
+    def test_names_stand_above_their_accuracies(self):
+        frame = views_frame(dict(zip(VIEWS, ([0.1], [0.2], [0.3], [0.4]), strict=True)))
+        lines = printed(client_table(frame), 80)
+        row = next(line for line in lines if "1,000" in line)
+        upper = next(line for line in lines if "generic " in line)
+        lower = lines[lines.index(upper) + 1]
+        places = {
+            "10.0": upper.index("generic"),
+            "20.0": lower.index("realigned"),
+            "30.0": upper.index("personal"),
+            "40.0": lower.rindex("realigned"),
+        }
+        for number, start in places.items():
+            assert start <= row.index(number) < start + len("generic")
+
+    @pytest.mark.parametrize("count", [1, 30, 60])
+    def test_four_views_fit_on_a_terminal_of_80(self, count):
+        rng = np.random.default_rng(count)
+        right = rng.integers(0, 2, (4, count)).astype(float)
+        right[:, 0] = 1
+        frame = views_frame(dict(zip(VIEWS, right, strict=True)))
+        # The largest numbers the table is made for.
+        frame["client"] += 1_000_000 - count
+        frame[["num_train", "num_labelled", "num_test"]] = 99_999
+        frame[["head_accuracy", "medium_accuracy", "tail_accuracy", "f1_macro"]] = 1.0
+        narrow, wide = (printed(client_table(frame, limit=40), width) for width in (80, 500))
+        assert narrow == wide
+        assert max(map(len, narrow)) <= 80
+        assert "…" not in "".join(narrow)
+        assert sum(line.count("1.000") for line in narrow) == min(count, 40) + 2
+
+    def test_ranked_by_the_personal_view_and_the_limit_counts_clients(self):
+        accuracy = np.arange(120) / 200
+        frame = views_frame({"generic": accuracy[::-1], "personal": accuracy})
+        table = client_table(frame)
+        names = [line[0] for line in shown(table)[4:45]]
+        best, worst = range(119, 99, -1), range(19, -1, -1)
+        assert names == [*map(str, best), "⋯", *map(str, worst)]
+        assert str(table.caption) == (
+            "The 20 best and 20 worst of 120 clients by personal accuracy; 80 not shown: "
+            "see clients.csv"
+        )
+
+    def test_no_caption_when_all_clients_are_shown(self):
+        assert client_table(views_frame(dict.fromkeys(VIEWS, [0.5] * 40))).caption is None
+
+    def test_without_a_personal_view_the_first_one_counts(self):
+        frame = views_frame({"generic": [0.1, 0.9, 0.5], "generic-realigned": [0.9, 0.1, 0.5]})
+        table = client_table(frame, limit=2)
+        lines = shown(table)
+        assert lines[1][-2:] == ["F1:", "generic"]
+        assert [[line[0], line[-1]] for line in lines[5:8]] == [
+            ["1", "0.450"],
+            ["⋯", "⋯"],
+            ["0", "0.050"],
+        ]
+        assert "by generic accuracy" in str(table.caption)
+
+    def test_a_view_that_a_client_has_no_row_of(self):
+        frame = views_frame({"generic": [0.5, 0.7, 0.6], "personal": [0.8, 0.9, 0.4]})
+        lacks = (frame["client"] == 1) & (frame["view"] == "personal")
+        table = client_table(frame[~lacks], limit=3)
+        lines = shown(table)
+        assert lines[5] == ["1", "1,001", "10", "4", "70.0", "–", "–", "–", "–", "–"]
+        assert lines[7][4:6] == ["60.0", "60.0"]
+        table = client_table(frame[~lacks], limit=2)
+        assert [line[0] for line in shown(table)[4:7]] == ["0", "⋯", "2"]
+        assert str(table.caption) == (
+            "The 1 best and 1 worst of 3 clients by personal accuracy; 1 not shown, "
+            "1 of them without one: see clients.csv"
+        )
+
+    def test_views_of_other_rounds_are_not_shown(self):
+        early = views_frame({"generic": [0.5], "personal": [0.6]}, round=4)
+        lines = shown(client_table(pd.concat([early, clients_frame([0.7])])))
+        assert lines[1][4] == "acc."
 
     def test_markup_in_a_name_is_printed_as_it_is(self):
-        frame = pd.concat([clients_frame([0.5]), clients_frame([0.8], view="[red]x[/red]")])
+        frame = views_frame({"generic": [0.5], "[red]x[/red]": [0.8]})
         assert any("[red]x[/red]" in line for line in shown(client_table(frame)))
 
 
@@ -143,6 +255,13 @@ class TestClientTableFailure:
     def test_missing_column(self):
         with pytest.raises(DataError, match=r"clients\.csv: column 'f1_macro' is missing; it has"):
             client_table(clients_frame([0.5]).drop(columns="f1_macro"))
+
+    def test_two_rows_of_a_client_and_view(self):
+        frame = views_frame({"generic": [0.5, 0.7], "personal": [0.8, 0.9]})
+        with pytest.raises(
+            DataError, match=r"client 1 has two rows of view 'personal' in round 5; leave one"
+        ):
+            client_table(pd.concat([frame, frame.iloc[[3]]]))
 
     def test_limit(self):
         with pytest.raises(DataError, match="limit is 1; give 2 or more"):
@@ -175,6 +294,38 @@ class TestSummaryLine:
                 "round 30: generic 93.1 %, personal – % (std –, worst 10 % –), "
                 "head/medium/tail 95.0/92.1/– %"
             )
+
+    def test_realigned_views(self):
+        rounds = rounds_frame(
+            generic_realigned_accuracy=[0.99, 0.945, np.nan],
+            personal_realigned_accuracy=[0.99, 0.9, np.nan],
+        )
+        clients = views_frame(dict(zip(VIEWS, ([0.1], [0.2], [0.9], [0.4]), strict=True)), round=30)
+        assert summary_line(rounds, clients) == (
+            "round 30: generic 93.1 % (realigned 94.5 %), "
+            "personal 91.0 % (std 0.0, worst 10 % 90.0; realigned 90.0 %), "
+            "head/medium/tail 95.0/92.1/88.0 %"
+        )
+
+    def test_method_without_a_generic_model(self):
+        nan = np.nan
+        rounds = rounds_frame(
+            generic_accuracy=nan,
+            head_accuracy=nan,
+            medium_accuracy=nan,
+            tail_accuracy=nan,
+            personal_head_accuracy=[0.99, 0.8, nan],
+            personal_medium_accuracy=[0.99, 0.7, nan],
+            personal_tail_accuracy=nan,
+        )
+        clients = clients_frame([0.87, 0.95], round=30, view="personal")
+        assert summary_line(rounds, clients) == (
+            "round 30: personal 91.0 % (std 4.0, worst 10 % 87.0), head/medium/tail 80.0/70.0/– %"
+        )
+
+    def test_no_generic_model_and_no_personal_groups(self):
+        with pytest.raises(DataError, match="column 'personal_head_accuracy' is missing"):
+            summary_line(rounds_frame(generic_accuracy=np.nan), clients_frame([0.5], round=30))
 
     def test_never_evaluated(self):
         accuracies = [name for name in rounds_frame().columns if name.endswith("accuracy")]
