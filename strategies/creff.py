@@ -18,7 +18,8 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from math import inf, sqrt
 from typing import NamedTuple
 
@@ -37,14 +38,14 @@ _EPSILON = 1e-6  # the authors', in the cosine's denominator
 
 
 class Gradients(NamedTuple):
-    """Of the cross-entropy in a classifier's arrays, for the examples of each class."""
+    """Of the cross-entropy in a classifier's arrays, for the examples of one class each."""
 
+    classes: Tensor
+    """The classes that any client has, int64 [A], ascending."""
     weight: Tensor
-    """[C, C, D], first axis: the class of the examples."""
+    """[A, C, D]."""
     bias: Tensor
-    """[C, C]."""
-    known: Tensor
-    """[C], bool: whether any client has the class."""
+    """[A, C]."""
 
 
 class CReFF(FedAvg):
@@ -129,7 +130,7 @@ class CReFF(FedAvg):
         mean = weighted_mean([content.array_records["arrays"] for content in contents], n)
         real = mean_gradients([content.array_records["gradients"] for content in contents])
         if self.features is None:
-            c, _, d = real.weight.shape
+            _, c, d = real.weight.shape
             rng = generator(self.seed, "federated features")
             drawn = rng.standard_normal((c, self.num_of_feature, d), dtype=np.float32)
             self.features = torch.from_numpy(drawn)
@@ -138,16 +139,17 @@ class CReFF(FedAvg):
             torch.from_numpy(self._arrays[f"retrained.{part}"].numpy().copy())
             for part in ("weight", "bias")
         )
-        self.features = match(
-            self.features, real, weight, bias, steps=self.match_epochs, lr=self.lr_feature
-        )
-        weight, bias = retrain(
-            self.features,
-            generator(self.seed, "re-training", round=server_round),
-            epochs=self.crt_epochs,
-            batch_size=self.crt_batch_size,
-            lr=self.lr_net,
-        )
+        with _one_thread():
+            self.features = match(
+                self.features, real, weight, bias, steps=self.match_epochs, lr=self.lr_feature
+            )
+            weight, bias = retrain(
+                self.features,
+                generator(self.seed, "re-training", round=server_round),
+                epochs=self.crt_epochs,
+                batch_size=self.crt_batch_size,
+                lr=self.lr_net,
+            )
         new = {"retrained.weight": Array(weight.numpy()), "retrained.bias": Array(bias.numpy())}
         return self.complete(ArrayRecord({**mean, **new})), mean_metrics(contents, n)
 
@@ -163,34 +165,34 @@ def mean_gradients(records: Sequence[ArrayRecord]) -> Gradients:
     Returns
     -------
     Gradients
-        float32; 0 for a class that nobody has.
+        float32.
     """
     has = np.stack([record["gradients.has"].numpy() for record in records])  # [K, C]
-    shares = has / np.maximum(has.sum(axis=0), 1)
+    classes = np.flatnonzero(has.any(axis=0))
+    shares = has[:, classes] / has[:, classes].sum(axis=0)
 
     def mean(name: str) -> Tensor:
         total: NDArray[np.float64] | None = None
         for record, share in zip(records, shares, strict=True):
-            array = record[name].numpy().astype(np.float64)
-            array *= share.reshape(-1, *(1,) * (array.ndim - 1))
-            total = array if total is None else total + array
+            array = record[name].numpy()[classes]
+            weighted = array * share.reshape(-1, *(1,) * (array.ndim - 1)).astype(np.float64)
+            total = weighted if total is None else total + weighted
         assert total is not None, "a mean of no gradients"
         return torch.from_numpy(total.astype(np.float32))
 
-    known = torch.from_numpy(has.sum(axis=0) > 0)
-    return Gradients(mean("gradients.weight"), mean("gradients.bias"), known)
+    return Gradients(torch.from_numpy(classes), mean("gradients.weight"), mean("gradients.bias"))
 
 
 def distances(features: Tensor, real: Gradients, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return for each known class how far the gradients of its features are from the real ones.
+    """Return for each class how far the gradients of its features are from the real ones.
 
-    The distance of two gradients of a layer is the sum over its outputs of 1 - cosine; the bias is
-    taken as one more output. A row without length has the cosine 0.
+    The distance of two gradients of a layer is the sum over its outputs of 1 - cosine; the bias
+    counts as one more output. A row without length has the cosine 0.
 
     Parameters
     ----------
     features : Tensor
-        [A, m, D], of the known classes.
+        [A, m, D], of the classes of ``real``.
     real : Gradients
         The clients' mean gradients.
     weight, bias : Tensor
@@ -201,19 +203,17 @@ def distances(features: Tensor, real: Gradients, weight: Tensor, bias: Tensor) -
     Tensor
         [A], each from 0 to 2 (C + 1).
     """
-    (classes,) = real.known.nonzero(as_tuple=True)
-    y = F.one_hot(classes, len(weight))[:, None, :]
+    y = F.one_hot(real.classes, len(weight))[:, None, :]
     # The gradient of the mean cross-entropy over a class's m features, written out.
     error = ((features @ weight.T + bias).softmax(dim=2) - y) / features.shape[1]
-    made_weight = error.transpose(1, 2) @ features
-    made_bias = error.sum(dim=1)
-    by_row = 1 - _cosine(made_weight, real.weight[classes])
-    return by_row.sum(dim=1) + 1 - _cosine(made_bias, real.bias[classes])
+    by_row = 1 - _cosine(error.transpose(1, 2) @ features, real.weight)
+    return by_row.sum(dim=1) + 1 - _cosine(error.sum(dim=1), real.bias)
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
-    return (a * b).sum(dim=-1) / (lengths + _EPSILON)
+    cosine: Tensor = (a * b).sum(dim=-1) / (lengths + _EPSILON)
+    return cosine
 
 
 def match(
@@ -235,13 +235,13 @@ def match(
     lr : float
         Learning rate.
     """
-    moved = features[real.known].requires_grad_()
+    moved = features[real.classes].requires_grad_()
     for _ in range(steps):
         (slope,) = torch.autograd.grad(distances(moved, real, weight, bias).sum(), moved)
         with torch.no_grad():
             moved -= lr * slope
     matched = features.clone()
-    matched[real.known] = moved.detach()
+    matched[real.classes] = moved.detach()
     return matched
 
 
@@ -278,8 +278,19 @@ def retrain(
     layer = torch.from_numpy(rng.uniform(-bound, bound, (c, d + 1)).astype(np.float32))
     for _ in range(epochs):
         order = torch.from_numpy(rng.permutation(c * m))
-        batches = torch.split(x[order], batch_size), torch.split(y[order], batch_size)
-        for of_x, of_y in zip(*batches, strict=True):
-            error = (of_x @ layer.T).softmax(dim=1) - of_y
+        for chosen in torch.split(order, batch_size):
+            of_x = x[chosen]
+            error = (of_x @ layer.T).softmax(dim=1) - y[chosen]
             layer.addmm_(error.T, of_x, alpha=-lr / len(of_x))
     return layer[:, :-1].contiguous(), layer[:, -1].contiguous()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep PyTorch to one thread, as the workers do: the sums come out the same everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

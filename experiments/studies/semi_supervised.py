@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
-import warnings
 from pathlib import Path
 
 import pandas as pd
 
-import fedsim
+from experiments.studies.runs import Figures, run_missing, spread
+from fedsim import Result
 
 METHODS: dict[str, list[str]] = {
     "FedAvg, labelled part only": ["method.name=fedavg"],
@@ -42,29 +41,20 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--fixmatch-threshold", type=float, default=0.95)
     arguments = parser.parse_args()
+    runs = []
     for seed, alpha, method in itertools.product(
         range(arguments.seeds), arguments.alphas, arguments.methods
     ):
-        done = pd.read_csv(arguments.csv) if arguments.csv.exists() else pd.DataFrame()
-        key = {"method": method, "alpha": alpha, "seed": seed}
-        if len(done) and (done[list(key)] == pd.Series(key)).all(axis=1).any():
-            continue
-        row = key | run(arguments, key)
-        print(row, flush=True)
-        pd.concat([done, pd.DataFrame([row])]).to_csv(arguments.csv, index=False)
-    print(table(pd.read_csv(arguments.csv)))
+        overrides = [f"clients.alpha={alpha}", f"seed={seed}", *arguments.overrides]
+        overrides += METHODS[method]
+        if "FixMatch" in method:
+            overrides.append(f"method.threshold={arguments.fixmatch_threshold}")
+        runs.append(({"method": method, "alpha": alpha, "seed": seed}, overrides))
+    print(table(run_missing(arguments.experiment, arguments.csv, runs, last_round)))
 
 
-def run(arguments: argparse.Namespace, key: dict[str, object]) -> dict[str, float]:
-    """Run one experiment and return its last-round figures, in %."""
-    overrides = [f"clients.alpha={key['alpha']}", f"seed={key['seed']}", *arguments.overrides]
-    overrides += METHODS[str(key["method"])]
-    if "FixMatch" in str(key["method"]):
-        overrides.append(f"method.threshold={arguments.fixmatch_threshold}")
-    started = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        result = fedsim.simulate(fedsim.load(arguments.experiment, overrides))
+def last_round(result: Result) -> Figures:
+    """Return a run's last-round figures, in %."""
     last = result.rounds.iloc[-1]
     figures = {
         "generic": 100 * last["generic_accuracy"],
@@ -78,8 +68,7 @@ def run(arguments: argparse.Namespace, key: dict[str, object]) -> dict[str, floa
         figures["pseudo_accuracy"] = 100 * counts["pseudo_correct"] / counts["pseudo_kept"]
         figures["kept"] = 100 * counts["pseudo_kept"] / counts["pseudo_seen"]
         figures["local"] = 100 * counts.get("pseudo_local", float("nan")) / counts["pseudo_kept"]
-    figures = {name: round(float(value), 2) for name, value in figures.items()}
-    return figures | {"seconds": round(time.perf_counter() - started, 1)}
+    return figures
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -92,20 +81,11 @@ def table(rows: pd.DataFrame) -> str:
         cells = [f"| {method}"]
         for alpha in alphas:
             chosen = rows[(rows["method"] == method) & (rows["alpha"] == alpha)]
-            cells += [_spread(chosen["generic"]), _spread(chosen["personal"])]
+            cells += [spread(chosen["generic"]), spread(chosen["personal"])]
             right, kept = chosen["pseudo_accuracy"].mean(), chosen["kept"].mean()
             cells.append("–" if pd.isna(right) else f"{right:.1f} / {kept:.1f}")
         lines.append(" | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _spread(values: pd.Series) -> str:
-    if values.empty:
-        return "–"
-    if len(values) == 1:
-        return f"{values.iloc[0]:.1f} (1 seed)"
-    seeds = "" if len(values) == 3 else f" ({len(values)} seeds)"
-    return f"{values.mean():.1f} ± {values.std():.1f}{seeds}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from math import isnan
 from types import TracebackType
 from typing import Any, Self
 
@@ -68,12 +69,12 @@ class Progress:
         # The rounds' own time: starting the workers says nothing about the time left.
         self._seconds += row["seconds"]
         speed = f"{self._clients / self._seconds:.1f} clients/s"
-        evaluated = row["generic_accuracy"] == row["generic_accuracy"]
+        accuracies = {name: row[f"{name}_accuracy"] for name in ("generic", "personal")}
+        # A method may lack a generic model, and a strategy may test no client.
+        known = [f"{name} {100 * a:.1f} %" for name, a in accuracies.items() if not isnan(a)]
+        evaluated = bool(known)
         if evaluated:
-            self._accuracy = (
-                f"generic {100 * row['generic_accuracy']:.1f} %, "
-                f"personal {100 * row['personal_accuracy']:.1f} %"
-            )
+            self._accuracy = ", ".join(known)
         name = f"round {row['round']}/{self._rounds}"
         if self._bar is not None:
             figures = f"{self._accuracy}  {speed}"
