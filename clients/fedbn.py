@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from fedsim.engine.update import Inputs, LocalSGD
+from fedsim.engine.update import LocalSGD
 from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
 
@@ -54,10 +53,6 @@ class FedBN(LocalSGD):
     def own(self, w_k: Weights) -> Weights:
         """Return what a client keeps: its BatchNorm layers."""
         return batch_norm(w_k)
-
-    def generic(self, net: Net, w: Weights, inputs: Inputs) -> dict[str, Tensor]:
-        """Return nothing: the server has no BatchNorm layers that fit its weights."""
-        return {}
 
 
 def batch_norm(w: Weights) -> Weights:

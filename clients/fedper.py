@@ -24,9 +24,9 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from clients.checks import check_backbone
 from fedsim.engine.update import Client, Inputs, LocalSGD
-from fedsim.errors import ConfigError
-from fedsim.models import Net, Weights, parts
+from fedsim.models import Net, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +45,6 @@ class FedPer(LocalSGD):
         check_backbone(type(self).__name__, w)
         return w
 
-    def generic(self, net: Net, w: Weights, inputs: Inputs) -> dict[str, Tensor]:
-        """Return nothing: the server has no head."""
-        return {}
-
     def personal(self, net: Net, w_k: Weights, client: Client, inputs: Inputs) -> dict[str, Tensor]:
         """Return the logits [B, C] of the client's head on the global base layers."""
         return {"personal": net.head(w_k, inputs.features)}
-
-
-def check_backbone(method: str, w: Weights) -> None:
-    """Raise a ConfigError if a model has no arrays but the head's."""
-    if not parts(w, ["backbone"]):
-        raise ConfigError(
-            f"method.name = {method.lower()!r} shares the layers before the head, and this model "
-            "has none; choose another model.name, such as 'mlp' or 'cnn'"
-        )

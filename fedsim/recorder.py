@@ -128,8 +128,8 @@ class Recorder:
             self._folder.write_json("run.json", self._description())
             self._folder.write_model(arrays)
 
-    def result(self, arrays: Arrays, states: ClientStates) -> Result:
-        """Return the frames, and draw the figures."""
+    def result(self, arrays: Arrays, states: ClientStates, kept: tuple[str, ...]) -> Result:
+        """Return the frames, and draw the figures; ``kept`` are the parts that clients keep."""
         result = Result(
             experiment=self._experiment,
             rounds=pd.DataFrame(self._rounds),
@@ -144,7 +144,8 @@ class Recorder:
             path=self._folder.path if self._folder is not None else None,
         )
         if self._folder is not None:
-            norms = _class_norms(arrays, states, self._federation.class_counts)
+            shared = {n: array for n, array in arrays.items() if n.partition(".")[0] not in kept}
+            norms = _class_norms(shared, states, self._federation.class_counts)
             self._folder.write_table("class_norms.csv", norms)
             from fedsim.report.figures import save_figures
 

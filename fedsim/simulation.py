@@ -134,7 +134,7 @@ def simulate(
             # Also after Ctrl-C or an error: the workers go, what the finished rounds gave stays.
             grid.close()
             recorder.close(flower.from_record(arrays))
-        return recorder.result(flower.from_record(arrays), grid.states)
+        return recorder.result(flower.from_record(arrays), grid.states, task.update.kept)
 
 
 @contextmanager

@@ -279,8 +279,8 @@ def retrain(
     for _ in range(epochs):
         order = torch.from_numpy(rng.permutation(c * m))
         for chosen in torch.split(order, batch_size):
-            of_x = x[chosen]
-            error = (of_x @ layer.T).softmax(dim=1) - y[chosen]
+            of_x = x.index_select(0, chosen)
+            error = (of_x @ layer.T).softmax(dim=1) - y.index_select(0, chosen)
             layer.addmm_(error.T, of_x, alpha=-lr / len(of_x))
     return layer[:, :-1].contiguous(), layer[:, -1].contiguous()
 

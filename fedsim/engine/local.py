@@ -304,7 +304,9 @@ class LocalTrainer:
         x = self._test_inputs(index)
         features = self.net.predict_features(w, x)
         views = method.generic(self.net, w, Inputs(features, lambda: x))
-        return self._scores(views, index), features
+        # A method may have no generic model to test.
+        tested = {view: logits for view, logits in views.items() if view in method.views}
+        return self._scores(tested, index), features
 
     def test_personal(
         self,

@@ -328,7 +328,10 @@ class ClientUpdate(ABC):
     # ----- its views -----------------------------------------------------------------------
 
     def generic(self, net: Net, w: Weights, inputs: Inputs) -> dict[str, Tensor]:
-        """Return for each generic view the logits [B, C] of test examples."""
+        """Return for each generic view the logits [B, C] of test examples.
+
+        Those that aren't among ``views`` are left out.
+        """
         return {"generic": net.head(w, inputs.features)}
 
     def personalise(self, w: Weights, client: Client) -> Generator[Request, Any, Weights]:
