@@ -67,6 +67,31 @@ def test_testing_gives_the_simulations_figures(experiment, task):
         assert found[name] == pytest.approx(value, rel=1e-5)
 
 
+def test_what_a_client_keeps_is_in_its_nodes_context(tmp_path):
+    """Two rounds and a test of the personal model, as the simulation does them."""
+    experiment = fedsim.Experiment(
+        clients={"count": 3},
+        model={"name": "mlp"},
+        method={"name": "fedper"},
+        training={"local_steps": 3},
+    )
+    task = make_task(experiment, load_federation(experiment), tmp_path / "state")
+    app, grid = fedsim.client_app(experiment), InlineGrid(task)
+    mine = context(**{"partition-id": 1})
+    for _ in range(2):
+        found = app(message(task, "train"), mine)
+        (expected,) = grid.send_and_receive([message(task, "train")])
+        assert set(found.content["arrays"]) == {"backbone.1.weight", "backbone.1.bias"}
+        for name, array in expected.content["arrays"].items():
+            np.testing.assert_array_equal(found.content["arrays"][name].numpy(), array.numpy())
+    kept = flower.from_record(mine.state["fedsim"])
+    for name, array in grid.states.read(1).items():
+        np.testing.assert_array_equal(kept[name], array)
+    found = app(message(task, "evaluate"), mine)
+    (expected,) = grid.send_and_receive([message(task, "evaluate")])
+    assert found.content["metrics"]["accuracy"] == expected.content["metrics"]["accuracy"] > 0
+
+
 class TestClientAppFailure:
     @pytest.mark.parametrize("node_config", [{}, {"partition-id": 3}, {"partition-id": "a"}])
     def test_a_node_that_is_no_client(self, experiment, task, node_config):
