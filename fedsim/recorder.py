@@ -19,7 +19,11 @@ from fedsim.config import Experiment
 from fedsim.data.federation import Federation
 from fedsim.report.run_directory import RunDirectory
 
-_HEADS = {"head.weight": "global head", "etf.weight": "fixed ETF"}
+_HEADS = {
+    "head.weight": "global head",
+    "etf.weight": "fixed ETF",
+    "retrained.weight": "re-trained head",
+}
 _NORM_CLIENTS = 1000  # of more clients every so-manieth is read for the mean of their heads
 
 if TYPE_CHECKING:
@@ -204,12 +208,10 @@ def _class_norms(
     Of the clients' own heads the mean over the clients that have one, or a sample of them.
     """
     heads = {
-        _HEADS.get(name, name.removesuffix(".weight")): np.linalg.norm(array, axis=1)
-        for name, array in arrays.items()
-        if not name.startswith("backbone.")
-        and name.endswith(".weight")
-        and array.ndim == 2
-        and len(array) == len(class_counts)
+        head: np.linalg.norm(arrays[name], axis=1)
+        for name, head in _HEADS.items()
+        # An ETF may live on projected features, and a user's head have any shape.
+        if name in arrays and arrays[name].ndim == 2
     }
     trained = states.trained
     some = trained[:: max(1, len(trained) // _NORM_CLIENTS)]
@@ -220,19 +222,14 @@ def _class_norms(
                 own.setdefault(name, []).append(np.linalg.norm(array, axis=1))
     for norms in own.values():
         heads["personal heads (mean)"] = np.mean(norms, axis=0)
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "head": head,
-                    "class": np.arange(len(class_counts)),
-                    "examples": class_counts,
-                    "norm": norms,
-                }
-            )
-            for head, norms in heads.items()
-        ],
-        ignore_index=True,
+    num_classes = len(class_counts)
+    return pd.DataFrame(
+        {
+            "head": np.repeat(list(heads), num_classes),
+            "class": np.tile(np.arange(num_classes), len(heads)),
+            "examples": np.tile(class_counts, len(heads)),
+            "norm": np.concatenate([*heads.values(), np.empty(0)]),
+        }
     )
 
 

@@ -212,7 +212,8 @@ def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> A
             array = record[name].numpy()
             total = array * share if total is None else total + array * share
         assert total is not None, "a mean of no records"
-        mean[name] = Array(total.astype(array.dtype))
+        # asarray: the sum of arrays without dimensions is a NumPy scalar.
+        mean[name] = Array(np.asarray(total, dtype=array.dtype))
     return ArrayRecord(mean)
 
 

@@ -115,8 +115,8 @@ class _Clock:
 def _aggregate(strategy: Strategy, round: int, replies: list[Message]) -> ArrayRecord | None:
     try:
         return strategy.aggregate_train(round, replies)[0]
-    except flower.FlowerError as error:
-        # Flower's strategies refuse replies of another form than theirs.
+    except (flower.FlowerError, KeyError) as error:
+        # Flower's strategies refuse replies of another form than theirs, ours miss a group.
         raise EngineError(
             f"round {round}: {type(strategy).__name__} can't average what the clients upload "
             f"({error}); do method.name and method.client belong together?"

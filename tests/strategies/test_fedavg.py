@@ -51,6 +51,11 @@ def test_a_client_with_nothing_to_train_on_has_no_say_even_if_its_loss_is_nan():
     assert metrics == MetricRecord({"loss": 0.5})
 
 
+def test_an_array_without_dimensions_is_averaged_too():
+    arrays, _ = FedAvg().aggregate_train(1, [answer({"beta": 1.0}, 1), answer({"beta": 4.0}, 2)])
+    assert values(arrays) == {"beta": 3.0}
+
+
 def test_failed_clients_are_left_out():
     failed = answer({"w": [0.0]}, 1)
     question = Message(RecordDict(), 0, "train")
