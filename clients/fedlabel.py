@@ -132,7 +132,12 @@ class FedLabel(JointUpdate):
             log["unlabelled_loss"] = unlabelled_log["train_loss"]
             # What stays on the client is halved as the server halves what leaves it.
             own = _mean(own, self.own(w_u))
-        metrics = {**log, "num_labelled": len(client.labelled), "num_pseudo": max(num_kept, 1.0)}
+        metrics = {
+            **log,
+            "num_labelled": len(client.labelled),
+            "has_labels": float(len(client.labelled) > 0),
+            "num_pseudo": max(num_kept, 1.0),
+        }
         num_examples = len(client.labelled) + len(client.unlabelled)
         if self.aggregation == "single":
             # n_k of this variant: labelled and pseudo-labelled examples.

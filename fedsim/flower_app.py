@@ -11,8 +11,9 @@ from flwr.clientapp import ClientApp
 
 from fedsim.config import Experiment
 from fedsim.engine import flower
-from fedsim.engine.worker import Arrays, Worker, as_weights
+from fedsim.engine.worker import Worker, as_weights
 from fedsim.errors import EngineError
+from fedsim.models import Arrays
 from fedsim.simulation import load_federation, make_task
 
 STATE = "fedsim"

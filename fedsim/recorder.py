@@ -29,7 +29,7 @@ _NORM_CLIENTS = 1000  # of more clients every so-manieth is read for the mean of
 if TYPE_CHECKING:
     from fedsim.engine.loop import Round
     from fedsim.engine.state import ClientStates
-    from fedsim.engine.worker import Arrays
+    from fedsim.models import Arrays
 
 
 @dataclass(frozen=True)

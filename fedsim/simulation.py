@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
     from fedsim.engine.grid import SimulatedGrid
-    from fedsim.engine.worker import Arrays, Task
-    from fedsim.models import Model
+    from fedsim.engine.worker import Task
+    from fedsim.models import Arrays, Model
 
 
 def load_source(experiment: Experiment) -> Source:

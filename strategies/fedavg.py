@@ -17,9 +17,10 @@ E, B    ``training.local_epochs`` and ``training.batch_size`` of the experiment
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO
 from time import sleep
+from types import MappingProxyType
 
 import numpy as np
 from flwr.app import (
@@ -69,6 +70,14 @@ class FedAvg(Strategy):
     >>> cohort = strategy.cohort(range(100), 0.1, 2, "train", 1)
     >>> len(cohort), cohort == strategy.cohort(range(100), 0.1, 2, "train", 1)
     (10, True)
+    """
+
+    weights: Mapping[str, str] = MappingProxyType({"arrays": NUM_EXAMPLES})
+    """Array group of the replies -> the number in their metrics that weights it.
+
+    That a strategy has this says that weighted means are all it needs. The simulator then adds the
+    clients' arrays up where they are trained, and hands over one reply for all of them: the means,
+    and the sums of the weights.
     """
 
     def __init__(

@@ -57,6 +57,8 @@ class FedLabel(FedAvg):
             seed=seed,
         )
         self.disjoint = aggregation == "disjoint" and schedule == "sequential"
+        disjoint = {"labelled": "has-labels", "unlabelled": "num-pseudo"}
+        self.weights = disjoint if self.disjoint else FedAvg.weights
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -67,13 +69,16 @@ class FedLabel(FedAvg):
         contents = [reply.content for reply in replies if reply.has_content()]
         if not contents:
             return None, None
-        # Without labels w_l,k is w: such clients have no say, unless nobody has labels.
-        has_labels = [float(number(content, "num-labelled") > 0) for content in contents]
-        labelled = weighted_mean(
-            [content.array_records["labelled"] for content in contents],
-            has_labels if any(has_labels) else [1.0] * len(contents),
-        )
         n = [number(content, "num-pseudo") for content in contents]
         unlabelled = weighted_mean([content.array_records["unlabelled"] for content in contents], n)
+        # Without labels w_l,k is w: such clients have no say, and w it is if nobody has labels.
+        some = [content for content in contents if number(content, "has-labels")]
+        if some:
+            labelled = weighted_mean(
+                [content.array_records["labelled"] for content in some],
+                [number(content, "has-labels") for content in some],
+            )
+        else:
+            labelled = ArrayRecord({name: self._arrays[name] for name in unlabelled})
         mean = weighted_mean([labelled, unlabelled], [0.5, 0.5])
         return self.complete(mean), mean_metrics(contents, n)

@@ -14,10 +14,19 @@ from contextlib import contextmanager
 import numpy as np
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
+from flwr.serverapp.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedYogi,
+    Strategy,
+)
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsim.engine.worker import Arrays, ClientReply
+from fedsim.engine.worker import ClientReply
 from fedsim.errors import EngineError
+from fedsim.models import Arrays
 from fedsim.rng import generator
 
 FlowerError = AppExitException
@@ -28,6 +37,27 @@ CLIENT_ERROR = 2
 """Flower's code of an error raised in a client app."""
 NUM_EXAMPLES = "num-examples"
 """The key of the weight in Flower's averages."""
+
+_FLOWER_MEANS = (FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi)
+
+
+def weights_of(strategy: Strategy) -> Mapping[str, str] | None:
+    """Return by which metric a strategy weights each group of arrays; None if it needs them all.
+
+    A strategy says in an attribute ``weights`` that it only takes weighted means; a subclass that
+    averages in another way must say so anew. Of Flower's own strategies, FedAvg and the server
+    optimisers on top of it only take weighted means.
+    """
+    if type(strategy) in _FLOWER_MEANS:
+        assert isinstance(strategy, FedAvg)
+        return {"arrays": strategy.weighted_by_key}
+    for part in (strategy, *type(strategy).__mro__):
+        if "weights" in vars(part):
+            weights: Mapping[str, str] | None = vars(part)["weights"]
+            return weights
+        if "aggregate_train" in vars(part):
+            return None
+    return None
 
 
 def enter_runtime() -> None:

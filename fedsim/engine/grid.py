@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +23,20 @@ from numpy.typing import NDArray
 
 from fedsim.engine import flower
 from fedsim.engine.local import Scores
+from fedsim.engine.reduction import Sum, merge, share_out, tree
 from fedsim.engine.state import ClientStates
-from fedsim.engine.worker import Arrays, ClientReply, Task, Tested, Worker, num_blocks
+from fedsim.engine.worker import (
+    ClientReply,
+    Share,
+    Task,
+    Tested,
+    Worker,
+    num_blocks,
+    num_bytes,
+)
 from fedsim.errors import EngineError
 from fedsim.metrics import client_metrics, global_metrics
+from fedsim.models import Arrays
 
 
 @dataclass(slots=True)
@@ -78,6 +88,9 @@ class SimulatedGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._tested: tuple[ArrayRecord, Tested] | None = None
         self._run: Run | None = None
+        self.weights: Mapping[str, str] | None = None
+        """Array group -> the metric that weights it, where the strategy only needs weighted means;
+        its training messages then get one reply, which holds them. None: every client's reply."""
         self.report = TrainReport()
         """About the last training messages."""
         self.evaluated = pd.DataFrame()
@@ -85,11 +98,16 @@ class SimulatedGrid(Grid):
 
     # ----- what a backend brings -----------------------------------------------------------
 
+    @property
     @abstractmethod
-    def train(
-        self, arrays: Arrays, round: int, clients: Sequence[int], versions: Sequence[int]
-    ) -> list[ClientReply]:
-        """Train clients, replies in their order; see `Worker.train`."""
+    def num_workers(self) -> int:
+        """How many workers there are."""
+
+    @abstractmethod
+    def _train(
+        self, arrays: Arrays, round: int, shares: list[Share]
+    ) -> list[tuple[list[ClientReply], dict[int, Sum]]]:
+        """Let each worker train its share, see `Worker.train`; answers in order, some empty."""
 
     @abstractmethod
     def predict(self, arrays: Arrays) -> Tested:
@@ -109,6 +127,35 @@ class SimulatedGrid(Grid):
     @abstractmethod
     def close(self) -> None:
         """Stop the workers; the grid can't be used afterwards."""
+
+    # ----- training ------------------------------------------------------------------------
+
+    def train(
+        self, arrays: Arrays, round: int, clients: Sequence[int]
+    ) -> tuple[list[ClientReply], Sum]:
+        """Train clients from the global arrays.
+
+        Returns
+        -------
+        replies : list of ClientReply
+            In the order of ``clients``.
+        total : Sum
+            Of their uploads, if the strategy has `weights`.
+        """
+        work = self._federation.num_train(np.asarray(clients))
+        versions = self.states.versions(clients)
+        shares: list[Share] = [
+            [(node, [(clients[i], versions[i]) for i in leaf]) for node, leaf in leaves]
+            for leaves in share_out(tree(work), work, self.num_workers)
+        ]
+        replies: dict[int, ClientReply] = {}
+        nodes: dict[int, Sum] = {}
+        for answer, sums in self._train(arrays, round, shares):
+            replies |= {reply.client: reply for reply in answer}
+            nodes |= sums
+        self.states.commit([client for client in clients if replies[client].keeps])
+        total = merge(nodes).get(1, Sum())
+        return [replies[client] for client in clients], total
 
     # ----- testing -------------------------------------------------------------------------
 
@@ -246,17 +293,19 @@ class SimulatedGrid(Grid):
             clients = [message.metadata.dst_node_id for message in group]
             self._check_clients(clients)
             report.clients += clients
-            report.bytes_down += len(group) * _num_bytes(arrays)
-            found = self.train(arrays, round, clients, self.states.versions(clients))
-            self.states.commit([answer.client for answer in found if answer.keeps])
-            for message, answer in zip(group, found, strict=True):
-                answers.append(flower.train_reply(message, answer))
+            report.bytes_down += len(group) * num_bytes(arrays)
+            found, total = self.train(arrays, round, clients)
+            for answer in found:
                 if answer.error:
                     report.failures[answer.client] = answer.error
                     continue
-                report.bytes_up += sum(map(_num_bytes, answer.arrays.values()))
+                report.bytes_up += answer.num_bytes
                 numbers = {"num_examples": answer.num_examples, **answer.metrics, **answer.audit}
                 rows.append({"client": answer.client, **numbers})
+            if self.weights is not None:
+                found = _together(found, total, self.weights)
+            by_client = dict(zip(clients, group, strict=True))
+            answers += [flower.train_reply(by_client[a.client], a) for a in found]
         report.metrics = pd.DataFrame(rows, columns=None if rows else ["client", "num_examples"])
         self.report = report
         return answers
@@ -297,11 +346,15 @@ class InlineGrid(SimulatedGrid):
         self._worker = Worker(task)
         self._blocks = range(num_blocks(task.federation))
 
-    def train(
-        self, arrays: Arrays, round: int, clients: Sequence[int], versions: Sequence[int]
-    ) -> list[ClientReply]:
-        """Train the clients one after the other."""
-        return self._worker.train(arrays, round, clients, versions)
+    @property
+    def num_workers(self) -> int:
+        """One."""
+        return 1
+
+    def _train(
+        self, arrays: Arrays, round: int, shares: list[Share]
+    ) -> list[tuple[list[ClientReply], dict[int, Sum]]]:
+        return [self._worker.train(arrays, round, share, self.weights) for share in shares]
 
     def predict(self, arrays: Arrays) -> Tested:
         """Predict block after block."""
@@ -332,5 +385,28 @@ def _by_record(messages: list[Message]) -> list[tuple[ArrayRecord, int, list[Mes
     return list(groups.values())
 
 
-def _num_bytes(arrays: Arrays) -> int:
-    return sum(array.nbytes for array in arrays.values())
+def _together(
+    replies: list[ClientReply], total: Sum, weights: Mapping[str, str]
+) -> list[ClientReply]:
+    """Return the failures, and one reply that stands for all other clients.
+
+    Its arrays are weighted means, its weights sums, its other numbers means weighted by examples.
+    """
+    failed = [reply for reply in replies if reply.error]
+    usable = [reply for reply in replies if not reply.error]
+    if not usable:
+        return failed
+    examples = np.array([reply.num_examples for reply in usable])
+    sums = {name.replace("-", "_") for name in weights.values()}
+    counted = [reply for reply in usable if reply.num_examples] or usable
+    metrics = {}
+    for name in counted[0].metrics:
+        if name in sums:
+            metrics[name] = float(sum(reply.metrics[name] for reply in usable))
+        else:
+            shares = examples[examples > 0] if examples.any() else None
+            metrics[name] = float(np.average([r.metrics[name] for r in counted], weights=shares))
+    one = ClientReply(
+        usable[0].client, total.means(), num_examples=int(examples.sum()), metrics=metrics
+    )
+    return [*failed, one]

@@ -78,16 +78,17 @@ def run_rounds(
     Round
         A round with no usable reply keeps the old model, with a warning.
     """
+    grid.weights = flower.weights_of(strategy)
     for round in range(1, rounds + 1):
         clock = _Clock()
         with flower.quiet_log():
             with flower.seeded_sampling(seed, "configure_train", round):
-                messages = strategy.configure_train(round, arrays, ConfigRecord(), grid)
+                messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
             clock.lap("configure")
             grid.report = TrainReport()
             replies = list(grid.send_and_receive(messages))
             clock.lap("train")
-            _warn_of_failures(round, grid.report.failures, len(replies))
+            _warn_of_failures(round, grid.report.failures, len(messages))
             new = _aggregate(strategy, round, replies) if _usable(replies) else None
         arrays = _accept(round, new, arrays)
         clock.lap("aggregate")

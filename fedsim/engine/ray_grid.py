@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from fedsim.engine.grid import SimulatedGrid
 from fedsim.engine.local import Scores
+from fedsim.engine.reduction import Sum, balance
 from fedsim.engine.worker import (
-    Arrays,
     ClientReply,
+    Share,
     Task,
     Tested,
     fingerprint,
@@ -23,6 +24,7 @@ from fedsim.engine.worker import (
     num_blocks,
 )
 from fedsim.errors import EngineError, UserError
+from fedsim.models import Arrays
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -72,20 +74,23 @@ class RayGrid(SimulatedGrid):
             self.close()
             raise
 
-    def train(
-        self, arrays: Arrays, round: int, clients: Sequence[int], versions: Sequence[int]
-    ) -> list[ClientReply]:
-        """Train the clients, shared out among the workers by their training examples."""
+    @property
+    def num_workers(self) -> int:
+        """The number of actors."""
+        return len(self._actors)
+
+    def _train(
+        self, arrays: Arrays, round: int, shares: list[Share]
+    ) -> list[tuple[list[ClientReply], dict[int, Sum]]]:
         shared = self._ray.put(arrays)
-        found = self._share_out(
-            self._federation.num_train(np.asarray(clients)),
-            lambda part: (
-                "train",
-                (shared, round, [clients[i] for i in part], [versions[i] for i in part]),
-            ),
+        answers = self._call(
+            {
+                worker: ("train", (shared, round, share, self.weights))
+                for worker, share in enumerate(shares)
+                if share
+            }
         )
-        replies = {reply.client: reply for _, answer in found for reply in answer}
-        return [replies[client] for client in clients]
+        return [answers[worker] for worker in sorted(answers)]
 
     def predict(self, arrays: Arrays) -> Tested:
         """Predict the blocks of the test set, shared out among the workers."""
@@ -115,15 +120,25 @@ class RayGrid(SimulatedGrid):
         """Test the clients, shared out among the workers by their test examples."""
         shared, of_all = self._ray.put(arrays), self._ray.put(features)
         sizes = np.array([len(self._federation.test(client)) for client in clients])
-        found = self._share_out(
-            sizes,
-            lambda part: (
-                "test_clients",
-                (shared, of_all, round, [clients[i] for i in part], [versions[i] for i in part]),
-            ),
+        parts = balance(sizes, len(self._actors))
+        answers = self._call(
+            {
+                worker: (
+                    "test_clients",
+                    (
+                        shared,
+                        of_all,
+                        round,
+                        [clients[i] for i in part],
+                        [versions[i] for i in part],
+                    ),
+                )
+                for worker, part in enumerate(parts)
+                if part
+            }
         )
         # Each worker's answer joins its clients; bring them into the order of all.
-        order = np.concatenate([part for part, _ in found])
+        order = np.concatenate([parts[worker] for worker in sorted(answers)])
         begin = np.cumsum([0, *sizes[order]])[:-1]
         back = np.concatenate(
             [
@@ -131,19 +146,8 @@ class RayGrid(SimulatedGrid):
                 for client, place in enumerate(np.argsort(order))
             ]
         )
-        joined = join_scores([answer for _, answer in found])
+        joined = join_scores([answers[worker] for worker in sorted(answers)])
         return {view: (predicted[back], loss[back]) for view, (predicted, loss) in joined.items()}
-
-    def _share_out(
-        self,
-        work: NDArray[np.int64],
-        call: Callable[[list[int]], tuple[str, tuple[Any, ...]]],
-    ) -> list[tuple[list[int], Any]]:
-        """Share jobs of known work out among the workers; return each one's jobs and answer."""
-        parts = balance(work, len(self._actors))
-        calls = {worker: call(part) for worker, part in enumerate(parts) if part}
-        answers = self._call(calls)
-        return [(parts[worker], answers[worker]) for worker in sorted(answers)]
 
     def close(self) -> None:
         """End the workers, and Ray if this grid started it."""
@@ -191,36 +195,6 @@ class RayGrid(SimulatedGrid):
             sys.path, [self._task]
         )
         return actor
-
-
-def balance(work: NDArray[np.int64], workers: int) -> list[list[int]]:
-    """Share jobs out so that the workers finish at about the same time.
-
-    Parameters
-    ----------
-    work : ndarray [K]
-        Expected work of each job.
-    workers : int
-        Number of workers.
-
-    Returns
-    -------
-    list of list of int
-        For each worker the jobs it gets: the longest job first, always to the least busy.
-
-    Examples
-    --------
-    >>> balance(np.array([1, 5, 3, 2]), 2)
-    [[1, 0], [2, 3]]
-    """
-    parts: list[list[int]] = [[] for _ in range(workers)]
-    load = np.zeros(workers, dtype=np.int64)
-    for job in np.argsort(-work, kind="stable"):
-        worker = int(load.argmin())
-        parts[worker].append(int(job))
-        # A job without examples still costs a moment.
-        load[worker] += work[job] + 1
-    return parts
 
 
 def _check_imports(found: dict[str, str], expected: dict[str, str]) -> None:

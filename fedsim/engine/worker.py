@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +17,16 @@ from numpy.typing import NDArray
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, LocalTraining, Scores
+from fedsim.engine.reduction import Sum, merge
 from fedsim.engine.state import StateFiles
 from fedsim.engine.update import ClientUpdate
+from fedsim.errors import EngineError
 from fedsim.models.layers import channels_last
-from fedsim.models.net import Model, Net, Weights
+from fedsim.models.net import Arrays, Model, Net, Weights
 
-Arrays = dict[str, NDArray[Any]]
-"""A model's arrays by name, as NumPy."""
+Share = Sequence[tuple[int, Sequence[tuple[int, int]]]]
+"""The leaves of a cohort's tree that a worker trains: node, and its clients, each with the version
+of its state that it starts from; see `fedsim.engine.reduction` and `StateFiles`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,9 @@ class ClientReply:
     client : int
         The client.
     arrays : dict
-        Uploaded groups of arrays; empty after a failure.
+        Uploaded groups of arrays; empty after a failure, or once they are in a sum.
+    num_bytes : int
+        What they would take on a real network.
     num_examples : int
         The client's weight in averages.
     metrics : dict
@@ -70,6 +74,7 @@ class ClientReply:
 
     client: int
     arrays: dict[str, Arrays] = field(default_factory=dict)
+    num_bytes: int = 0
     num_examples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     audit: dict[str, float] = field(default_factory=dict)
@@ -113,9 +118,9 @@ class Worker:
         self._states = StateFiles(task.states)
 
     def train(
-        self, arrays: Arrays, round: int, clients: Sequence[int], versions: Sequence[int]
-    ) -> list[ClientReply]:
-        """Run the client update of each client, from the global ``arrays``.
+        self, arrays: Arrays, round: int, share: Share, weights: Mapping[str, str] | None
+    ) -> tuple[list[ClientReply], dict[int, Sum]]:
+        """Run the client update of each client of some leaves, from the global ``arrays``.
 
         Parameters
         ----------
@@ -123,25 +128,34 @@ class Worker:
             The global arrays.
         round : int
             From 1.
-        clients : sequence of int
+        share : Share
             Who trains.
-        versions : sequence of int
-            Which version of its state each client starts from, see `StateFiles`; the new state
-            becomes the other version.
+        weights : mapping, optional
+            Array group -> the number by which a client's is weighted, if only sums are wanted.
 
         Returns
         -------
-        list of ClientReply
-            A client that raises, or whose upload isn't finite, gives a reply with an error.
+        replies : list of ClientReply
+            In the order of ``share``. A client that raises, or whose upload isn't finite, gives a
+            reply with an error.
+        sums : dict
+            With ``weights``, the sums at the topmost nodes that these leaves make up; the replies
+            have then no arrays.
         """
         w = as_weights(arrays)
-        replies = []
-        for client, version in zip(clients, versions, strict=True):
-            reply = self.train_client(w, round, client, self._states.read(client, version))
-            if reply.keeps:
-                self._states.write(client, version, reply.state)
-            replies.append(replace(reply, state={}))
-        return replies
+        replies: list[ClientReply] = []
+        nodes: dict[int, Sum] = {}
+        for node, clients in share:
+            total = nodes[node] = Sum()
+            for client, version in clients:
+                reply = self.train_client(w, round, client, self._states.read(client, version))
+                if reply.keeps:
+                    self._states.write(client, version, reply.state)
+                if weights is not None and not reply.error:
+                    total.add_upload(reply.arrays, _weights_of(reply, weights))
+                    reply = replace(reply, arrays={})
+                replies.append(replace(reply, state={}))
+        return replies, merge(nodes) if weights is not None else {}
 
     def train_client(self, w: Weights, round: int, client: int, state: Arrays) -> ClientReply:
         """Run the client update of one client, which kept ``state`` from its last round."""
@@ -157,6 +171,7 @@ class Worker:
         return ClientReply(
             client,
             groups,
+            sum(num_bytes(group) for group in groups.values()),
             upload.num_examples,
             dict(upload.metrics),
             audit,
@@ -195,8 +210,10 @@ class Worker:
             The global arrays.
         features : ndarray of float32 [M, D]
             Of the whole global test set, from `test`.
-        round, clients, versions
-            As for `train`.
+        round : int
+            From 1.
+        clients, versions : sequence of int
+            Whom to test, and the version of each one's state.
         """
         w = as_weights(arrays)
         scores = []
@@ -266,6 +283,24 @@ def fingerprint(packages: Iterable[str]) -> dict[str, str]:
 def extend_path(folders: Iterable[str]) -> None:
     """Search ``folders`` for modules, after everything else."""
     sys.path.extend(folder for folder in folders if folder not in sys.path)
+
+
+def num_bytes(arrays: Arrays) -> int:
+    """Return what arrays take on a network."""
+    return sum(array.nbytes for array in arrays.values())
+
+
+def _weights_of(reply: ClientReply, weights: Mapping[str, str]) -> dict[str, float]:
+    """Return the weight of each group that a strategy averages."""
+    lacking = sorted(set(weights) - set(reply.arrays))
+    if lacking:
+        raise EngineError(
+            f"the strategy averages the arrays {lacking[0]!r}, but the clients upload "
+            f"{', '.join(map(repr, reply.arrays))}; do method.name and method.client belong "
+            "together?"
+        )
+    numbers = {**reply.metrics, "num_examples": reply.num_examples}
+    return {group: float(numbers[name.replace("-", "_")]) for group, name in weights.items()}
 
 
 def as_weights(arrays: Arrays) -> Weights:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -15,6 +17,9 @@ from torch.nn import functional as F
 Weights = dict[str, Tensor]
 """Arrays by name: a model's parameters and the buffers of its normalisation layers, and what
 a method adds to them."""
+
+Arrays = dict[str, NDArray[Any]]
+"""The same as NumPy arrays."""
 
 
 class Model(nn.Module):

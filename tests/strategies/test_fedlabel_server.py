@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedsim.engine import flower
 from strategies import FedAvg, FedLabel, FixMatch
@@ -16,7 +16,8 @@ def answer(labelled, unlabelled, num_labelled, num_pseudo):
         "labelled": {"w": np.float32(labelled)},
         "unlabelled": {"w": np.float32(unlabelled)},
     }
-    metrics = {"num-examples": 10, "num-labelled": num_labelled, "num-pseudo": num_pseudo}
+    has = float(num_labelled > 0)
+    metrics = {"num-examples": 10, "has-labels": has, "num-pseudo": num_pseudo}
     return flower.reply(question, groups, metrics)
 
 
@@ -32,9 +33,22 @@ def test_half_the_uniform_mean_plus_half_the_mean_by_pseudo_labels():
 def test_clients_without_labels_have_no_say_in_the_labelled_mean():
     replies = [answer([2], [0], 7, 1.0), answer([100], [0], 0, 1.0)]
     assert FedLabel().aggregate_train(1, replies)[0]["w"].numpy().tolist() == [1.0]
-    # Unless nobody has labels: then all of them are the global model.
+
+
+def test_if_nobody_has_labels_the_labelled_half_is_the_global_model():
+    strategy = FedLabel(fraction_train=0.0, min_train_nodes=0)
+    start = flower.to_record({"w": np.float32([6])})
+    strategy.configure_train(1, start, ConfigRecord(), Nodes())
     replies = [answer([6], [0], 0, 1.0), answer([6], [0], 0, 3.0)]
-    assert FedLabel().aggregate_train(1, replies)[0]["w"].numpy().tolist() == [3.0]
+    assert strategy.aggregate_train(1, replies)[0]["w"].numpy().tolist() == [3.0]
+
+
+class Nodes:
+    """As much of a grid as a strategy looks at."""
+
+    @staticmethod
+    def get_node_ids():
+        return range(2)
 
 
 def test_no_reply_gives_no_model():

@@ -54,7 +54,7 @@ def test_backbone_and_auxiliary_head_are_weighted_by_examples_and_the_etf_stays(
 
 
 def test_with_fedlabel_both_halves_are_averaged_and_the_etf_stays():
-    metrics = {"num-examples": 9, "num-labelled": 4}
+    metrics = {"num-examples": 9, "has-labels": 1.0}
     found = aggregate(
         FedLabelFedLoGe(),
         ({"labelled": ONE, "unlabelled": TWO}, {**metrics, "num-pseudo": 1.0}),

@@ -54,13 +54,16 @@ def test_the_numbers_are_those_of_this_process(make_task, running_ray, workers):
         for round, cohort in enumerate([[2, 0, 3], [3, 2]], start=1):
             both = []
             for backend in (inline, grid):
-                versions = backend.states.versions(cohort)
-                both.append(backend.train(arrays, round, cohort, versions))
-                backend.states.commit(cohort)
-            assert [reply.client for reply in both[1]] == cohort
-            for one, other in zip(*both, strict=True):
+                backend.weights = {"arrays": "num-examples"} if round == 2 else None
+                both.append(backend.train(arrays, round, cohort))
+            (replies, total), (ray_replies, ray_total) = both
+            assert [reply.client for reply in ray_replies] == cohort
+            for one, other in zip(replies, ray_replies, strict=True):
                 assert one.metrics == other.metrics
-                assert_equal(one.arrays["arrays"], other.arrays["arrays"])
+                assert_equal(one.arrays.get("arrays", {}), other.arrays.get("arrays", {}))
+            assert total.weights == ray_total.weights
+            assert_equal(total.arrays.get("arrays", {}), ray_total.arrays.get("arrays", {}))
+        assert total.weights == {"arrays": 24.0}  # two clients of 12 labelled examples
         for client in range(4):
             assert_equal(inline.states.read(client), grid.states.read(client))
         tested = [backend.predict(arrays) for backend in (inline, grid)]
@@ -92,11 +95,11 @@ def test_a_worker_that_dies_is_replaced_and_its_clients_trained_again(make_task,
     grid = RayGrid(task, 2)
     try:
         with pytest.warns(UserWarning, match=r"worker \d died and is replaced"):
-            found = grid.train(arrays, 1, [0, 1, 2, 3], [-1] * 4)
+            found, _ = grid.train(arrays, 1, [0, 1, 2, 3])
     finally:
         grid.close()
     assert running_ray.exists()
-    expected = InlineGrid(make_task()).train(arrays, 1, [0, 1, 2, 3], [-1] * 4)
+    expected, _ = InlineGrid(make_task()).train(arrays, 1, [0, 1, 2, 3])
     for one, other in zip(expected, found, strict=True):
         assert (other.client, other.error) == (one.client, "")
         for name, array in one.arrays["arrays"].items():
@@ -112,7 +115,7 @@ class TestRayGridFailure:
                 pytest.warns(UserWarning, match="died and is replaced"),
                 pytest.raises(EngineError, match="a worker died 3 times on the same work"),
             ):
-                grid.train(initial_arrays(task), 1, [2], [-1])
+                grid.train(initial_arrays(task), 1, [2])
         finally:
             grid.close()
 

@@ -165,4 +165,4 @@ class TestViewsFailure:
 
         grid = InlineGrid(make_task(update=Differs()))
         with pytest.raises(EngineError, match=r"client 1 keeps array 'x' as float32 \[3\]"):
-            grid.train(initial_arrays(make_task(update=Differs())), 1, [0, 1], [-1, -1])
+            grid.train(initial_arrays(make_task(update=Differs())), 1, [0, 1])

@@ -1,0 +1,137 @@
+"""Sums of uploads: right, and the same bits for any number of workers."""
+
+import numpy as np
+import pytest
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
+from hypothesis import given
+from hypothesis import strategies as st
+
+import strategies
+from fedsim.engine import flower
+from fedsim.engine.grid import InlineGrid
+from fedsim.engine.loop import run_rounds
+from fedsim.engine.reduction import DEPTH, Sum, merge, share_out, tree
+from fedsim.simulation import initial_arrays
+
+work = st.lists(st.integers(0, 500), min_size=1, max_size=150).map(np.array)
+
+
+def upload(client):
+    rng = np.random.default_rng(client)
+    return {"arrays": {"w": rng.normal(size=(3, 2)).astype(np.float32)}}
+
+
+def total(cohort, workers, weight=lambda client: float(client % 4)):
+    """Sum a cohort's uploads as so many workers would."""
+    nodes = {}
+    for share in share_out(tree(cohort), cohort, workers):
+        mine = {}
+        for node, clients in share:
+            mine[node] = Sum()
+            for client in clients:
+                mine[node].add_upload(upload(client), {"arrays": weight(client)})
+        nodes |= merge(mine)
+    (root,) = merge(nodes)
+    assert root == 1
+    return merge(nodes)[1]
+
+
+@given(work)
+def test_the_leaves_hold_every_client_once_and_halves_are_balanced(cohort):
+    leaves = tree(cohort)
+    clients = [client for _, leaf in leaves for client in leaf]
+    assert sorted(clients) == list(range(len(cohort)))
+    assert len(leaves) == len({node for node, _ in leaves}) <= 2**DEPTH
+    if len(cohort) > 1:
+        costs = [0, 0]
+        for node, leaf in leaves:
+            while node > 3:
+                node //= 2
+            costs[node - 2] += sum(cohort[client] + 1 for client in leaf)
+        # Longest first to the less busy half: they differ by no more than one client.
+        assert abs(costs[0] - costs[1]) <= cohort.max() + 1
+
+
+@given(work, st.integers(1, 9))
+def test_any_number_of_workers_gives_the_same_bits(cohort, workers):
+    one, many = total(cohort, 1), total(cohort, workers)
+    assert one.weights == many.weights
+    for group, arrays in one.arrays.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, many.arrays[group][name])
+
+
+@given(work)
+def test_the_means_are_numpys(cohort):
+    weights = [client % 4 for client in range(len(cohort))]
+    found = total(cohort, 2).means()
+    if not any(weights):
+        assert found == {}
+        return
+    uploads = [upload(client)["arrays"]["w"].astype(np.float64) for client in range(len(cohort))]
+    expected = np.average(uploads, axis=0, weights=weights)
+    assert found["arrays"]["w"].dtype == np.float32
+    np.testing.assert_allclose(found["arrays"]["w"], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_two_workers_take_the_two_halves():
+    cohort = np.full(100, 60)
+    shares = share_out(tree(cohort), cohort, 2)
+    assert [sum(len(leaf) for _, leaf in share) for share in shares] == [50, 50]
+    for half, share in zip((2, 3), shares, strict=True):
+        nodes = {node: Sum({"g": {"w": np.ones(1)}}, {"g": 1.0}) for node, _ in share}
+        assert list(merge(nodes)) == [half]  # one sum travels
+
+
+def test_who_needs_only_means():
+    assert flower.weights_of(strategies.FedAvg()) == {"arrays": "num-examples"}
+    assert flower.weights_of(strategies.FedLoGe()) == {"arrays": "num-examples"}
+    assert flower.weights_of(strategies.FedLabel())["unlabelled"] == "num-pseudo"
+    assert flower.weights_of(strategies.FedLabel(aggregation="single")) == {
+        "arrays": "num-examples"
+    }
+    assert flower.weights_of(FedAvg()) == flower.weights_of(FedAdam()) == {"arrays": "num-examples"}
+    # These look at every upload.
+    for strategy in (strategies.CReFF(), FedMedian(), FedTrimmedAvg(), Krum(num_malicious_nodes=1)):
+        assert flower.weights_of(strategy) is None
+
+
+def test_a_subclass_that_averages_in_its_own_way_gets_every_reply():
+    class Own(strategies.FedAvg):
+        def aggregate_train(self, server_round, replies):
+            return super().aggregate_train(server_round, replies)
+
+    class Means(Own):
+        weights = strategies.FedAvg.weights
+
+    assert flower.weights_of(Own()) is None
+    assert flower.weights_of(Means()) == {"arrays": "num-examples"}
+
+
+@pytest.mark.parametrize("strategy", [strategies.FedAvg, FedAvg, FedAdam])
+def test_means_of_means_are_the_means_of_all(make_task, strategy):
+    """The strategy comes to the same model, whether it gets one reply or one a client."""
+    models, replies = [], []
+    for reduced in (True, False):
+        task = make_task()
+        grid = InlineGrid(task)
+        made = strategy(min_available_nodes=1)
+        record = flower.to_record(initial_arrays(task))
+        if not reduced:
+            made.weights = None
+            made.__class__ = type("Every", (type(made),), {"weights": None})
+        send = grid.send_and_receive
+
+        def count(messages, *, send=send, **options):
+            found = list(send(messages, **options))
+            replies.append(len(found))
+            return found
+
+        grid.send_and_receive = count
+        (found,) = run_rounds(made, grid, record, rounds=1, evaluate_every=9, seed=0)
+        models.append(flower.from_record(found.arrays))
+        assert len(found.training) == 4
+    assert replies[0] == 1
+    assert 4 in replies
+    for name, array in models[0].items():
+        np.testing.assert_allclose(array, models[1][name], rtol=1e-5, atol=1e-7)
