@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -35,6 +36,9 @@ class CReFF(LocalSGD):
     The re-trained classifier is tested, on the averaged backbone, but no client trains it:
     local training goes on from the averaged head.
     """
+
+    # The sums of the class gradients are written in place, which vmap doesn't do.
+    stackable: ClassVar[bool] = False
 
     def initial(self, net: Net, w: Weights, rng: np.random.Generator) -> Weights:
         """Add the re-trained classifier, which starts as the model's head."""

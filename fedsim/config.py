@@ -253,6 +253,11 @@ class Engine(_Table):
     workers: Positive | Literal["auto"] = Field(
         "auto", description="number of Ray workers; auto: one for each core"
     )
+    cohort: Literal["auto", "stacked", "one-by-one"] = Field(
+        "auto",
+        description="how a worker trains its clients: many side by side on stacked weights, one "
+        "after the other, or (auto) side by side where that is faster",
+    )
 
 
 class Experiment(_Table):

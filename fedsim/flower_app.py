@@ -51,7 +51,8 @@ def client_app(experiment: Experiment) -> ClientApp:
         client = _client(context, experiment)
         record, round = flower.instruction(message)
         arrays = flower.from_record(record)
-        answer = _worker(text).train_client(as_weights(arrays), round, client, _state(context))
+        work = [(client, _state(context))]
+        (answer,) = _worker(text).train_clients(as_weights(arrays), round, work)
         if answer.keeps:
             context.state[STATE] = flower.to_record(answer.state)
         return flower.train_reply(message, answer)

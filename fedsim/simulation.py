@@ -192,9 +192,12 @@ def make_strategy(experiment: Experiment) -> Strategy:
     return strategy
 
 
+_STACKED = {"auto": None, "stacked": True, "one-by-one": False}
+
+
 def make_task(experiment: Experiment, federation: Federation, states: Path) -> Task:
     """Return what the workers need to know; clients keep their states in folder ``states``."""
-    from fedsim.engine.local import LocalTraining
+    from fedsim.engine.sgd import LocalTraining
     from fedsim.engine.update import ClientUpdate, LocalSGD
     from fedsim.engine.worker import Task
 
@@ -234,6 +237,7 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
             augmentation=training.augmentation,
         ),
         seed=experiment.seed,
+        stacked=_STACKED[experiment.engine.cohort],
         states=states,
         packages=tuple(sorted(own | {"fedsim", "strategies", "clients"})),
     )

@@ -1,11 +1,11 @@
 """Mini-batches of a client's examples, drawn from the one copy of the data.
 
-Shapes: B examples in a batch.
+Shapes: B examples in a batch, K clients side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.data.augment import StrongAugmentation, WeakAugmentation
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
-from fedsim.engine.update import Batch, Examples
+from fedsim.engine.update import SGD, Batch, Examples
 from fedsim.models.layers import channels_last
 
 
@@ -133,3 +133,121 @@ class Loader:
             )
         draws = self._strong.draw(rng, len(raw))
         return self.normalise(self._strong(raw.float(), draws))
+
+    # ----- many clients side by side -------------------------------------------------------
+
+    def stacked(
+        self,
+        passes: Sequence[tuple[SGD, Sequence[np.random.Generator]]],
+        steps: NDArray[np.int64],
+        strong: bool,
+        pad: bool,
+    ) -> Iterator[tuple[slice | Tensor, list[Batch], Tensor]]:
+        """Yield the steps of the passes of K clients, each with the rows that take it.
+
+        Parameters
+        ----------
+        passes : sequence of (SGD, generators)
+            Requests of the same form, the longest pass first.
+        steps : ndarray of int [K]
+            Their steps.
+        strong : bool
+            Whether unlabelled batches also hold strongly augmented inputs.
+        pad : bool
+            Whether the batches of a step are padded to one size; otherwise there is a step for
+            each size.
+
+        Yields
+        ------
+        rows, batches, truth
+            As `fedsim.engine.sgd.Step` says.
+        """
+        kinds = range(len(passes[0][0].kinds))
+        sources = [
+            self._indexed([(r.kinds[i], rngs[i]) for r, rngs in passes], steps)
+            if self._weak is None and not (strong and not passes[0][0].kinds[i].labelled)
+            else self._streamed([(r.kinds[i], rngs[i]) for r, rngs in passes], steps, strong)
+            for i in kinds
+        ]
+        for found in zip(*sources, strict=True):
+            batches = [batch for batch, _ in found]
+            truth = found[-1][1]
+            sizes = torch.stack([batch.mask.sum(1) for batch in batches], dim=1)
+            if pad or bool((sizes == sizes[0]).all()):
+                widest = [int(size) for size in sizes.amax(dim=0)]
+                narrow = [_narrow(b, width) for b, width in zip(batches, widest, strict=True)]
+                yield slice(0, len(sizes)), narrow, truth[:, : widest[-1]]
+                continue
+            for size in torch.unique(sizes, dim=0):
+                rows = (sizes == size).all(dim=1).nonzero().squeeze(1)
+                some = [
+                    _narrow(batch, int(width), rows)
+                    for batch, width in zip(batches, size, strict=True)
+                ]
+                yield rows, some, truth[rows, : int(size[-1])]
+
+    def _indexed(
+        self,
+        parts: Sequence[tuple[Examples, np.random.Generator]],
+        steps: NDArray[np.int64],
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the batches [K, B] of each step, looked up in one table of all inputs."""
+        width = self._batch_size
+        counts = np.array([len(examples) for examples, _ in parts])
+        begin = np.concatenate([[0], np.cumsum(counts)])
+        place = np.full((len(parts), int(steps.max(initial=0)) * width), -1)
+        for row, ((_, rng), count) in enumerate(zip(parts, counts, strict=True)):
+            batches = plan(rng, int(count), width, int(steps[row]))
+            for step, positions in enumerate(batches):
+                start = step * width
+                place[row, start : start + len(positions)] = positions + begin[row]
+        index = np.concatenate([np.asarray(examples.index) for examples, _ in parts])
+        x = self.normalise(torch.from_numpy(self._federation.source.x_train[index]))
+        truth = torch.from_numpy(self._federation.source.y_train[index])
+        y = truth if parts[0][0].labelled else torch.full_like(truth, -1)
+        places = torch.from_numpy(place.reshape(len(parts), -1, width))
+        masks = (places >= 0).float()
+        places = places.clamp(min=0)
+        for step in range(places.shape[1]):
+            active = int((steps > step).sum())
+            chosen = places[:active, step]
+            batch = Batch(x[chosen], y[chosen], masks[:active, step])
+            yield batch, truth[chosen]
+
+    def _streamed(
+        self,
+        parts: Sequence[tuple[Examples, np.random.Generator]],
+        steps: NDArray[np.int64],
+        strong: bool,
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the batches [K, B] of each step, put together from those of each client."""
+        streams = [
+            self.batches(examples, rng, int(count), strong and not examples.labelled)
+            for (examples, rng), count in zip(parts, steps, strict=True)
+        ]
+        for step in range(int(steps.max(initial=0))):
+            found = [next(stream) for stream in streams[: int((steps > step).sum())]]
+            batches = [batch for batch, _ in found]
+            views = [batch.strong for batch in batches if batch.strong is not None]
+            yield (
+                Batch(
+                    _padded([batch.x for batch in batches], self._batch_size),
+                    _padded([batch.y for batch in batches], self._batch_size),
+                    _padded([batch.mask for batch in batches], self._batch_size),
+                    _padded(views, self._batch_size) if views else None,
+                ),
+                _padded([truth for _, truth in found], self._batch_size),
+            )
+
+
+def _padded(tensors: Sequence[Tensor], width: int) -> Tensor:
+    """Stack tensors [b, ...], b <= width, to [K, width, ...], zeros after the end."""
+    stacked = tensors[0].new_zeros(len(tensors), width, *tensors[0].shape[1:])
+    for row, tensor in zip(stacked, tensors, strict=True):
+        row[: len(tensor)] = tensor
+    return stacked
+
+
+def _narrow(batch: Batch, width: int, rows: slice | Tensor = slice(None)) -> Batch:
+    """Return some rows of a batch [K, B] without padding that none of them needs."""
+    return batch.each(lambda tensor: tensor[rows, :width])

@@ -1,13 +1,13 @@
-"""Carries client updates out: the one SGD loop of the project.
+"""Carries client updates out, and tests the views of their models.
 
-Shapes: B examples in a batch.
+Shapes: B examples, D features, m examples of a client's own test set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,98 +16,44 @@ from torch import Tensor
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
-from fedsim.engine.loader import Loader, epoch_steps
+from fedsim.engine.loader import Loader
+from fedsim.engine.sgd import Counts, LocalTraining, Pass, alike, run_alone, run_stacked
 from fedsim.engine.update import (
     SGD,
-    Batch,
     Client,
     ClientUpdate,
     Examples,
     Inputs,
     Predict,
     Request,
-    Targets,
-    Trained,
     Upload,
 )
-from fedsim.models.net import Net, Weights, parts
+from fedsim.models.net import Net, Weights
 from fedsim.rng import generator
 
 PREDICT_BLOCK = 500
 """Examples in a forward pass of evaluation. Fixed, so that rounding doesn't depend on how the
 blocks are shared out among the workers."""
 
-Result = TypeVar("Result")
-
 Scores = dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
 """For each view the most probable class and the cross-entropy of each test example, [B]."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LocalTraining:
-    """How every pass of SGD on a client is done.
+@dataclass(slots=True)
+class _Run:
+    """One client's update under way."""
 
-    Attributes
-    ----------
-    epochs : int
-        Passes over the client's examples where a method doesn't set the steps, >= 1.
-    steps : int
-        Steps of a pass instead of ``epochs``, >= 0; 0 means ``epochs``.
-    batch_size : int
-        Examples in a step, >= 1.
-    lr : float
-        Learning rate, > 0.
-    momentum : float
-        In [0, 1), as in ``torch.optim.SGD`` without dampening; buffers start at zero each pass.
-    weight_decay : float
-        Factor of the weights added to the gradient, >= 0.
-    augmentation : {"none", "weak"}
-        ``"weak"``: random crop, and flip where the source allows it, drawn anew at each step.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    augmentation: Literal["none", "weak"] = "none"
-    steps: int = 0
-
-
-class Audit:
-    """Counts how often pseudo-labels are kept and how often they are true.
-
-    Parameters
-    ----------
-    groups : torch.Tensor
-        [C], whether a class is head, medium or tail.
-    """
-
-    def __init__(self, groups: Tensor) -> None:
-        self._groups = groups
-        self._counts: dict[str, Tensor] = {}
-
-    def add(self, targets: Targets, truth: Tensor) -> None:
-        """Compare a batch's targets with its true labels [B]."""
-        kept = targets["kept"]
-        correct = kept * (targets["pseudo_label"] == truth)
-        counts = {"seen": kept.new_tensor(len(kept)), "kept": kept.sum(), "correct": correct.sum()}
-        if "local" in targets:
-            counts["local"] = (kept * targets["local"]).sum()
-        group = self._groups[truth]
-        for g, name in enumerate(("head", "medium", "tail")):
-            counts[f"kept_{name}"] = (kept * (group == g)).sum()
-            counts[f"correct_{name}"] = (correct * (group == g)).sum()
-        for name, count in counts.items():
-            self._counts[name] = self._counts.get(name, 0) + count
-
-    def counts(self) -> dict[str, float]:
-        """Return the counts, ``pseudo_seen`` and so on; empty if nothing was pseudo-labelled."""
-        return {f"pseudo_{name}": float(count) for name, count in self._counts.items()}
+    client: int
+    requests: Generator[Request, Any, Any]
+    passes: int = 0
+    counts: Counts = field(default_factory=dict)
+    answer: Any = None
+    result: Any = None
+    error: Exception | None = None
 
 
 class LocalTrainer:
-    """Runs the client updates of one process, a client at a time.
+    """Runs the client updates of one process, clients one by one or side by side.
 
     Parameters
     ----------
@@ -121,6 +67,9 @@ class LocalTrainer:
         How to train.
     seed : int
         The experiment's seed.
+    stacked : bool
+        Whether the passes of several clients run side by side; the numbers are the same up to
+        rounding.
     """
 
     def __init__(
@@ -130,7 +79,9 @@ class LocalTrainer:
         statistics: Statistics,
         training: LocalTraining,
         seed: int,
+        stacked: bool = False,
     ) -> None:
+        self.stacked = stacked
         self.net = net
         self.federation = federation
         self.training = training
@@ -145,8 +96,21 @@ class LocalTrainer:
         client: int,
         round: int,
         state: Weights | None = None,
-    ) -> tuple[Upload, dict[str, float]]:
-        """Run ``method``'s update of one client from the global weights ``w``.
+    ) -> tuple[Upload, Counts]:
+        """Run ``method``'s update of one client: `update_all` of one, which raises its error."""
+        (found,) = self.update_all(method, w, round, [(client, state or {})])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def update_all(
+        self,
+        method: ClientUpdate,
+        w: Weights,
+        round: int,
+        clients: Sequence[tuple[int, Weights]],
+    ) -> list[tuple[Upload, Counts] | Exception]:
+        """Run ``method``'s update of some clients from the global weights ``w``.
 
         Parameters
         ----------
@@ -154,23 +118,23 @@ class LocalTrainer:
             What to do.
         w : Weights
             The round's global weights; not changed.
-        client, round : int
-            Who, and when.
-        state : Weights, optional
-            What the client kept from its last round; not changed.
+        round : int
+            From 1.
+        clients : sequence of (int, Weights)
+            Each client, and what it kept from its last round; not changed.
 
         Returns
         -------
-        upload : Upload
-            What the client sends, and keeps.
-        audit : dict
-            How good its pseudo-labels were, which neither client nor server can know; see
-            `Audit.counts`.
+        list of (Upload, dict) or Exception
+            What each client sends and keeps, and how good its pseudo-labels were, which neither
+            client nor server can know (`fedsim.engine.sgd.audit`); or why it failed.
         """
-        audit = Audit(self._groups)
-        steps = method.update(w, self._client(client, round, state or {}))
-        upload = self._run(steps, "pass", client, round, audit)
-        return upload, audit.counts()
+        runs = [
+            _Run(client, method.update(w, self._client(client, round, state)))
+            for client, state in clients
+        ]
+        self._drive(runs, "pass", round, self.stacked and method.stackable)
+        return [run.error or (run.result, run.counts) for run in runs]
 
     def _client(self, client: int, round: int, state: Weights) -> Client:
         labelled = self.federation.labelled(client)
@@ -184,91 +148,62 @@ class LocalTrainer:
             state,
         )
 
-    def _run(
-        self,
-        requests: Generator[Request, Any, Result],
-        purpose: str,
-        client: int,
-        round: int,
-        audit: Audit,
-    ) -> Result:
-        """Carry out what a client update asks for, and return what it returns."""
-        passes = 0
-        answer: Any = None
-        while True:
-            try:
-                request: Request = requests.send(answer)
-            except StopIteration as finished:
-                result: Result = finished.value
-                return result
-            if isinstance(request, SGD):
-                # Each kind of examples in a pass has numbers of its own.
-                rngs = [
-                    generator(self.seed, f"{purpose} {passes}.{kind}", round=round, client=client)
-                    for kind in range(len(request.kinds))
-                ]
-                answer = self._sgd(request, rngs, audit)
-                passes += 1
-            else:
-                answer = self._predict(request)
+    def _drive(self, runs: list[_Run], purpose: str, round: int, stacked: bool) -> None:
+        """Carry out what client updates ask for, until each has returned or failed."""
+        while runs:
+            asked: list[tuple[_Run, Request]] = []
+            for run in runs:
+                try:
+                    asked.append((run, run.requests.send(run.answer)))
+                except StopIteration as finished:
+                    run.result = finished.value
+                except Exception as error:  # a client's failure must not end the others
+                    run.error = error
+            together: dict[Any, list[tuple[_Run, Request]]] = {}
+            for run, request in asked:
+                key: Any = run.client
+                if stacked and isinstance(request, SGD):
+                    key = alike(request)
+                together.setdefault(key, []).append((run, request))
+            for group in together.values():
+                self._answer(group, purpose, round)
+            runs = [run for run, _ in asked if run.error is None]
 
-    def _sgd(self, request: SGD, rngs: list[np.random.Generator], audit: Audit) -> Trained:
-        settings = self.training
-        w = {name: tensor.detach().clone() for name, tensor in request.w.items()}
-        leaves = [
-            tensor.requires_grad_()
-            for name, tensor in parts(w, request.train).items()
-            if name not in self.net.buffers
-        ]
-        velocity: list[Tensor] = []
-        losses: list[Tensor] = []
-        sums: dict[str, Tensor] = {}
-        for batch, truth in self._batches(request, rngs):
-            given = request.given
-            if request.teach is not None:
-                with torch.no_grad():
-                    targets = request.teach(self.net, w, batch, *given)
-                audit.add(targets, truth)
-                if "step" in targets and not targets["step"]:
-                    continue
-                loss, counts = request.loss(self.net, w, batch, targets, *given)
+    def _answer(self, group: list[tuple[_Run, Request]], purpose: str, round: int) -> None:
+        """Carry out one client's request, or the passes of several side by side."""
+        setting = self.net, self._loader, self.training, self._groups
+        try:
+            first, request = group[0]
+            if isinstance(request, Predict):
+                first.answer = self._predict(request)
+                return
+            passes = [self._pass(run, request, purpose, round) for run, request in group]
+            if len(passes) > 1:
+                found = run_stacked(*setting, passes)
             else:
-                loss, counts = request.loss(self.net, w, batch, *given)
-            gradient = list(torch.autograd.grad(loss, leaves, materialize_grads=True))
-            with torch.no_grad():
-                if settings.weight_decay:
-                    torch._foreach_add_(gradient, leaves, alpha=settings.weight_decay)
-                if settings.momentum and velocity:
-                    torch._foreach_mul_(velocity, settings.momentum)
-                    torch._foreach_add_(velocity, gradient)
-                else:
-                    velocity = gradient
-                torch._foreach_add_(leaves, velocity, alpha=-settings.lr)
-            losses.append(loss.detach())
-            for name, value in counts.items():
-                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-        log = {name: float(value) for name, value in sums.items()}
-        log["train_loss"] = float(torch.stack(losses).mean()) if losses else float("nan")
-        return Trained({name: tensor.detach() for name, tensor in w.items()}, log)
+                found = [run_alone(*setting, passes[0])]
+        except Exception as error:  # a client's failure must not end the others
+            if len(group) == 1:
+                group[0][0].error = error
+                return
+            # Whose failure it is shows when each goes alone.
+            for one in group:
+                self._answer([one], purpose, round)
+            return
+        for (run, _), (trained, counts) in zip(group, found, strict=True):
+            run.answer = trained
+            run.passes += 1
+            for name, count in counts.items():
+                run.counts[name] = run.counts.get(name, 0.0) + count
 
-    def _batches(
-        self, request: SGD, rngs: list[np.random.Generator]
-    ) -> Iterator[tuple[Batch | tuple[Batch, ...], Tensor]]:
-        """Yield each step's batch, or one for each kind of examples, and the last one's truth."""
-        settings = self.training
-        in_an_epoch = epoch_steps([len(kind) for kind in request.kinds], settings.batch_size)
-        if request.epochs is not None:
-            steps = request.epochs * in_an_epoch
-        else:
-            steps = request.steps or settings.steps or settings.epochs * in_an_epoch
-        steps = steps if in_an_epoch else 0
-        streams = [
-            self._loader.batches(kind, rng, steps, request.strong and not kind.labelled)
-            for kind, rng in zip(request.kinds, rngs, strict=True)
+    def _pass(self, run: _Run, request: Request, purpose: str, round: int) -> Pass:
+        """Return a request with random numbers of its own for each kind of its examples."""
+        assert isinstance(request, SGD), "predictions have no random numbers"
+        kinds = range(len(request.kinds))
+        purposes = [f"{purpose} {run.passes}.{kind}" for kind in kinds]
+        return request, [
+            generator(self.seed, name, round=round, client=run.client) for name in purposes
         ]
-        for found in zip(*streams, strict=True):
-            batches = tuple(batch for batch, _ in found)
-            yield batches if len(batches) > 1 else batches[0], found[-1][1]
 
     @torch.no_grad()
     def _predict(self, request: Predict) -> Tensor:
@@ -333,9 +268,11 @@ class LocalTrainer:
         """
         index = self.federation.test(client)
         me = self._client(client, round, state)
-        w_k = self._run(
-            method.personalise(w, me), "personalise", client, round, Audit(self._groups)
-        )
+        run = _Run(client, method.personalise(w, me))
+        self._drive([run], "personalise", round, stacked=False)
+        if run.error is not None:
+            raise run.error
+        w_k = run.result
         with torch.no_grad():
             inputs = Inputs(features, lambda: self._test_inputs(index))
             return self._scores(method.personal(self.net, w_k, me, inputs), index)

@@ -47,6 +47,11 @@ class Batch(NamedTuple):
     strong: Tensor | None = None
     """The same inputs under the strong augmentation, where the pass asks for them."""
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch with each tensor changed."""
+        strong = None if self.strong is None else change(self.strong)
+        return Batch(change(self.x), change(self.y), change(self.mask), strong)
+
 
 @dataclass(frozen=True, slots=True)
 class Examples:
@@ -270,6 +275,10 @@ class ClientUpdate(ABC):
 
     needs_images: ClassVar[bool] = False
     """Whether the method asks for strongly augmented inputs, which must then be images."""
+
+    stackable: ClassVar[bool] = True
+    """Whether the passes of several clients may run side by side: the losses are then called
+    through ``torch.func.vmap``, on batches padded as their masks say."""
 
     views: ClassVar[tuple[str, ...]] = ("generic",)
     """The views of the model that are tested, in order: those that `generic` returns, which every

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from math import ceil
@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
-from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, LocalTraining, Scores
+from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
 from fedsim.engine.reduction import Sum, merge
+from fedsim.engine.sgd import LocalTraining
 from fedsim.engine.state import StateFiles
-from fedsim.engine.update import ClientUpdate
+from fedsim.engine.update import ClientUpdate, Upload
 from fedsim.errors import EngineError
 from fedsim.models.layers import channels_last
 from fedsim.models.net import Arrays, Model, Net, Weights
+
+SIDE_BY_SIDE = 64
+"""Most clients that train side by side: enough to hide the overhead of a step, few enough for
+their weights to stay near the processor."""
 
 Share = Sequence[tuple[int, Sequence[tuple[int, int]]]]
 """The leaves of a cohort's tree that a worker trains: node, and its clients, each with the version
@@ -40,6 +45,9 @@ class Task:
     update: ClientUpdate
     training: LocalTraining
     seed: int
+    stacked: bool | None = None
+    """Whether clients train side by side; None: where it pays, which it does without convolutions
+    on a CPU."""
     states: Path
     """Folder for what the clients keep between rounds; made when the first one keeps something."""
     packages: tuple[str, ...] = ()
@@ -112,8 +120,10 @@ class Worker:
         # One thread a worker: the workers share the cores, and sums come out the same everywhere.
         torch.set_num_threads(1)
         self._update = task.update
+        net = Net(task.model())
+        stacked = not net.has_convolutions if task.stacked is None else task.stacked
         self._trainer = LocalTrainer(
-            Net(task.model()), task.federation, task.statistics, task.training, task.seed
+            net, task.federation, task.statistics, task.training, task.seed, stacked
         )
         self._states = StateFiles(task.states)
 
@@ -144,40 +154,33 @@ class Worker:
         """
         w = as_weights(arrays)
         replies: list[ClientReply] = []
-        nodes: dict[int, Sum] = {}
-        for node, clients in share:
-            total = nodes[node] = Sum()
-            for client, version in clients:
-                reply = self.train_client(w, round, client, self._states.read(client, version))
+        nodes: dict[int, Sum] = {node: Sum() for node, _ in share}
+        for leaves in self._together(share):
+            clients = [(k, self._states.read(k, version)) for _, k, version in leaves]
+            found = self.train_clients(w, round, clients)
+            for (node, client, version), reply in zip(leaves, found, strict=True):
                 if reply.keeps:
                     self._states.write(client, version, reply.state)
                 if weights is not None and not reply.error:
-                    total.add_upload(reply.arrays, _weights_of(reply, weights))
+                    nodes[node].add_upload(reply.arrays, _weights_of(reply, weights))
                     reply = replace(reply, arrays={})
                 replies.append(replace(reply, state={}))
         return replies, merge(nodes) if weights is not None else {}
 
-    def train_client(self, w: Weights, round: int, client: int, state: Arrays) -> ClientReply:
-        """Run the client update of one client, which kept ``state`` from its last round."""
-        try:
-            upload, audit = self._trainer.update(self._update, w, client, round, as_weights(state))
-        except Exception as error:  # a client's failure must not end the run
-            return ClientReply(client, error=f"{type(error).__name__}: {error}")
-        groups = {group: _arrays(weights) for group, weights in upload.arrays.items()}
-        kept = _arrays(upload.state)
-        broken = _first_not_finite({**groups, "state": kept})
-        if broken:
-            return ClientReply(client, error=f"{broken} is not finite (NaN or inf)")
-        return ClientReply(
-            client,
-            groups,
-            sum(num_bytes(group) for group in groups.values()),
-            upload.num_examples,
-            dict(upload.metrics),
-            audit,
-            state=kept,
-            keeps=bool(kept),
-        )
+    def _together(self, share: Share) -> Iterator[list[tuple[int, int, int]]]:
+        """Yield the clients to train at once: node, client, version."""
+        size = SIDE_BY_SIDE if self._trainer.stacked else 1
+        rows = [(node, client, version) for node, leaf in share for client, version in leaf]
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+
+    def train_clients(
+        self, w: Weights, round: int, clients: Sequence[tuple[int, Arrays]]
+    ) -> list[ClientReply]:
+        """Run the updates of clients, each with what it kept from its last round."""
+        states = [(client, as_weights(state)) for client, state in clients]
+        found = self._trainer.update_all(self._update, w, round, states)
+        return [_reply(client, one) for (client, _), one in zip(clients, found, strict=True)]
 
     def test(self, arrays: Arrays, blocks: Sequence[int]) -> Tested:
         """Test the generic views on blocks of the global test set, joined.
@@ -283,6 +286,28 @@ def fingerprint(packages: Iterable[str]) -> dict[str, str]:
 def extend_path(folders: Iterable[str]) -> None:
     """Search ``folders`` for modules, after everything else."""
     sys.path.extend(folder for folder in folders if folder not in sys.path)
+
+
+def _reply(client: int, found: tuple[Upload, dict[str, float]] | Exception) -> ClientReply:
+    """Return a client's answer as NumPy arrays, or why there is none."""
+    if isinstance(found, Exception):
+        return ClientReply(client, error=f"{type(found).__name__}: {found}")
+    upload, audit = found
+    groups = {group: _arrays(weights) for group, weights in upload.arrays.items()}
+    kept = _arrays(upload.state)
+    broken = _first_not_finite({**groups, "state": kept})
+    if broken:
+        return ClientReply(client, error=f"{broken} is not finite (NaN or inf)")
+    return ClientReply(
+        client,
+        groups,
+        sum(num_bytes(group) for group in groups.values()),
+        upload.num_examples,
+        dict(upload.metrics),
+        audit,
+        state=kept,
+        keeps=bool(kept),
+    )
 
 
 def num_bytes(arrays: Arrays) -> int:

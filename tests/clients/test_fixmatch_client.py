@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from clients import FixMatchGlobal, FixMatchLocal
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader
-from fedsim.engine.local import LocalTrainer, LocalTraining
+from fedsim.engine.local import LocalTrainer
+from fedsim.engine.sgd import LocalTraining
 from fedsim.engine.update import Examples, LocalSGD
 from fedsim.errors import ConfigError
 from fedsim.models import Net

@@ -1,0 +1,299 @@
+"""A pass of SGD, for one client or for many side by side: the one training loop of the project.
+
+Many clients' weights are stacked, and a step is one call for all of them: ``vmap`` turns the loss
+of one client into that of many. Small models gain most, since a step on a few examples costs
+little arithmetic and much overhead.
+
+Shapes: K clients side by side, B examples in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fedsim.engine.loader import Loader, epoch_steps
+from fedsim.engine.update import SGD, Batch, Targets, Trained
+from fedsim.models.net import Net, Weights, parts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalTraining:
+    """How every pass of SGD on a client is done.
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the client's examples where a method doesn't set the steps, >= 1.
+    steps : int
+        Steps of a pass instead of ``epochs``, >= 0; 0 means ``epochs``.
+    batch_size : int
+        Examples in a step, >= 1.
+    lr : float
+        Learning rate, > 0.
+    momentum : float
+        In [0, 1), as in ``torch.optim.SGD`` without dampening; buffers start at zero each pass.
+    weight_decay : float
+        Factor of the weights added to the gradient, >= 0.
+    augmentation : {"none", "weak"}
+        ``"weak"``: random crop, and flip where the source allows it, drawn anew at each step.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    augmentation: Literal["none", "weak"] = "none"
+    steps: int = 0
+
+    def steps_of(self, request: SGD) -> int:
+        """Return the steps of a pass; 0 where there is nothing to train on."""
+        in_an_epoch = epoch_steps([len(kind) for kind in request.kinds], self.batch_size)
+        if not in_an_epoch:
+            return 0
+        if request.epochs is not None:
+            return request.epochs * in_an_epoch
+        return request.steps or self.steps or self.epochs * in_an_epoch
+
+
+Pass = tuple[SGD, Sequence[np.random.Generator]]
+"""A request, and the random numbers of each kind of its examples."""
+
+Counts = dict[str, float]
+
+Rows = slice | Tensor | None
+"""Which rows of a stack take a step: the first ones, or some; None for a client alone."""
+
+Step = tuple[Rows, list[Batch], Tensor]
+"""Who takes it, a batch for each kind of examples, and the last one's true labels. Of several
+clients, tensors have a leading dimension K."""
+
+
+def run_alone(
+    net: Net, loader: Loader, training: LocalTraining, groups: Tensor, one: Pass
+) -> tuple[Trained, Counts]:
+    """Carry out one client's pass.
+
+    Returns
+    -------
+    trained : Trained
+        See `fedsim.engine.update.sgd`.
+    counts : dict
+        Pseudo-labels against the hidden truth, see `audit`; empty without a teacher.
+    """
+    request, rngs = one
+    steps = training.steps_of(request)
+    streams = [
+        loader.batches(kind, rng, steps, request.strong and not kind.labelled)
+        for kind, rng in zip(request.kinds, rngs, strict=True)
+    ]
+    w = {name: tensor.detach().clone() for name, tensor in request.w.items()}
+    loop = _Loop(net, training, groups, request, w, request.given, ())
+    for found in zip(*streams, strict=True):
+        loop.take((None, [batch for batch, _ in found], found[-1][1]))
+    return loop.result(...)
+
+
+def run_stacked(
+    net: Net, loader: Loader, training: LocalTraining, groups: Tensor, passes: Sequence[Pass]
+) -> list[tuple[Trained, Counts]]:
+    """Carry out the passes of several clients side by side; results in their order.
+
+    Their requests must be `alike`. Clients that finish first leave the stack. Batches are padded
+    to one size, but not where BatchNorm would see the padding: there only clients with batches of
+    the same size take a step together.
+    """
+    steps = np.array([training.steps_of(request) for request, _ in passes])
+    # Longest first: those still at it are always the first rows, which needs no copies.
+    order = np.argsort(-steps, kind="stable")
+    chosen = [passes[i] for i in order]
+    requests = [request for request, _ in chosen]
+    w = _stack([request.w for request in requests])
+    given = tuple(
+        _stack([request.given[i] for request in requests]) for i in range(len(requests[0].given))
+    )
+    loop = _Loop(net, training, groups, requests[0], w, given, (len(requests),))
+    pad = not net.has_batch_norm
+    for step in loader.stacked(chosen, steps[order], requests[0].strong, pad):
+        loop.take(step)
+    return [loop.result(int(place)) for place in np.argsort(order)]
+
+
+def alike(request: SGD) -> tuple[Any, ...]:
+    """Return what passes must have in common to run side by side."""
+    return (
+        request.loss,
+        request.teach,
+        request.train,
+        request.strong,
+        tuple(kind.labelled for kind in request.kinds),
+        tuple((name, tensor.shape) for name, tensor in request.w.items()),
+        tuple(tuple((n, t.shape) for n, t in one.items()) for one in request.given),
+    )
+
+
+def audit(groups: Tensor, targets: Targets, truth: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Count how many pseudo-labels are kept and how many are true.
+
+    Parameters
+    ----------
+    groups : torch.Tensor
+        [C], whether a class is head, medium or tail.
+    targets : dict
+        What the teacher said of a batch [..., B].
+    truth, mask : torch.Tensor
+        True labels, and 1 for an example and 0 for padding, [..., B].
+
+    Returns
+    -------
+    dict
+        ``seen``, ``kept``, ``correct``, ``local`` and so on, [...].
+    """
+    kept = targets["kept"] * mask
+    correct = kept * (targets["pseudo_label"] == truth)
+    counts = {"seen": mask.sum(-1), "kept": kept.sum(-1), "correct": correct.sum(-1)}
+    if "local" in targets:
+        counts["local"] = (kept * targets["local"]).sum(-1)
+    group = groups[truth]
+    for g, name in enumerate(("head", "medium", "tail")):
+        counts[f"kept_{name}"] = (kept * (group == g)).sum(-1)
+        counts[f"correct_{name}"] = (correct * (group == g)).sum(-1)
+    return counts
+
+
+class _Loop:
+    """The training loop. ``lead`` is (K,) for a stack and () for a client alone."""
+
+    def __init__(
+        self,
+        net: Net,
+        training: LocalTraining,
+        groups: Tensor,
+        request: SGD,
+        w: Weights,
+        given: tuple[Weights, ...],
+        lead: tuple[int, ...],
+    ) -> None:
+        self._net = net
+        self._training = training
+        self._groups = groups
+        self._loss = request.loss
+        self._teach = request.teach
+        self._w = w
+        self._given = given
+        self._lead = lead
+        self._trained = [name for name in parts(w, request.train) if name not in net.buffers]
+        self._moving = [*self._trained, *(name for name in w if name in net.buffers)]
+        self._velocity: Weights = {}
+        if training.momentum:
+            self._velocity = {name: torch.zeros_like(w[name]) for name in self._trained}
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def take(self, step: Step) -> None:
+        """Take a step of SGD."""
+        rows, batches, truth = step
+        w = _rows(self._w, rows)
+        given = tuple(_rows(one, rows) for one in self._given)
+        if self._teach is None:
+            self._descend(rows, w, batches, given)
+            return
+        with torch.no_grad():
+            targets = self._call(self._teach, w, batches, given)
+        self._add(self._counts, rows, audit(self._groups, targets, truth, batches[-1].mask))
+        go = targets.get("step")
+        if go is None or bool(go.all()):
+            self._descend(rows, w, batches, (targets, *given))
+        elif bool(go.any()):
+            some = go.nonzero().squeeze(1)
+            rows = torch.arange(len(go))[some] if isinstance(rows, slice) else _index(rows)[some]
+            batches = [batch.each(lambda tensor: tensor[some]) for batch in batches]
+            targets = {name: tensor[some] for name, tensor in targets.items()}
+            given = tuple({n: t[some] for n, t in one.items()} for one in given)
+            self._descend(rows, _rows(self._w, rows), batches, (targets, *given))
+
+    def _descend(
+        self, rows: Rows, w: Weights, batches: list[Batch], arguments: tuple[Any, ...]
+    ) -> None:
+        settings = self._training
+        leaves = [w[name].requires_grad_() for name in self._trained]
+        loss, counts = self._call(self._loss, w, batches, arguments)
+        # The clients' losses don't touch each other: the gradient of their sum is that of each.
+        gradient = list(torch.autograd.grad(loss.sum(), leaves, materialize_grads=True))
+        with torch.no_grad():
+            leaves = [leaf.detach() for leaf in leaves]
+            if settings.weight_decay:
+                torch._foreach_add_(gradient, leaves, alpha=settings.weight_decay)
+            velocity = _rows(self._velocity, rows)
+            if settings.momentum:
+                moving = list(velocity.values())
+                torch._foreach_mul_(moving, settings.momentum)
+                torch._foreach_add_(moving, gradient)
+                gradient = moving
+            torch._foreach_add_(leaves, gradient, alpha=-settings.lr)
+            if isinstance(rows, Tensor):  # these were copies
+                for name in self._moving:
+                    self._w[name][rows] = w[name].detach()
+                for name, tensor in velocity.items():
+                    self._velocity[name][rows] = tensor
+        made = {name: value.detach() for name, value in counts.items()}
+        made |= {"loss of": loss.detach(), "steps of": torch.ones_like(loss)}
+        self._add(self._sums, rows, made)
+
+    def _call(
+        self,
+        function: Callable[..., Any],
+        w: Weights,
+        batches: list[Batch],
+        arguments: tuple[Any, ...],
+    ) -> Any:
+        """Call a loss or a teacher: for a client alone, or for each row of a stack."""
+        one_kind = len(batches) == 1
+        if not self._lead:
+            return function(self._net, w, batches[0] if one_kind else tuple(batches), *arguments)
+        # vmap takes no None, which a batch without strong views has.
+        fields = [tuple(t for t in batch if t is not None) for batch in batches]
+
+        def of_row(w: Weights, fields: list[tuple[Tensor, ...]], arguments: Any) -> Any:
+            rebuilt = tuple(Batch(*tensors) for tensors in fields)
+            return function(self._net, w, rebuilt[0] if one_kind else rebuilt, *arguments)
+
+        return vmap(of_row)(w, fields, arguments)
+
+    def _add(self, store: dict[str, Tensor], rows: Rows, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            if name not in store:
+                store[name] = torch.zeros(self._lead, dtype=torch.float64)
+            if rows is None:
+                store[name] += value
+            else:
+                store[name][rows] += value
+
+    def result(self, row: Any) -> tuple[Trained, Counts]:
+        """Return what came out for a row of the stack; ``...`` for a client alone."""
+        log = {name: float(total[row]) for name, total in self._sums.items()}
+        loss, steps = log.pop("loss of", 0.0), log.pop("steps of", 0.0)
+        log["train_loss"] = loss / steps if steps else float("nan")
+        counts = {f"pseudo_{name}": float(total[row]) for name, total in self._counts.items()}
+        return Trained({n: tensor.detach()[row] for n, tensor in self._w.items()}, log), counts
+
+
+def _rows(w: Weights, rows: Rows) -> Weights:
+    """Return some rows of stacked arrays: views of the first ones, copies of chosen ones."""
+    return {name: tensor if rows is None else tensor.detach()[rows] for name, tensor in w.items()}
+
+
+def _index(rows: Rows) -> Tensor:
+    assert isinstance(rows, Tensor), "a client alone has no rows"
+    return rows
+
+
+def _stack(ws: Sequence[Weights]) -> Weights:
+    return {name: torch.stack([w[name] for w in ws]).detach() for name in ws[0]}
