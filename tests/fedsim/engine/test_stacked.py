@@ -1,0 +1,199 @@
+"""Clients side by side: for every method the same numbers as one by one.
+
+float32 sums run in another order on stacked weights (a batched matrix product instead of many), so
+each step differs by a few 1e-7 of a value's size; over the dozen steps of these passes a difference
+of 1e-4 of the largest entry would already mean another computation.
+"""
+
+import warnings
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import clients
+from fedsim.data.federation import federate
+from fedsim.data.partition import dirichlet
+from fedsim.data.statistics import Statistics
+from fedsim.engine.local import LocalTrainer
+from fedsim.engine.sgd import LocalTraining, run_stacked
+from fedsim.engine.update import LocalSGD, Upload, sgd
+from fedsim.models import Net
+from fedsim.models.small import cnn, linear, mlp
+
+METHODS = {
+    "fedavg": LocalSGD(),
+    "fedprox": clients.FedProx(mu=0.5),
+    "fedlabel": clients.FedLabel(warmup_rounds=0, threshold=0.6, consistency_weight=0.5),
+    "fedlabel steps": clients.FedLabel(
+        warmup_rounds=0, threshold=0.5, labelled_steps=3, unlabelled_steps=4
+    ),
+    "fedlabel joint": clients.FedLabel(warmup_rounds=0, threshold=0.5, schedule="joint"),
+    "fixmatch-local": clients.FixMatchLocal(threshold=0.5),
+    "fixmatch-global": clients.FixMatchGlobal(threshold=0.5),
+    "fedloge": clients.FedLoGe(sparsity=0.2, etf_norm=1.0),
+    "fedlabel-fedloge": clients.FedLabelFedLoGe(
+        warmup_rounds=0, threshold=0.4, sparsity=0.2, etf_norm=1.0
+    ),
+    "fedper": clients.FedPer(),
+    "fedrep": clients.FedRep(head_epochs=2),
+    "fedbabu": clients.FedBABU(),
+    "ditto": clients.Ditto(lam=0.3),
+    "fedrod": clients.FedRoD(),
+    "fedetf": clients.FedETF(),
+    "creff": clients.CReFF(),
+    "fedbn": clients.FedBN(),
+}
+SHAPE = (1, 4, 4)
+MODELS = {
+    "mlp": lambda: mlp(SHAPE, 3, hidden=(12,)),
+    "cnn": lambda: cnn(SHAPE, 3, channels=(6,)),
+    "cnn batch": lambda: cnn(SHAPE, 3, channels=(6,), norm="batch"),
+    "cnn group": lambda: cnn(SHAPE, 3, channels=(8,), norm="group"),
+}
+
+
+def run(net, federation, method, stacked, w, states, **training):
+    settings = {"epochs": 2, "batch_size": 4, "lr": 0.1, "momentum": 0.5, **training}
+    trainer = LocalTrainer(
+        net, federation, Statistics.of(federation), LocalTraining(**settings), 7, stacked
+    )
+    cohort = [(client, states.get(client, {})) for client in range(federation.num_clients)]
+    return trainer.update_all(method, w, 2, cohort)
+
+
+def assert_same(one, other, where):
+    assert list(one) == list(other), where
+    for name, tensor in one.items():
+        scale = max(float(tensor.abs().max()), 1.0)
+        difference = float((tensor - other[name]).abs().max()) if tensor.numel() else 0.0
+        assert difference < 1e-4 * scale, f"{where}: {name} differs by {difference}"
+
+
+def compare(make_model, federation, method, seed=0, **training):
+    torch.manual_seed(seed)
+    net = Net(make_model())
+    w = method.initial(net, net.initial_weights(), np.random.default_rng(seed))
+    # Some clients come with what they kept in an earlier round.
+    earlier = run(net, federation, method, False, w, {}, **training)
+    states = {client: earlier[client][0].state for client in (0, 2)}
+    alone = run(net, federation, method, False, w, states, **training)
+    failures = []
+
+    def watched(*arguments):
+        try:
+            return run_stacked(*arguments)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    with patch("fedsim.engine.local.run_stacked", side_effect=watched) as side_by_side:
+        stacked = run(net, federation, method, True, w, states, **training)
+    assert not failures  # a failed stack would be done again one by one
+    assert side_by_side.called == method.stackable
+    for client, ((one, counts), (other, stacked_counts)) in enumerate(
+        zip(alone, stacked, strict=True)
+    ):
+        assert one.num_examples == other.num_examples
+        assert set(one.arrays) == set(other.arrays)
+        for group, arrays in one.arrays.items():
+            assert_same(arrays, other.arrays[group], f"client {client}, {group}")
+        assert_same(one.state, other.state, f"client {client}, state")
+        assert counts == stacked_counts
+        assert one.metrics == pytest.approx(other.metrics, rel=1e-3, abs=1e-5, nan_ok=True)
+    return alone
+
+
+@pytest.fixture
+def ragged(source):
+    """Five clients of very different size, about half of it labelled, one without labels."""
+    with pytest.warns(UserWarning, match="examples"):
+        federation = federate(
+            source,
+            num_clients=5,
+            partition=dirichlet,
+            options={"alpha": 0.3},
+            labelled=(0.2, 0.9),
+            unlabelled_clients=0.2,
+            min_examples=3,
+            seed=5,
+        )
+    sizes = np.diff(federation.train_offsets)
+    assert sizes.max() > 2 * sizes.min()
+    assert (federation.num_labelled == 0).sum() == 1
+    return federation
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_the_numbers_of_one_by_one(ragged, name):
+    model = MODELS["cnn batch"] if name == "fedbn" else MODELS["mlp"]
+    alone = compare(model, ragged, METHODS[name])
+    trained = [upload for upload, _ in alone if upload.num_examples]
+    assert len(trained) >= 4
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", ["fedavg", "fedlabel", "fedloge"])
+@pytest.mark.parametrize("augmentation", ["none", "weak"])
+def test_every_kind_of_model(ragged, model, name, augmentation):
+    compare(MODELS[model], ragged, METHODS[name], augmentation=augmentation, weight_decay=0.01)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.integers(3, 9),
+    st.integers(1, 7),
+    st.sampled_from([0.0, 0.9]),
+    st.integers(0, 5),
+    st.integers(0, 10**6),
+)
+def test_any_cohort(source, num_clients, batch_size, momentum, steps, seed):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # clients that had to be filled up
+        federation = federate(
+            source,
+            num_clients=num_clients,
+            partition=dirichlet,
+            options={"alpha": 0.5},
+            labelled=(0.0, 1.0),
+            seed=seed,
+        )
+    training = {"batch_size": batch_size, "momentum": momentum, "steps": steps}
+    compare(lambda: linear(SHAPE, 3), federation, LocalSGD(), seed, **training)
+
+
+class TestStackedFailure:
+    def test_a_client_whose_loss_fails_is_the_only_one_left_out(self, federation):
+        class Fails(LocalSGD):
+            def update(self, w, client):
+                steps = "three" if client.id == 1 else 3
+                w_k, log = yield from sgd(self.loss, w, client.labelled, steps=steps)
+                return Upload({"arrays": w_k}, 1, log)
+
+        net = Net(linear(SHAPE, 3))
+        found = run(net, federation, Fails(), True, net.initial_weights(), {})
+        assert [isinstance(one, Exception) for one in found] == [False, True, False, False]
+
+    def test_a_diverging_client_leaves_the_others_alone(self, federation):
+        class Explodes(LocalSGD):
+            def update(self, w, client):
+                scale = {"scale": torch.tensor(float("inf") if client.id == 2 else 1.0)}
+                w_k, log = yield from sgd(self.scaled, w, client.labelled, given=(scale,))
+                return Upload({"arrays": w_k}, 1, log)
+
+            def scaled(self, net, w, batch, scale):
+                loss, counts = self.loss(net, w, batch)
+                return loss * scale["scale"], counts
+
+        net = Net(linear(SHAPE, 3))
+        w = net.initial_weights()
+        found = run(net, federation, Explodes(), True, w, {})
+        alone = run(net, federation, LocalSGD(), False, w, {})
+        for client in (0, 1, 3):
+            assert_same(
+                found[client][0].arrays["arrays"], alone[client][0].arrays["arrays"], client
+            )
+        assert not torch.isfinite(found[2][0].arrays["arrays"]["head.weight"]).all()
