@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clients.checks import check_at_least, check_share
 from fedsim.engine.update import (
@@ -22,6 +21,7 @@ from fedsim.engine.update import (
     Targets,
     Upload,
     heads_cross_entropy,
+    label_losses,
     sgd,
 )
 from fedsim.models import Net, Weights
@@ -152,7 +152,7 @@ class JointUpdate(ClientUpdate):
         """
         assert batch.strong is not None, "the pass must ask for strong views"
         losses = [
-            F.cross_entropy(logits, targets["pseudo_label"], reduction="none")
+            label_losses(logits, targets["pseudo_label"])
             for logits in self.logits(net, w_k, batch.strong)
         ]
         return masked_mean(torch.stack(losses).sum(dim=0), targets["kept"], over)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -258,14 +259,21 @@ class _Loop:
         one_kind = len(batches) == 1
         if not self._lead:
             return function(self._net, w, batches[0] if one_kind else tuple(batches), *arguments)
-        # vmap takes no None, which a batch without strong views has.
-        fields = [tuple(t for t in batch if t is not None) for batch in batches]
+        # Flat arguments: vmap takes no None, which a batch without strong views has, and looking
+        # through nested ones would take longer than a step of a small model.
+        nested = [w, *arguments]
+        spec = [list(one) for one in nested]
+        flat = [tensor for one in nested for tensor in one.values()]
+        fields = [[tensor for tensor in batch if tensor is not None] for batch in batches]
+        flat += [tensor for one in fields for tensor in one]
 
-        def of_row(w: Weights, fields: list[tuple[Tensor, ...]], arguments: Any) -> Any:
-            rebuilt = tuple(Batch(*tensors) for tensors in fields)
-            return function(self._net, w, rebuilt[0] if one_kind else rebuilt, *arguments)
+        def of_row(*tensors: Tensor) -> Any:
+            rest = iter(tensors)
+            rebuilt = [{name: next(rest) for name in names} for names in spec]
+            found = tuple(Batch(*islice(rest, len(one))) for one in fields)
+            return function(self._net, rebuilt[0], found[0] if one_kind else found, *rebuilt[1:])
 
-        return vmap(of_row)(w, fields, arguments)
+        return vmap(of_row)(*flat)
 
     def _add(self, store: dict[str, Tensor], rows: Rows, values: dict[str, Tensor]) -> None:
         for name, value in values.items():

@@ -30,7 +30,6 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedsim.models.net import Net, Weights, parts
 
@@ -383,8 +382,14 @@ class LocalSGD(ClientUpdate):
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """Return the mean cross-entropy of logits [B, C] over the batch's examples, a scalar."""
-    losses = F.cross_entropy(logits, batch.y, reduction="none")
+    losses = label_losses(logits, batch.y)
     return (losses * batch.mask).sum() / batch.mask.sum().clamp(min=1.0)
+
+
+def label_losses(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the cross-entropy [B] of logits [B, C] for each label of ``y`` [B]."""
+    # Of F.cross_entropy, vmap knows only a decomposition whose import takes a second.
+    return -logits.log_softmax(dim=1).gather(1, y[:, None]).squeeze(1)
 
 
 def heads_cross_entropy(logits: tuple[Tensor, ...], batch: Batch) -> Tensor:
