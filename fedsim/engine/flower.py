@@ -24,6 +24,7 @@ from flwr.serverapp.strategy import (
 )
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedsim.engine.reduction import Sum
 from fedsim.engine.worker import ClientReply
 from fedsim.errors import EngineError
 from fedsim.models import Arrays
@@ -135,6 +136,33 @@ def reply(message: Message, groups: dict[str, Arrays], metrics: Mapping[str, flo
     content = RecordDict({group: to_record(arrays) for group, arrays in groups.items()})
     content["metrics"] = MetricRecord(dict(metrics))
     return Message(content, reply_to=message)
+
+
+def together(
+    replies: list[ClientReply], total: Sum, weights: Mapping[str, str]
+) -> list[ClientReply]:
+    """Return the failures, and one reply that stands for all other clients.
+
+    Its arrays are weighted means, its weights sums, its other numbers means weighted by examples.
+    """
+    failed = [reply for reply in replies if reply.error]
+    usable = [reply for reply in replies if not reply.error]
+    if not usable:
+        return failed
+    examples = np.array([reply.num_examples for reply in usable])
+    sums = {name.replace("-", "_") for name in weights.values()}
+    counted = [reply for reply in usable if reply.num_examples] or usable
+    metrics = {}
+    for name in counted[0].metrics:
+        if name in sums:
+            metrics[name] = float(sum(reply.metrics[name] for reply in usable))
+        else:
+            shares = examples[examples > 0] if examples.any() else None
+            metrics[name] = float(np.average([r.metrics[name] for r in counted], weights=shares))
+    one = ClientReply(
+        usable[0].client, total.means(), num_examples=int(examples.sum()), metrics=metrics
+    )
+    return [*failed, one]
 
 
 def train_reply(message: Message, answer: ClientReply) -> Message:

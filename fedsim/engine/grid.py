@@ -303,7 +303,7 @@ class SimulatedGrid(Grid):
                 numbers = {"num_examples": answer.num_examples, **answer.metrics, **answer.audit}
                 rows.append({"client": answer.client, **numbers})
             if self.weights is not None:
-                found = _together(found, total, self.weights)
+                found = flower.together(found, total, self.weights)
             by_client = dict(zip(clients, group, strict=True))
             answers += [flower.train_reply(by_client[a.client], a) for a in found]
         report.metrics = pd.DataFrame(rows, columns=None if rows else ["client", "num_examples"])
@@ -383,30 +383,3 @@ def _by_record(messages: list[Message]) -> list[tuple[ArrayRecord, int, list[Mes
         record, round = flower.instruction(message)
         groups.setdefault(id(record), (record, round, []))[2].append(message)
     return list(groups.values())
-
-
-def _together(
-    replies: list[ClientReply], total: Sum, weights: Mapping[str, str]
-) -> list[ClientReply]:
-    """Return the failures, and one reply that stands for all other clients.
-
-    Its arrays are weighted means, its weights sums, its other numbers means weighted by examples.
-    """
-    failed = [reply for reply in replies if reply.error]
-    usable = [reply for reply in replies if not reply.error]
-    if not usable:
-        return failed
-    examples = np.array([reply.num_examples for reply in usable])
-    sums = {name.replace("-", "_") for name in weights.values()}
-    counted = [reply for reply in usable if reply.num_examples] or usable
-    metrics = {}
-    for name in counted[0].metrics:
-        if name in sums:
-            metrics[name] = float(sum(reply.metrics[name] for reply in usable))
-        else:
-            shares = examples[examples > 0] if examples.any() else None
-            metrics[name] = float(np.average([r.metrics[name] for r in counted], weights=shares))
-    one = ClientReply(
-        usable[0].client, total.means(), num_examples=int(examples.sum()), metrics=metrics
-    )
-    return [*failed, one]
