@@ -192,9 +192,6 @@ def make_strategy(experiment: Experiment) -> Strategy:
     return strategy
 
 
-_STACKED = {"auto": None, "stacked": True, "one-by-one": False}
-
-
 def make_task(experiment: Experiment, federation: Federation, states: Path) -> Task:
     """Return what the workers need to know; clients keep their states in folder ``states``."""
     from fedsim.engine.sgd import LocalTraining
@@ -221,11 +218,12 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
                 f"{key} = {value!r}: augmentation needs images, but one example of "
                 f"{source.name} has the shape {shape}"
             )
+    make_model = partial(model, shape, source.num_classes, **experiment.model.options)
     own = {function.__module__.partition(".")[0] for function in (type(update), model)}
     return Task(
         federation=federation,
         statistics=Statistics.of(federation),
-        model=partial(model, shape, source.num_classes, **experiment.model.options),
+        model=make_model,
         update=update,
         training=LocalTraining(
             epochs=training.local_epochs,
@@ -237,24 +235,43 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
             augmentation=training.augmentation,
         ),
         seed=experiment.seed,
-        stacked=_STACKED[experiment.engine.cohort],
+        stacked=_trains_stacked(experiment, make_model),
         states=states,
         packages=tuple(sorted(own | {"fedsim", "strategies", "clients"})),
     )
 
 
-def initial_arrays(task: Task) -> Arrays:
-    """Return the arrays of round 0, drawn from the experiment's seed."""
+def _trains_stacked(experiment: Experiment, make_model: Callable[[], Model]) -> bool:
+    """Tell whether clients train side by side.
+
+    On a CPU that pays where a step is little arithmetic and much overhead. Convolutions are bound
+    by arithmetic, and side by side they are no faster.
+    """
+    if experiment.engine.cohort != "auto":
+        return experiment.engine.cohort == "stacked"
+    model = _new_model(make_model, experiment.seed)
+    return not any(parameter.dim() == 4 for parameter in model.parameters())
+
+
+def _new_model(make_model: Callable[[], Model], seed: int) -> Model:
+    """Return a model with weights drawn from the experiment's seed."""
     import torch
 
-    from fedsim.models import Model, Net
+    from fedsim.models import Model
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(task.seed, "initial weights").integers(2**63)))
-        model: Model = task.model()
+        torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
+        model: Model = make_model()
     if not isinstance(model, Model):
         raise ConfigError(f"the model function must return a fedsim.models.Model, not {model!r}")
-    net = Net(model)
+    return model
+
+
+def initial_arrays(task: Task) -> Arrays:
+    """Return the arrays of round 0, drawn from the experiment's seed."""
+    from fedsim.models import Net
+
+    net = Net(_new_model(task.model, task.seed))
     rng = generator(task.seed, "method's initial arrays")
     initial = task.update.initial(net, net.initial_weights(), rng)
     return {name: tensor.numpy() for name, tensor in initial.items()}

@@ -68,6 +68,7 @@ def make_task(federation: Federation, tmp_path: Path) -> Callable[..., Task]:
     def make(**parts: Any) -> Task:
         data = parts.pop("federation", federation)
         update: ClientUpdate = parts.pop("update", LocalSGD())
+        stacked = parts.pop("stacked", False)
         settings = {"epochs": 2, "batch_size": 5, "lr": 0.1, "momentum": 0.5}
         model = parts.pop("model", linear)
         shape = data.source.x_train.shape[1:]
@@ -78,6 +79,7 @@ def make_task(federation: Federation, tmp_path: Path) -> Callable[..., Task]:
             update=update,
             training=LocalTraining(**{**settings, **parts}),
             seed=0,
+            stacked=stacked,
             states=tmp_path / f"state{next(numbers)}",
             packages=("fedsim", "strategies", "clients"),
         )

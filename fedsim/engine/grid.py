@@ -31,6 +31,7 @@ from fedsim.engine.worker import (
     Task,
     Tested,
     Worker,
+    leaf_size,
     num_blocks,
     num_bytes,
 )
@@ -79,6 +80,7 @@ class SimulatedGrid(Grid):
         flower.enter_runtime()
         self._federation = task.federation
         self._groups = task.statistics.groups
+        self._stacked = task.stacked
         self.views = task.update.views
         """The views of the model that are tested, in order."""
         self._personal = task.update.has_personal_views
@@ -144,9 +146,10 @@ class SimulatedGrid(Grid):
         """
         work = self._federation.num_train(np.asarray(clients))
         versions = self.states.versions(clients)
+        size = leaf_size(self._stacked, len(clients))
         shares: list[Share] = [
             [(node, [(clients[i], versions[i]) for i in leaf]) for node, leaf in leaves]
-            for leaves in share_out(tree(work), work, self.num_workers)
+            for leaves in share_out(tree(work, size), work, self.num_workers)
         ]
         replies: dict[int, ClientReply] = {}
         nodes: dict[int, Sum] = {}

@@ -72,13 +72,15 @@ class Sum:
         }
 
 
-def tree(work: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
+def tree(work: NDArray[np.int64], leaf_size: int = 1) -> list[tuple[int, list[int]]]:
     """Cut a cohort into a tree whose halves have about the same work.
 
     Parameters
     ----------
     work : ndarray [K]
         Expected work of each client of the cohort, K >= 1.
+    leaf_size : int
+        Most clients of a leaf, >= 1, if that takes no more than `DEPTH` levels.
 
     Returns
     -------
@@ -92,7 +94,7 @@ def tree(work: NDArray[np.int64]) -> list[tuple[int, list[int]]]:
     """
 
     def cut(node: int, clients: list[int], depth: int) -> list[tuple[int, list[int]]]:
-        if depth == DEPTH or len(clients) == 1:
+        if depth == DEPTH or len(clients) <= leaf_size:
             return [(node, sorted(clients))]
         left, right = ([clients[i] for i in half] for half in balance(work[clients], 2))
         return cut(2 * node, left, depth + 1) + cut(2 * node + 1, right, depth + 1)

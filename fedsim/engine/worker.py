@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from math import ceil
@@ -25,7 +25,7 @@ from fedsim.errors import EngineError
 from fedsim.models.layers import channels_last
 from fedsim.models.net import Arrays, Model, Net, Weights
 
-SIDE_BY_SIDE = 64
+SIDE_BY_SIDE = 32
 """Most clients that train side by side: enough to hide the overhead of a step, few enough for
 their weights to stay near the processor."""
 
@@ -45,9 +45,8 @@ class Task:
     update: ClientUpdate
     training: LocalTraining
     seed: int
-    stacked: bool | None = None
-    """Whether clients train side by side; None: where it pays, which it does without convolutions
-    on a CPU."""
+    stacked: bool
+    """Whether the clients of a leaf train side by side."""
     states: Path
     """Folder for what the clients keep between rounds; made when the first one keeps something."""
     packages: tuple[str, ...] = ()
@@ -120,10 +119,13 @@ class Worker:
         # One thread a worker: the workers share the cores, and sums come out the same everywhere.
         torch.set_num_threads(1)
         self._update = task.update
-        net = Net(task.model())
-        stacked = not net.has_convolutions if task.stacked is None else task.stacked
         self._trainer = LocalTrainer(
-            net, task.federation, task.statistics, task.training, task.seed, stacked
+            Net(task.model()),
+            task.federation,
+            task.statistics,
+            task.training,
+            task.seed,
+            task.stacked,
         )
         self._states = StateFiles(task.states)
 
@@ -154,25 +156,21 @@ class Worker:
         """
         w = as_weights(arrays)
         replies: list[ClientReply] = []
-        nodes: dict[int, Sum] = {node: Sum() for node, _ in share}
-        for leaves in self._together(share):
-            clients = [(k, self._states.read(k, version)) for _, k, version in leaves]
-            found = self.train_clients(w, round, clients)
-            for (node, client, version), reply in zip(leaves, found, strict=True):
-                if reply.keeps:
-                    self._states.write(client, version, reply.state)
-                if weights is not None and not reply.error:
-                    nodes[node].add_upload(reply.arrays, _weights_of(reply, weights))
-                    reply = replace(reply, arrays={})
-                replies.append(replace(reply, state={}))
-        return replies, merge(nodes) if weights is not None else {}
-
-    def _together(self, share: Share) -> Iterator[list[tuple[int, int, int]]]:
-        """Yield the clients to train at once: node, client, version."""
+        nodes: dict[int, Sum] = {}
         size = SIDE_BY_SIDE if self._trainer.stacked else 1
-        rows = [(node, client, version) for node, leaf in share for client, version in leaf]
-        for start in range(0, len(rows), size):
-            yield rows[start : start + size]
+        for node, leaf in share:
+            total = nodes[node] = Sum()
+            for some in (leaf[i : i + size] for i in range(0, len(leaf), size)):
+                clients = [(client, self._states.read(client, version)) for client, version in some]
+                found = self.train_clients(w, round, clients)
+                for (client, version), reply in zip(some, found, strict=True):
+                    if reply.keeps:
+                        self._states.write(client, version, reply.state)
+                    if weights is not None and not reply.error:
+                        total.add_upload(reply.arrays, _weights_of(reply, weights))
+                        reply = replace(reply, arrays={})
+                    replies.append(replace(reply, state={}))
+        return replies, merge(nodes) if weights is not None else {}
 
     def train_clients(
         self, w: Weights, round: int, clients: Sequence[tuple[int, Arrays]]
@@ -257,6 +255,21 @@ def join_scores(parts: Sequence[Scores]) -> Scores:
         )
         for view in (parts[0] if parts else ())
     }
+
+
+def leaf_size(stacked: bool, cohort: int) -> int:
+    """Return how many clients a leaf of the cohort's tree has at most.
+
+    One by one it is a client. Side by side it depends on the cohort only, so that the numbers don't
+    depend on the workers: a quarter of it, for there are at least some workers, from 8 to
+    `SIDE_BY_SIDE`.
+
+    Examples
+    --------
+    >>> leaf_size(False, 100), leaf_size(True, 20), leaf_size(True, 100), leaf_size(True, 1000)
+    (1, 8, 25, 32)
+    """
+    return min(max(8, ceil(cohort / 4)), SIDE_BY_SIDE) if stacked else 1
 
 
 def num_blocks(federation: Federation) -> int:

@@ -79,7 +79,6 @@ class Net:
         self.buffers = frozenset(name for name, _ in model.named_buffers())
         """Names of its buffers: arrays that are never trained."""
         self.has_batch_norm = any(name.endswith(".running_mean") for name in self.buffers)
-        self.has_convolutions = any(tensor.dim() == 4 for tensor in self._initial.values())
         self.num_features = model.features
         self.num_classes = model.head.out_features
         self._backbone_names = [

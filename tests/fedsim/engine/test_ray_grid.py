@@ -39,14 +39,16 @@ def running_ray(tmp_path_factory):
     del os.environ["FEDSIM_TEST_FLAG"]
 
 
+@pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_numbers_are_those_of_this_process(make_task, running_ray, workers):
+def test_the_numbers_are_those_of_this_process(make_task, running_ray, workers, stacked):
     """FedLoGe: BatchNorm, arrays that the clients keep, and personal views."""
 
     def net(shape, classes):
         return cnn(shape, classes, channels=(4,), norm="batch")
 
-    tasks = [make_task(model=net, update=FedLoGe(sparsity=0.3)) for _ in range(2)]
+    method = FedLoGe(sparsity=0.3)
+    tasks = [make_task(model=net, update=method, stacked=stacked) for _ in range(2)]
     arrays = initial_arrays(tasks[0])
     inline = InlineGrid(tasks[0])
     grid = RayGrid(tasks[1], workers)
