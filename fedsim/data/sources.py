@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -49,11 +50,14 @@ def digits() -> Source:
     >>> source.x_train.shape, source.x_test.shape
     ((1437, 1, 8, 8), (360, 1, 8, 8))
     """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    x = data.images.astype(np.uint8)[:, None]
-    y = data.target.astype(np.int64)
+    # The file that load_digits() reads; to import scikit-learn for it takes a second.
+    package = find_spec("sklearn")
+    assert package is not None, "scikit-learn is required"
+    folder = Path(str(package.origin)).parent / "datasets" / "data"
+    with gzip.open(folder / "digits.csv.gz") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)
+    x = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
+    y = table[:, -1]
     test = np.zeros(len(y), bool)
     for c in range(10):
         members = np.flatnonzero(y == c)
