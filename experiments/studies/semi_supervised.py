@@ -23,7 +23,6 @@ METHODS: dict[str, list[str]] = {
     "FixMatch, global teacher": ["method.name=fixmatch-global"],
     "FedLabel": [],
     "FedLabel, single upload": ["method.aggregation=single"],
-    "FedLabel, joint schedule": ["method.schedule=joint"],
     "FedAvg, all labels": ["method.name=fedavg", "clients.labelled=1.0"],
 }
 
