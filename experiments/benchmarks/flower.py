@@ -14,9 +14,8 @@ Start-up is the time from starting the process to the end of the first round. Th
 leave out the first two rounds, and the last, after which fedsim tests the model. The memory is the
 proportional set size (PSS) of all processes after the last round.
 
-The machine must be idle: Ray runs its workers at a low priority (niceness 15), so that anything
-else that runs takes the cores from both. With RAY_worker_niceness=0 in the environment they hold
-their own, in both.
+Ray's own niceness of 15 would let anything else that runs take the cores away: both sides' workers
+run at normal priority. The machine should be idle all the same.
 """
 
 from __future__ import annotations
@@ -57,8 +56,9 @@ ENGINES = ("fedsim", "flower")
 WARM_UP = 2
 HOME = Path(__file__).resolve().parents[2]
 
-# No usage statistics of either project, and Ray on the loopback address in both.
+# No usage statistics of either project, and Ray on the loopback address and at normal priority.
 QUIET = {
+    "RAY_worker_niceness": "0",
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
