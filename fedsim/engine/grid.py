@@ -205,6 +205,11 @@ class SimulatedGrid(Grid):
             )
         frames = []
         for view in self.views:
+            if view not in scores:
+                raise EngineError(
+                    f"the client update lists the view {view!r}, but its generic() or personal() "
+                    f"returns only {', '.join(map(repr, scores)) or 'nothing'}"
+                )
             predicted, loss = scores[view]
             frame = client_metrics(
                 predicted=predicted,

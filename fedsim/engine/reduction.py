@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.errors import EngineError
 from fedsim.models.net import Arrays
 
 DEPTH = 6
@@ -44,8 +45,7 @@ class Sum:
         for group, weight in weights.items():
             if not weight:
                 continue
-            self.weights[group] = self.weights.get(group, 0.0) + weight
-            mine = self.arrays.setdefault(group, {})
+            mine = self._grow(group, groups[group], weight)
             for name, array in groups[group].items():
                 weighted = np.multiply(array, weight, dtype=np.float64)
                 mine[name] = (
@@ -55,11 +55,24 @@ class Sum:
     def add(self, other: Sum) -> None:
         """Add another sum."""
         for group, weight in other.weights.items():
-            self.weights[group] = self.weights.get(group, 0.0) + weight
-            mine = self.arrays.setdefault(group, {})
+            mine = self._grow(group, other.arrays[group], weight)
             for name, array in other.arrays[group].items():
                 # Not in place: what comes from another process is read-only.
                 mine[name] = mine[name] + array if name in mine else array
+
+    def _grow(self, group: str, arrays: Arrays, weight: float) -> Arrays:
+        """Add a weight, and return the group's sums; all clients must upload the same arrays."""
+        mine = self.arrays.setdefault(group, {})
+        if group in self.weights:
+            for name in sorted(mine.keys() | arrays.keys()):
+                shapes = [a[name].shape if name in a else None for a in (mine, arrays)]
+                if shapes[0] != shapes[1]:
+                    raise EngineError(
+                        f"the clients' uploads can't be averaged: {name!r} in {group!r} has the "
+                        f"shape {shapes[0]} from some and {shapes[1]} from others (None: absent)"
+                    )
+        self.weights[group] = self.weights.get(group, 0.0) + weight
+        return mine
 
     def means(self) -> dict[str, Arrays]:
         """Return the weighted means, float32, of the groups in which anybody has a weight."""

@@ -166,3 +166,24 @@ class TestViewsFailure:
         grid = InlineGrid(make_task(update=Differs()))
         with pytest.raises(EngineError, match=r"client 1 keeps array 'x' as float32 \[3\]"):
             grid.train(initial_arrays(make_task(update=Differs())), 1, [0, 1])
+
+    def test_a_view_that_is_not_there(self, make_task):
+        class Promises(Counts):
+            views = ("generic", "personal", "personal-realigned")
+
+        task = make_task(update=Promises())
+        record = flower.to_record(initial_arrays(task))
+        with pytest.raises(EngineError, match=r"view 'personal-realigned', .* 'personal'$"):
+            list(run_rounds(FedAvg(), InlineGrid(task), record, rounds=1, evaluate_every=1, seed=0))
+
+    def test_clients_that_upload_different_arrays(self, make_task):
+        class Differs(Counts):
+            def update(self, w, client):
+                sent = {"x": w["head.bias"]} if client.id else {"x": w["head.weight"]}
+                return Upload({"arrays": sent}, 1)
+                yield
+
+        task = make_task(update=Differs())
+        record = flower.to_record(initial_arrays(task))
+        with pytest.raises(EngineError, match=r"'x' in 'arrays' has the shape"):
+            list(run_rounds(FedAvg(), InlineGrid(task), record, rounds=1, evaluate_every=1, seed=0))
