@@ -5,6 +5,7 @@ Shapes: B examples, D features, m examples of a client's own test set.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -189,6 +190,13 @@ class LocalTrainer:
             # Whose failure it is shows when each goes alone.
             for one in group:
                 self._answer([one], purpose, round)
+            if not any(run.error for run, _ in group):
+                self.stacked = False
+                warnings.warn(
+                    f"clients go one by one, for their passes can't run side by side ({error}); "
+                    "stackable = False in the client update says so beforehand",
+                    stacklevel=2,
+                )
             return
         for (run, _), (trained, counts) in zip(group, found, strict=True):
             run.answer = trained

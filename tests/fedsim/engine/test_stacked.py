@@ -177,6 +177,20 @@ class TestStackedFailure:
         found = run(net, federation, Fails(), True, net.initial_weights(), {})
         assert [isinstance(one, Exception) for one in found] == [False, True, False, False]
 
+    def test_a_loss_that_vmap_cannot_take_runs_one_by_one_and_says_so(self, federation):
+        class Branches(LocalSGD):
+            def loss(self, net, w, batch):
+                loss, counts = super().loss(net, w, batch)
+                return (loss * 2 if loss > 0 else loss), counts
+
+        net = Net(linear(SHAPE, 3))
+        w = net.initial_weights()
+        with pytest.warns(UserWarning, match="one by one, for their passes can't run side by side"):
+            found = run(net, federation, Branches(), True, w, {})
+        alone = run(net, federation, Branches(), False, w, {})
+        for (one, _), (other, _) in zip(found, alone, strict=True):
+            assert_same(one.arrays["arrays"], other.arrays["arrays"], "alone")
+
     def test_a_diverging_client_leaves_the_others_alone(self, federation):
         class Explodes(LocalSGD):
             def update(self, w, client):
