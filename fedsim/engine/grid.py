@@ -386,8 +386,13 @@ class InlineGrid(SimulatedGrid):
 
 def _by_record(messages: list[Message]) -> list[tuple[ArrayRecord, int, list[Message]]]:
     """Group messages that carry the same ArrayRecord object; with the round they name."""
+    # A round's messages share one content, and Flower takes long to look into it.
+    contents: dict[int, tuple[ArrayRecord, int]] = {}
     groups: dict[int, tuple[ArrayRecord, int, list[Message]]] = {}
     for message in messages:
-        record, round = flower.instruction(message)
+        key = id(message.content)
+        if key not in contents:
+            contents[key] = flower.instruction(message)
+        record, round = contents[key]
         groups.setdefault(id(record), (record, round, []))[2].append(message)
     return list(groups.values())

@@ -36,3 +36,21 @@ def channels_last(x: Tensor) -> Tensor:
     """
     # Not contiguous(), which leaves the strides of a single channel as they are.
     return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W^T + b, [B, C], of inputs [B, D] and weights [C, D].
+
+    As (W x^T)^T, whose gradient in W takes a third of the time when many clients' weights are
+    stacked; for one client it is as fast as ``torch.nn.functional.linear``.
+    """
+    y = (weight @ x.t()).t()
+    return y if bias is None else y + bias
+
+
+class Linear(nn.Linear):
+    """A fully connected layer, computed by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs [B, C] of inputs [B, D]."""
+        return linear(x, self.weight, self.bias)

@@ -12,7 +12,8 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
+
+from fedsim.models.layers import linear
 
 Weights = dict[str, Tensor]
 """Arrays by name: a model's parameters and the buffers of its normalisation layers, and what
@@ -116,7 +117,7 @@ class Net:
 
         Its arrays are ``{name}.weight`` [C, D] and, where it has a bias, ``{name}.bias`` [C].
         """
-        return F.linear(features, w[f"{name}.weight"], w.get(f"{name}.bias"))
+        return linear(features, w[f"{name}.weight"], w.get(f"{name}.bias"))
 
     def _call(self, backbone: nn.Module, w: Weights, x: Tensor) -> Tensor:
         own = {local: w[name] for name, local in self._backbone_names}

@@ -12,7 +12,7 @@ from math import prod
 from torch import nn
 
 from fedsim.errors import ConfigError
-from fedsim.models.layers import Norm, norm_layer
+from fedsim.models.layers import Linear, Norm, norm_layer
 from fedsim.models.net import Model
 
 
@@ -40,7 +40,7 @@ def mlp(shape: tuple[int, ...], num_classes: int, *, hidden: tuple[int, ...] = (
         raise ConfigError(f"model.hidden = {list(hidden)}: give one or more widths of at least 1")
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise((prod(shape), *hidden)):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        layers += [Linear(fan_in, fan_out), nn.ReLU()]
     return Model(nn.Sequential(*layers), hidden[-1], num_classes)
 
 
@@ -97,6 +97,6 @@ def cnn(
     layers.append(nn.Flatten())
     features = channels[-1] * (shape[1] // side) * (shape[2] // side)
     if hidden:
-        layers += [nn.Linear(features, hidden), nn.ReLU()]
+        layers += [Linear(features, hidden), nn.ReLU()]
         features = hidden
     return Model(nn.Sequential(*layers), features, num_classes)
