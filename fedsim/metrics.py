@@ -14,6 +14,19 @@ from fedsim.errors import DataError
 GROUPS = ("head", "medium", "tail")
 
 
+def column(view: str, group: str = "") -> str:
+    """Name the column of rounds.csv with a view's accuracy, on all classes or on a group.
+
+    >>> column("personal-realigned"), column("personal-realigned", "tail")
+    ('personal_realigned_accuracy', 'personal_realigned_tail_accuracy')
+    >>> column("generic"), column("generic", "tail")
+    ('generic_accuracy', 'tail_accuracy')
+    """
+    if not group:
+        return f"{view.replace('-', '_')}_accuracy"
+    return f"{group}_accuracy" if view == "generic" else column(f"{view}-{group}")
+
+
 def class_groups(class_counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Tell the head, medium and tail classes of a long-tailed training set apart.
 

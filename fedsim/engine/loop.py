@@ -16,10 +16,13 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.engine import flower
 from fedsim.engine.grid import SimulatedGrid, TrainReport
 from fedsim.errors import EngineError
-from fedsim.metrics import GROUPS
+from fedsim.metrics import GROUPS, column
 
 FAILURES_SHOWN = 3
 """Failed clients named in a round's warning."""
+
+MEASURES = {"": "accuracy"} | {group: f"{group}_accuracy" for group in GROUPS}
+"""Group of classes, or all of them -> the metric of a view; see `column`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,36 +195,18 @@ def _figures(generic: dict[str, dict[str, float]], clients: pd.DataFrame) -> dic
     Of a generic view those on the global test set, of a personal one the means over the clients.
     The personal accuracy of a method without personal models is that of its generic one.
     """
-    measures = ["accuracy", *(f"{group}_accuracy" for group in GROUPS)]
     figures: dict[str, float] = {}
     for view, metrics in generic.items():
-        # The groups' accuracies on the global test set are the generic model's, without prefix.
-        prefix = "" if view == "generic" else f"{_column(view)}_"
-        figures[f"{_column(view)}_accuracy"] = metrics["accuracy"]
-        figures |= {f"{prefix}{name}": metrics[name] for name in measures[1:]}
+        figures |= {column(view, group): metrics[measure] for group, measure in MEASURES.items()}
     if clients.empty:
         return figures
     for view in clients["view"].unique():
         if view.startswith("personal"):
-            means = clients.loc[clients["view"] == view, measures].mean()
-            figures |= {f"{_column(view)}_{name}": float(means[name]) for name in measures}
+            means = clients.loc[clients["view"] == view, list(MEASURES.values())].mean()
+            figures |= {column(view, group): float(means[m]) for group, m in MEASURES.items()}
     if "personal_accuracy" not in figures:
         figures["personal_accuracy"] = float(clients["accuracy"].mean())
     return figures
-
-
-def _columns_of(grid: SimulatedGrid) -> list[str]:
-    """Return the accuracy columns of a method's views, the same in every round."""
-    columns = []
-    for view in grid.views:
-        columns.append(f"{_column(view)}_accuracy")
-        prefix = "" if view == "generic" else f"{_column(view)}_"
-        columns += [f"{prefix}{group}_accuracy" for group in GROUPS]
-    return columns
-
-
-def _column(view: str) -> str:
-    return view.replace("-", "_")
 
 
 def _row(
@@ -229,11 +214,12 @@ def _row(
 ) -> dict[str, Any]:
     report = grid.report
     nan = float("nan")
-    always = ["generic_accuracy", "personal_accuracy", *(f"{group}_accuracy" for group in GROUPS)]
+    always = [column("generic"), column("personal"), *(column("generic", g) for g in GROUPS)]
+    of_views = [column(view, group) for view in grid.views for group in MEASURES]
     return {
         "round": round,
         **{name: figures.get(name, nan) for name in always},
-        **{name: figures.get(name, nan) for name in _columns_of(grid) if name not in always},
+        **{name: figures.get(name, nan) for name in of_views if name not in always},
         "train_loss": _train_loss(report.metrics),
         "clients": len(report.clients),
         "failures": len(report.failures),

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from fedsim.errors import DataError
-from fedsim.metrics import GROUPS
+from fedsim.metrics import GROUPS, column
 
 # In the order in which they are shown; a method has some of them.
 VIEWS = ("generic", "generic-realigned", "personal", "personal-realigned")
@@ -21,25 +21,12 @@ NO_CLIENT_EVALUATED = (
 
 def require(frame: pd.DataFrame, columns: Iterable[str], name: str) -> None:
     """Raise `DataError` naming the first of ``columns`` that the frame lacks."""
-    for column in columns:
-        if column not in frame.columns:
+    for wanted in columns:
+        if wanted not in frame.columns:
             raise DataError(
-                f"{name}: column {column!r} is missing; "
+                f"{name}: column {wanted!r} is missing; "
                 f"it has {', '.join(map(str, frame.columns)) or 'no columns'}"
             )
-
-
-def column(view: str, group: str = "") -> str:
-    """Name the column of rounds.csv with a view's accuracy, on all classes or on a group.
-
-    >>> column("personal-realigned"), column("personal-realigned", "tail")
-    ('personal_realigned_accuracy', 'personal_realigned_tail_accuracy')
-    >>> column("generic"), column("generic", "tail")
-    ('generic_accuracy', 'tail_accuracy')
-    """
-    if not group:
-        return f"{view.replace('-', '_')}_accuracy"
-    return f"{group}_accuracy" if view == "generic" else column(f"{view}-{group}")
 
 
 def overall_columns(rounds: pd.DataFrame) -> dict[str, str]:

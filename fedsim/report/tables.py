@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import DataError
-from fedsim.metrics import GROUPS, spread
+from fedsim.metrics import GROUPS, column, spread
 from fedsim.report import _frames
 
 _COUNTS = {"num_train": "train", "num_labelled": "labels", "num_test": "test"}
@@ -244,7 +244,7 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
         note = f" ({realigned})" if realigned else ""
         parts.append(f"generic {_percent(last['generic_accuracy'])} %{note}")
     else:
-        groups = [_frames.column("personal", name) for name in GROUPS]
+        groups = [column("personal", name) for name in GROUPS]
         _frames.require(rounds, groups, "rounds.csv")
     notes = [f"std {_percent(over['std'])}, worst 10 % {_percent(over['worst10'])}"]
     notes += filter(None, [_realigned(last, "personal")])
@@ -255,7 +255,7 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
 
 def _realigned(row: pd.Series[Any], view: str) -> str:
     """Say what a view reaches with a realigned head; nothing where the method has none."""
-    share = row.get(_frames.column(f"{view}-realigned"), math.nan)
+    share = row.get(column(f"{view}-realigned"), math.nan)
     return f"realigned {_percent(share)} %" if pd.notna(share) else ""
 
 
