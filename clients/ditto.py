@@ -25,7 +25,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from clients.checks import check_at_least
-from fedsim.engine.update import Batch, Client, LocalSGD, Steps, Upload, cross_entropy, sgd
+from clients.fedprox import FedProx
+from fedsim.engine.update import Batch, Client, LocalSGD, Steps, Upload, sgd
 from fedsim.models import Net, Weights
 
 
@@ -66,6 +67,5 @@ class Ditto(LocalSGD):
     def personal_loss(
         self, net: Net, v_k: Weights, batch: Batch, w: Weights
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return h_k = F_k(v_k) + lambda/2 * ||v_k - w^t||^2, over the parameters."""
-        distance = sum((v_k[name] - w[name]).square().sum() for name in sorted(net.trainable))
-        return cross_entropy(net(v_k, batch.x), batch) + 0.5 * self.lam * distance, {}
+        """Return h_k = F_k(v_k) + lambda/2 * ||v_k - w^t||^2: FedProx's loss with mu = lambda."""
+        return FedProx(mu=self.lam).loss(net, v_k, batch, w)

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clients.checks import check_above
+from clients.personal_head import with_personal_head
 from fedsim.engine.update import Client, ClientUpdate, Inputs, LocalSGD
 from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
@@ -86,8 +87,7 @@ class LoGeModel(ClientUpdate):
 
     def begin(self, w: Weights, client: Client) -> Weights:
         """Add the client's personal head; before its first round it equals the auxiliary head."""
-        first = {"personal.weight": w["head.weight"], "personal.bias": w["head.bias"]}
-        return {**w, **(client.state or first)}
+        return with_personal_head(w, client)
 
     def logits(self, net: Net, w_k: Weights, x: Tensor) -> tuple[Tensor, ...]:
         """Return psi(f), psi_aux(f) and psi_k(f): only the first trains the backbone."""

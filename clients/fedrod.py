@@ -23,6 +23,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from clients.personal_head import with_personal_head
 from fedsim.engine.update import (
     Batch,
     Client,
@@ -53,8 +54,7 @@ class FedRoD(ClientUpdate):
 
     def begin(self, w: Weights, client: Client) -> Weights:
         """Add the client's personal head; before its first round it equals the generic head."""
-        first = {"personal.weight": w["head.weight"], "personal.bias": w["head.bias"]}
-        return {**w, **(client.state or first)}
+        return with_personal_head(w, client)
 
     def update(self, w: Weights, client: Client) -> Steps:
         """Run ``local_epochs`` epochs of SGD on the sum of the two losses."""
