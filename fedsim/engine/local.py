@@ -27,6 +27,7 @@ from fedsim.engine.update import (
     Inputs,
     Predict,
     Request,
+    Steps,
     Upload,
 )
 from fedsim.models.net import Net, Weights
@@ -131,11 +132,16 @@ class LocalTrainer:
             client nor server can know (`fedsim.engine.sgd.audit`); or why it failed.
         """
         runs = [
-            _Run(client, method.update(w, self._client(client, round, state)))
-            for client, state in clients
+            _Run(client, self._update(method, w, client, round, state)) for client, state in clients
         ]
         self._drive(runs, "pass", round, self.stacked and method.stackable)
         return [run.error or (run.result, run.counts) for run in runs]
+
+    def _update(
+        self, method: ClientUpdate, w: Weights, client: int, round: int, state: Weights
+    ) -> Steps:
+        """Start the update at its first request, so that one that fails at once fails alone."""
+        return (yield from method.update(w, self._client(client, round, state)))
 
     def _client(self, client: int, round: int, state: Weights) -> Client:
         labelled = self.federation.labelled(client)
