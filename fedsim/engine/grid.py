@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedsim.engine import flower
 from fedsim.engine.local import Scores
-from fedsim.engine.reduction import Sum, merge, share_out, tree
+from fedsim.engine.reduction import Sum, balance, merge, share_out, tree
 from fedsim.engine.state import ClientStates
 from fedsim.engine.worker import (
     ClientReply,
@@ -31,6 +31,7 @@ from fedsim.engine.worker import (
     Task,
     Tested,
     Worker,
+    join_scores,
     leaf_size,
     num_blocks,
     num_bytes,
@@ -106,25 +107,12 @@ class SimulatedGrid(Grid):
         """How many workers there are."""
 
     @abstractmethod
-    def _train(
-        self, arrays: Arrays, round: int, shares: list[Share]
-    ) -> list[tuple[list[ClientReply], dict[int, Sum]]]:
-        """Let each worker train its share, see `Worker.train`; answers in order, some empty."""
+    def _put(self, shared: Any) -> Any:
+        """Return what stands for an object in the arguments of `_call`, for all workers."""
 
     @abstractmethod
-    def predict(self, arrays: Arrays) -> Tested:
-        """Test the generic views on the whole global test set; see `Worker.test`."""
-
-    @abstractmethod
-    def predict_clients(
-        self,
-        arrays: Arrays,
-        features: NDArray[np.float32],
-        round: int,
-        clients: Sequence[int],
-        versions: Sequence[int],
-    ) -> Scores:
-        """Test the personal views of clients, joined in their order; see `Worker.test_clients`."""
+    def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:
+        """Call a method of some workers, by their numbers; return each one's answer."""
 
     @abstractmethod
     def close(self) -> None:
@@ -153,7 +141,15 @@ class SimulatedGrid(Grid):
         ]
         replies: dict[int, ClientReply] = {}
         nodes: dict[int, Sum] = {}
-        for answer, sums in self._train(arrays, round, shares):
+        shared = self._put(arrays)
+        answers = self._call(
+            {
+                worker: ("train", (shared, round, share, self.weights))
+                for worker, share in enumerate(shares)
+                if share
+            }
+        )
+        for answer, sums in answers.values():
             replies |= {reply.client: reply for reply in answer}
             nodes |= sums
         self.states.commit([client for client in clients if replies[client].keeps])
@@ -161,6 +157,54 @@ class SimulatedGrid(Grid):
         return [replies[client] for client in clients], total
 
     # ----- testing -------------------------------------------------------------------------
+
+    def predict(self, arrays: Arrays) -> Tested:
+        """Test the generic views on the whole global test set; see `Worker.test`."""
+        shared = self._put(arrays)
+        parts = np.array_split(np.arange(num_blocks(self._federation)), self.num_workers)
+        found = self._call(
+            {
+                worker: ("test", (shared, part.tolist()))
+                for worker, part in enumerate(parts)
+                if len(part)
+            }
+        )
+        answers: list[Tested] = [found[worker] for worker in sorted(found)]
+        features = [answer.features for answer in answers if answer.features is not None]
+        return Tested(
+            join_scores([answer.scores for answer in answers]),
+            np.concatenate(features) if features else None,
+        )
+
+    def predict_clients(
+        self, arrays: Arrays, features: NDArray[np.float32], round: int, clients: Sequence[int]
+    ) -> Scores:
+        """Test the personal views of clients, joined in their order; see `Worker.test_clients`."""
+        shared, of_all = self._put(arrays), self._put(features)
+        versions = self.states.versions(clients)
+        sizes = np.array([len(self._federation.test(client)) for client in clients])
+        parts = balance(sizes, self.num_workers)
+        found = self._call(
+            {
+                worker: (
+                    "test_clients",
+                    (shared, of_all, round, [(clients[i], versions[i]) for i in part]),
+                )
+                for worker, part in enumerate(parts)
+                if part
+            }
+        )
+        # Each worker's answer joins its clients; bring them into the order of all.
+        order = np.concatenate([parts[worker] for worker in sorted(found)])
+        begin = np.cumsum([0, *sizes[order]])[:-1]
+        back = np.concatenate(
+            [
+                np.arange(begin[place], begin[place] + sizes[client])
+                for client, place in enumerate(np.argsort(order))
+            ]
+        )
+        joined = join_scores([found[worker] for worker in sorted(found)])
+        return {view: (predicted[back], loss[back]) for view, (predicted, loss) in joined.items()}
 
     def test(self, record: ArrayRecord) -> dict[str, dict[str, float]]:
         """Return for each generic view its metrics on the global test set: `global_metrics`."""
@@ -196,13 +240,8 @@ class SimulatedGrid(Grid):
         }
         if self._personal:
             assert tested.features is not None, "personal views come with features"
-            scores |= self.predict_clients(
-                flower.from_record(record),
-                tested.features,
-                round,
-                clients,
-                self.states.versions(clients),
-            )
+            arrays = flower.from_record(record)
+            scores |= self.predict_clients(arrays, tested.features, round, clients)
         frames = []
         for view in self.views:
             if view not in scores:
@@ -352,32 +391,20 @@ class InlineGrid(SimulatedGrid):
         super().__init__(task)
         self._threads = torch.get_num_threads()
         self._worker = Worker(task)
-        self._blocks = range(num_blocks(task.federation))
 
     @property
     def num_workers(self) -> int:
         """One."""
         return 1
 
-    def _train(
-        self, arrays: Arrays, round: int, shares: list[Share]
-    ) -> list[tuple[list[ClientReply], dict[int, Sum]]]:
-        return [self._worker.train(arrays, round, share, self.weights) for share in shares]
+    def _put(self, shared: Any) -> Any:
+        return shared
 
-    def predict(self, arrays: Arrays) -> Tested:
-        """Predict block after block."""
-        return self._worker.test(arrays, self._blocks)
-
-    def predict_clients(
-        self,
-        arrays: Arrays,
-        features: NDArray[np.float32],
-        round: int,
-        clients: Sequence[int],
-        versions: Sequence[int],
-    ) -> Scores:
-        """Test the clients one after the other."""
-        return self._worker.test_clients(arrays, features, round, clients, versions)
+    def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:
+        return {
+            worker: getattr(self._worker, method)(*arguments)
+            for worker, (method, arguments) in work.items()
+        }
 
     def close(self) -> None:
         """Give PyTorch its threads back: a worker takes one, and this process goes on."""

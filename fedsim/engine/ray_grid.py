@@ -5,26 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedsim.engine.grid import SimulatedGrid
-from fedsim.engine.local import Scores
-from fedsim.engine.reduction import Sum, balance
-from fedsim.engine.worker import (
-    ClientReply,
-    Share,
-    Task,
-    Tested,
-    fingerprint,
-    join_scores,
-    num_blocks,
-)
+from fedsim.engine.worker import Task, fingerprint
 from fedsim.errors import EngineError, UserError
-from fedsim.models import Arrays
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -55,7 +40,6 @@ class RayGrid(SimulatedGrid):
 
     def __init__(self, task: Task, workers: int) -> None:
         super().__init__(task)
-        self._num_blocks = num_blocks(task.federation)
         self._ray = _import_ray()
         self._own_ray = not self._ray.is_initialized()
         if self._own_ray:
@@ -79,75 +63,8 @@ class RayGrid(SimulatedGrid):
         """The number of actors."""
         return len(self._actors)
 
-    def _train(
-        self, arrays: Arrays, round: int, shares: list[Share]
-    ) -> list[tuple[list[ClientReply], dict[int, Sum]]]:
-        shared = self._ray.put(arrays)
-        answers = self._call(
-            {
-                worker: ("train", (shared, round, share, self.weights))
-                for worker, share in enumerate(shares)
-                if share
-            }
-        )
-        return [answers[worker] for worker in sorted(answers)]
-
-    def predict(self, arrays: Arrays) -> Tested:
-        """Predict the blocks of the test set, shared out among the workers."""
-        shared = self._ray.put(arrays)
-        parts = np.array_split(np.arange(self._num_blocks), len(self._actors))
-        work = {
-            worker: ("test", (shared, part.tolist()))
-            for worker, part in enumerate(parts)
-            if len(part)
-        }
-        found = self._call(work)
-        answers: list[Tested] = [found[worker] for worker in sorted(found)]
-        features = [answer.features for answer in answers if answer.features is not None]
-        return Tested(
-            join_scores([answer.scores for answer in answers]),
-            np.concatenate(features) if features else None,
-        )
-
-    def predict_clients(
-        self,
-        arrays: Arrays,
-        features: NDArray[np.float32],
-        round: int,
-        clients: Sequence[int],
-        versions: Sequence[int],
-    ) -> Scores:
-        """Test the clients, shared out among the workers by their test examples."""
-        shared, of_all = self._ray.put(arrays), self._ray.put(features)
-        sizes = np.array([len(self._federation.test(client)) for client in clients])
-        parts = balance(sizes, len(self._actors))
-        answers = self._call(
-            {
-                worker: (
-                    "test_clients",
-                    (
-                        shared,
-                        of_all,
-                        round,
-                        [clients[i] for i in part],
-                        [versions[i] for i in part],
-                    ),
-                )
-                for worker, part in enumerate(parts)
-                if part
-            }
-        )
-        # Each worker's answer joins its clients; bring them into the order of all.
-        order = np.concatenate([parts[worker] for worker in sorted(answers)])
-        begin = np.cumsum([0, *sizes[order]])[:-1]
-        back = np.concatenate(
-            [
-                np.arange(begin[place], begin[place] + sizes[client])
-                for client, place in enumerate(np.argsort(order))
-            ]
-        )
-        joined = join_scores([answers[worker] for worker in sorted(answers)])
-        return {view: (predicted[back], loss[back]) for view, (predicted, loss) in joined.items()}
+    def _put(self, shared: Any) -> Any:
+        return self._ray.put(shared)
 
     def close(self) -> None:
         """End the workers, and Ray if this grid started it."""
@@ -158,7 +75,7 @@ class RayGrid(SimulatedGrid):
             self._ray.shutdown()
 
     def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:
-        """Call each worker's method; a worker that dies is replaced and its call made again."""
+        # A worker that dies is replaced and its call made again.
         answers: dict[int, Any] = {}
         for _ in range(ATTEMPTS):
             pending: dict[int, ObjectRef[Any]] = {

@@ -200,8 +200,7 @@ class Worker:
         arrays: Arrays,
         features: NDArray[np.float32],
         round: int,
-        clients: Sequence[int],
-        versions: Sequence[int],
+        clients: Sequence[tuple[int, int]],
     ) -> Scores:
         """Test the personal views of clients on their own test sets, joined in their order.
 
@@ -213,12 +212,12 @@ class Worker:
             Of the whole global test set, from `test`.
         round : int
             From 1.
-        clients, versions : sequence of int
+        clients : sequence of (int, int)
             Whom to test, and the version of each one's state.
         """
         w = as_weights(arrays)
         scores = []
-        for client, version in zip(clients, versions, strict=True):
+        for client, version in clients:
             own = torch.from_numpy(features[self._trainer.federation.test(client)])
             state = as_weights(self._states.read(client, version))
             scores.append(self._trainer.test_personal(self._update, w, own, client, round, state))
@@ -338,7 +337,13 @@ def _weights_of(reply: ClientReply, weights: Mapping[str, str]) -> dict[str, flo
             "together?"
         )
     numbers = {**reply.metrics, "num_examples": reply.num_examples}
-    return {group: float(numbers[name.replace("-", "_")]) for group, name in weights.items()}
+    names = {group: name.replace("-", "_") for group, name in weights.items()}
+    unknown = sorted(set(names.values()) - set(numbers))
+    if unknown:
+        raise EngineError(
+            f"the strategy weights by {unknown[0]!r}, but the clients report {', '.join(numbers)}"
+        )
+    return {group: float(numbers[name]) for group, name in names.items()}
 
 
 def as_weights(arrays: Arrays) -> Weights:

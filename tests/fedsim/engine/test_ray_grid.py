@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from clients import FedLoGe
 from fedsim.engine.grid import InlineGrid
-from fedsim.engine.ray_grid import RayGrid, _import_ray, _start_ray, balance
+from fedsim.engine.ray_grid import RayGrid, _import_ray, _start_ray
+from fedsim.engine.reduction import balance
 from fedsim.engine.update import LocalSGD
 from fedsim.errors import EngineError
 from fedsim.models.small import cnn
@@ -73,9 +74,7 @@ def test_the_numbers_are_those_of_this_process(make_task, running_ray, workers, 
         np.testing.assert_array_equal(tested[0].features, tested[1].features)
         everybody = [3, 0, 1, 2]
         found = [
-            backend.predict_clients(
-                arrays, tested[0].features, 2, everybody, backend.states.versions(everybody)
-            )
+            backend.predict_clients(arrays, tested[0].features, 2, everybody)
             for backend in (inline, grid)
         ]
         assert set(found[0]) == {"personal", "personal-realigned"}
