@@ -6,6 +6,7 @@ Shapes: B examples in a batch, K clients side by side.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from math import ceil
 from typing import Literal
 
@@ -19,6 +20,10 @@ from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.update import SGD, Batch, Examples
 from fedsim.models.layers import channels_last
+
+LOOK_AHEAD = 256
+"""Examples that are looked up and augmented at a time: many steps' where batches are small, so
+that a step costs little more than its arithmetic."""
 
 
 def epoch_steps(counts: list[int], batch_size: int) -> int:
@@ -106,15 +111,18 @@ class Loader:
         y = truth if examples.labelled else torch.full_like(truth, -1)
         # Without augmentation the inputs of all epochs are the same: normalise them once.
         x = self.normalise(raw) if self._weak is None else None
-        for positions in plan(rng, len(index), self._batch_size, steps):
-            chosen = torch.from_numpy(positions)
+        planned = plan(rng, len(index), self._batch_size, steps)
+        while ahead := list(islice(planned, max(1, LOOK_AHEAD // self._batch_size))):
+            sizes = [len(positions) for positions in ahead]
+            chosen = torch.from_numpy(np.concatenate(ahead))
             if x is not None:
                 view = channels_last(x[chosen])
             else:
                 assert self._weak is not None, "no augmentation means normalised inputs"
                 view = self.normalise(self._weak(raw[chosen], self._weak.draw(rng, len(chosen))))
             strong_view = self._strong_view(raw[chosen], rng) if strong else None
-            yield Batch(view, y[chosen], torch.ones(len(chosen)), strong_view), truth[chosen]
+            whole = Batch(view, y[chosen], torch.ones(len(chosen)), strong_view)
+            yield from zip(whole.split(sizes), torch.split(truth[chosen], sizes), strict=True)
 
     def inputs(self, examples: Examples) -> Tensor:
         """Return all inputs, normalised, in order."""

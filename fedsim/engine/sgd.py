@@ -227,7 +227,8 @@ class _Loop:
         leaves = [w[name].requires_grad_() for name in self._trained]
         loss, counts = self._call(self._loss, w, batches, arguments)
         # The clients' losses don't touch each other: the gradient of their sum is that of each.
-        gradient = list(torch.autograd.grad(loss.sum(), leaves, materialize_grads=True))
+        total = loss.sum() if self._lead else loss
+        gradient = list(torch.autograd.grad(total, leaves, materialize_grads=True))
         with torch.no_grad():
             leaves = [leaf.detach() for leaf in leaves]
             if settings.weight_decay:

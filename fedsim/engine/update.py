@@ -23,11 +23,13 @@ Shapes: B examples in a batch or a test set, D features, C classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,6 +52,12 @@ class Batch(NamedTuple):
         """Return a batch with each tensor changed."""
         strong = None if self.strong is None else change(self.strong)
         return Batch(change(self.x), change(self.y), change(self.mask), strong)
+
+    def split(self, sizes: list[int]) -> Iterator[Batch]:
+        """Yield the examples in batches of these sizes, views of this one."""
+        strong = [None] * len(sizes) if self.strong is None else torch.split(self.strong, sizes)
+        fields = (torch.split(tensor, sizes) for tensor in (self.x, self.y, self.mask))
+        return starmap(Batch, zip(*fields, strong, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,8 +390,8 @@ class LocalSGD(ClientUpdate):
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """Return the mean cross-entropy of logits [B, C] over the batch's examples, a scalar."""
-    losses = label_losses(logits, batch.y)
-    return (losses * batch.mask).sum() / batch.mask.sum().clamp(min=1.0)
+    share = batch.mask / batch.mask.sum().clamp(min=1.0)
+    return label_losses(logits, batch.y) @ share
 
 
 def label_losses(logits: Tensor, y: Tensor) -> Tensor:
