@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -91,9 +92,9 @@ class Recorder:
 
     def add(self, finished: Round) -> None:
         """Record a finished round."""
+        begun = time.perf_counter()
         row, clients = finished.row, finished.clients
         self._rounds.append(row)
-        self._seconds.append(finished.seconds)
         if not finished.training.empty:
             training = finished.training.copy()
             training.insert(0, "round", row["round"])
@@ -106,6 +107,7 @@ class Recorder:
             self._folder.append("rounds.csv", pd.DataFrame([row]))
             if rows is not None:
                 self._folder.append("clients.csv", rows)
+        self._seconds.append({**finished.seconds, "write": time.perf_counter() - begun})
 
     def _write_training(self, rows: pd.DataFrame) -> None:
         """Add rows to training.csv; a method may have more to say after its warm-up."""

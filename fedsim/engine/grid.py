@@ -22,6 +22,7 @@ from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from fedsim.engine import flower
+from fedsim.engine.clock import Clock
 from fedsim.engine.local import Scores
 from fedsim.engine.reduction import Sum, balance, merge, share_out, tree
 from fedsim.engine.state import ClientStates
@@ -56,6 +57,9 @@ class TrainReport:
         the simulator found out about it.
     bytes_down, bytes_up : int
         What the arrays would take on a real network, all clients together.
+    seconds : dict
+        Where the time of the training went, by part: of what the workers do the mean over them,
+        and ``wait`` for the rest, until the slowest one's answer is there.
     """
 
     clients: list[int] = field(default_factory=list)
@@ -63,6 +67,7 @@ class TrainReport:
     metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
     bytes_down: int = 0
     bytes_up: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class SimulatedGrid(Grid):
@@ -141,7 +146,9 @@ class SimulatedGrid(Grid):
         ]
         replies: dict[int, ClientReply] = {}
         nodes: dict[int, Sum] = {}
+        clock = Clock()
         shared = self._put(arrays)
+        clock.lap("serialise")
         answers = self._call(
             {
                 worker: ("train", (shared, round, share, self.weights))
@@ -149,11 +156,20 @@ class SimulatedGrid(Grid):
                 if share
             }
         )
-        for answer, sums in answers.values():
+        clock.lap("wait")
+        for answer, sums, seconds in answers.values():
             replies |= {reply.client: reply for reply in answer}
             nodes |= sums
+            for part, spent in seconds.items():
+                share = spent / self.num_workers
+                clock.seconds[part] = clock.seconds.get(part, 0.0) + share
+                clock.seconds["wait"] -= share
         self.states.commit([client for client in clients if replies[client].keeps])
+        clock.lap("state")
         total = merge(nodes).get(1, Sum())
+        clock.lap("reduce")
+        for part, spent in clock.seconds.items():
+            self.report.seconds[part] = self.report.seconds.get(part, 0.0) + spent
         return [replies[client] for client in clients], total
 
     # ----- testing -------------------------------------------------------------------------
@@ -331,7 +347,7 @@ class SimulatedGrid(Grid):
     # ----- answering -----------------------------------------------------------------------
 
     def _answer_train(self, messages: list[Message]) -> list[Message]:
-        report = TrainReport()
+        report = self.report = TrainReport()
         rows: list[dict[str, Any]] = []
         answers: list[Message] = []
         # A strategy sends all clients of a round one and the same record: look at it once.
@@ -354,7 +370,6 @@ class SimulatedGrid(Grid):
             by_client = dict(zip(clients, group, strict=True))
             answers += [flower.train_reply(by_client[a.client], a) for a in found]
         report.metrics = pd.DataFrame(rows, columns=None if rows else ["client", "num_examples"])
-        self.report = report
         return answers
 
     def _answer_evaluate(self, messages: list[Message]) -> list[Message]:

@@ -17,8 +17,17 @@ from torch import Tensor
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
+from fedsim.engine.clock import Clock
 from fedsim.engine.loader import Loader
-from fedsim.engine.sgd import Counts, LocalTraining, Pass, alike, run_alone, run_stacked
+from fedsim.engine.sgd import (
+    Counts,
+    LocalTraining,
+    Pass,
+    Setting,
+    alike,
+    run_alone,
+    run_stacked,
+)
 from fedsim.engine.update import (
     SGD,
     Client,
@@ -88,8 +97,11 @@ class LocalTrainer:
         self.federation = federation
         self.training = training
         self.seed = seed
-        self._groups = torch.tensor(statistics.groups)
+        self.clock = Clock()
+        """Where the time of the updates goes; the owner reads it and starts it anew."""
         self._loader = Loader(federation, statistics, training.batch_size, training.augmentation)
+        groups = torch.tensor(statistics.groups)
+        self._setting = Setting(net, self._loader, training, groups, self.clock)
 
     def update(
         self,
@@ -178,17 +190,17 @@ class LocalTrainer:
 
     def _answer(self, group: list[tuple[_Run, Request]], purpose: str, round: int) -> None:
         """Carry out one client's request, or the passes of several side by side."""
-        setting = self.net, self._loader, self.training, self._groups
         try:
             first, request = group[0]
             if isinstance(request, Predict):
                 first.answer = self._predict(request)
                 return
             passes = [self._pass(run, request, purpose, round) for run, request in group]
+            self.clock.lap("train")  # predictions, and the methods' own steps
             if len(passes) > 1:
-                found = run_stacked(*setting, passes)
+                found = run_stacked(self._setting, passes)
             else:
-                found = [run_alone(*setting, passes[0])]
+                found = [run_alone(self._setting, passes[0])]
         except Exception as error:  # a client's failure must not end the others
             if len(group) == 1:
                 group[0][0].error = error

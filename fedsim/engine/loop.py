@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.engine import flower
+from fedsim.engine.clock import Clock
 from fedsim.engine.grid import SimulatedGrid, TrainReport
 from fedsim.errors import EngineError
 from fedsim.metrics import GROUPS, column
@@ -83,7 +83,7 @@ def run_rounds(
     """
     grid.weights = flower.weights_of(strategy)
     for round in range(1, rounds + 1):
-        clock = _Clock()
+        clock = Clock()
         with flower.quiet_log():
             with flower.seeded_sampling(seed, "configure_train", round):
                 messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
@@ -91,6 +91,7 @@ def run_rounds(
             grid.report = TrainReport()
             replies = list(grid.send_and_receive(messages))
             clock.lap("train")
+            _split(clock.seconds, "train", grid.report.seconds)
             _warn_of_failures(round, grid.report.failures, len(messages))
             new = _aggregate(strategy, round, replies) if _usable(replies) else None
         arrays = _accept(round, new, arrays)
@@ -105,15 +106,10 @@ def run_rounds(
         yield Round(row, grid.report.metrics, clients, clock.seconds, arrays)
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, part: str) -> None:
-        now = time.perf_counter()
-        self.seconds[part] = now - self._last
-        self._last = now
+def _split(seconds: dict[str, float], part: str, of_part: dict[str, float]) -> None:
+    """Put the parts of a part in its place; the rest of it is the making of messages."""
+    seconds["messages"] = seconds.pop(part) - sum(of_part.values())
+    seconds |= of_part
 
 
 def _aggregate(strategy: Strategy, round: int, replies: list[Message]) -> ArrayRecord | None:

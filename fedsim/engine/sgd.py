@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from fedsim.engine.clock import Clock
 from fedsim.engine.loader import Loader, epoch_steps
 from fedsim.engine.update import SGD, Batch, Targets, Trained
 from fedsim.models.net import Net, Weights, parts
@@ -77,9 +78,32 @@ Step = tuple[Rows, list[Batch], Tensor]
 clients, tensors have a leading dimension K."""
 
 
-def run_alone(
-    net: Net, loader: Loader, training: LocalTraining, groups: Tensor, one: Pass
-) -> tuple[Trained, Counts]:
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all passes of a process have in common.
+
+    Attributes
+    ----------
+    net : Net
+        The model.
+    loader : Loader
+        Makes the batches.
+    training : LocalTraining
+        How to train.
+    groups : torch.Tensor
+        [C], whether a class is head, medium or tail.
+    clock : Clock
+        Is told what goes into looking batches up and into training.
+    """
+
+    net: Net
+    loader: Loader
+    training: LocalTraining
+    groups: Tensor
+    clock: Clock
+
+
+def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
     """Carry out one client's pass.
 
     Returns
@@ -90,28 +114,28 @@ def run_alone(
         Pseudo-labels against the hidden truth, see `audit`; empty without a teacher.
     """
     request, rngs = one
-    steps = training.steps_of(request)
+    steps = setting.training.steps_of(request)
     streams = [
-        loader.batches(kind, rng, steps, request.strong and not kind.labelled)
+        setting.loader.batches(kind, rng, steps, request.strong and not kind.labelled)
         for kind, rng in zip(request.kinds, rngs, strict=True)
     ]
     w = {name: tensor.detach().clone() for name, tensor in request.w.items()}
-    loop = _Loop(net, training, groups, request, w, request.given, ())
+    loop = _Loop(setting, request, w, request.given, ())
     for found in zip(*streams, strict=True):
+        setting.clock.lap("gather")
         loop.take((None, [batch for batch, _ in found], found[-1][1]))
+        setting.clock.lap("train")
     return loop.result(...)
 
 
-def run_stacked(
-    net: Net, loader: Loader, training: LocalTraining, groups: Tensor, passes: Sequence[Pass]
-) -> list[tuple[Trained, Counts]]:
+def run_stacked(setting: Setting, passes: Sequence[Pass]) -> list[tuple[Trained, Counts]]:
     """Carry out the passes of several clients side by side; results in their order.
 
     Their requests must be `alike`. Clients that finish first leave the stack. Batches are padded
     to one size, but not where BatchNorm would see the padding: there only clients with batches of
     the same size take a step together.
     """
-    steps = np.array([training.steps_of(request) for request, _ in passes])
+    steps = np.array([setting.training.steps_of(request) for request, _ in passes])
     # Longest first: those still at it are always the first rows, which needs no copies.
     order = np.argsort(-steps, kind="stable")
     chosen = [passes[i] for i in order]
@@ -120,10 +144,12 @@ def run_stacked(
     given = tuple(
         _stack([request.given[i] for request in requests]) for i in range(len(requests[0].given))
     )
-    loop = _Loop(net, training, groups, requests[0], w, given, (len(requests),))
-    pad = not net.has_batch_norm
-    for step in loader.stacked(chosen, steps[order], requests[0].strong, pad):
+    loop = _Loop(setting, requests[0], w, given, (len(requests),))
+    pad = not setting.net.has_batch_norm
+    for step in setting.loader.stacked(chosen, steps[order], requests[0].strong, pad):
+        setting.clock.lap("gather")
         loop.take(step)
+        setting.clock.lap("train")
     return [loop.result(int(place)) for place in np.argsort(order)]
 
 
@@ -174,26 +200,24 @@ class _Loop:
 
     def __init__(
         self,
-        net: Net,
-        training: LocalTraining,
-        groups: Tensor,
+        setting: Setting,
         request: SGD,
         w: Weights,
         given: tuple[Weights, ...],
         lead: tuple[int, ...],
     ) -> None:
-        self._net = net
-        self._training = training
-        self._groups = groups
+        self._net = setting.net
+        self._training = setting.training
+        self._groups = setting.groups
         self._loss = request.loss
         self._teach = request.teach
         self._w = w
         self._given = given
         self._lead = lead
-        self._trained = [name for name in parts(w, request.train) if name not in net.buffers]
-        self._moving = [*self._trained, *(name for name in w if name in net.buffers)]
+        self._trained = [name for name in parts(w, request.train) if name not in self._net.buffers]
+        self._moving = [*self._trained, *(name for name in w if name in self._net.buffers)]
         self._velocity: Weights = {}
-        if training.momentum:
+        if self._training.momentum:
             self._velocity = {name: torch.zeros_like(w[name]) for name in self._trained}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}

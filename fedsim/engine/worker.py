@@ -131,7 +131,7 @@ class Worker:
 
     def train(
         self, arrays: Arrays, round: int, share: Share, weights: Mapping[str, str] | None
-    ) -> tuple[list[ClientReply], dict[int, Sum]]:
+    ) -> tuple[list[ClientReply], dict[int, Sum], dict[str, float]]:
         """Run the client update of each client of some leaves, from the global ``arrays``.
 
         Parameters
@@ -153,8 +153,13 @@ class Worker:
         sums : dict
             With ``weights``, the sums at the topmost nodes that these leaves make up; the replies
             have then no arrays.
+        seconds : dict
+            Where the time went, by part.
         """
+        clock = self._trainer.clock
+        clock.restart()
         w = as_weights(arrays)
+        clock.lap("serialise")
         replies: list[ClientReply] = []
         nodes: dict[int, Sum] = {}
         size = SIDE_BY_SIDE if self._trainer.stacked else 1
@@ -162,15 +167,21 @@ class Worker:
             total = nodes[node] = Sum()
             for some in (leaf[i : i + size] for i in range(0, len(leaf), size)):
                 clients = [(client, self._states.read(client, version)) for client, version in some]
+                clock.lap("state")
                 found = self.train_clients(w, round, clients)
+                clock.lap("train")
                 for (client, version), reply in zip(some, found, strict=True):
                     if reply.keeps:
                         self._states.write(client, version, reply.state)
+                        clock.lap("state")
                     if weights is not None and not reply.error:
                         total.add_upload(reply.arrays, _weights_of(reply, weights))
                         reply = replace(reply, arrays={})
                     replies.append(replace(reply, state={}))
-        return replies, merge(nodes) if weights is not None else {}
+                clock.lap("reduce")
+        sums = merge(nodes) if weights is not None else {}
+        clock.lap("reduce")
+        return replies, sums, clock.seconds
 
     def train_clients(
         self, w: Weights, round: int, clients: Sequence[tuple[int, Arrays]]

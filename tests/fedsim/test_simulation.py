@@ -165,6 +165,7 @@ def test_run_json_says_what_ran(run):
     assert {"python", "fedsim-flwr", "flwr", "ray", "torch"} <= set(facts["versions"])
     parts = dict(facts["seconds_per_round"])
     assert parts.pop("total") == pytest.approx(sum(parts.values()))
+    assert {"gather", "train", "reduce", "serialise", "evaluate", "write"} <= set(parts)
     assert facts["bytes_up"] == run.rounds["bytes_up"].sum()
 
 
