@@ -229,7 +229,9 @@ def _train_loss(metrics: pd.DataFrame) -> float:
     """Return the clients' mean training loss, weighted by their examples; NaN without any."""
     if "train_loss" not in metrics:
         return float("nan")
-    trained = metrics[metrics["num_examples"] > 0].dropna(subset="train_loss")
-    if trained.empty:
+    loss = metrics["train_loss"].to_numpy(float)
+    weights = metrics["num_examples"].to_numpy(float)
+    trained = (weights > 0) & ~np.isnan(loss)
+    if not trained.any():
         return float("nan")
-    return float(np.average(trained["train_loss"], weights=trained["num_examples"]))
+    return float(np.average(loss[trained], weights=weights[trained]))
