@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import resource
 import time
 import warnings
 from collections.abc import Callable
 
 import numpy as np
 
+from experiments.benchmarks.harness import peak_mib
 from fedsim.data import partition
 from fedsim.data.federation import federate
 from fedsim.data.source import Source
@@ -41,11 +41,6 @@ def make_source(num_examples: int, num_classes: int) -> Source:
         y_test=np.arange(10_000) % num_classes,
         num_classes=num_classes,
     )
-
-
-def peak_mib() -> float:
-    """Return the most memory this process has had resident so far, in MiB (Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:

@@ -1,94 +1,120 @@
-"""The benchmarks' work, and the client that a Flower user would write for it.
-
-The client stands in a module of its own, not in the one that is run, so that Flower's actors
-import it: only then does what they keep between messages last.
-"""
+"""The benchmarks' work: experiments, made-up data, and a client that does nothing."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from torch import Tensor, nn
+import numpy as np
 
 from fedsim import Experiment
-from fedsim.data.federation import Federation
-from fedsim.simulation import load_federation, make_task
+from fedsim.data.source import Source
+from fedsim.data.sources import fashion_mnist
+from fedsim.engine.update import Client, ClientUpdate, Steps, Upload
+from fedsim.models import Weights
 
-CLIENTS = 1000
+HERE = "experiments.benchmarks.workloads"
 
 WORKLOADS: dict[str, dict[str, Any]] = {
-    "w1": {"model": {"name": "cnn"}, "cohort": 20},
-    "w2": {"model": {"name": "linear"}, "cohort": 100},
+    "w1": {"model": "cnn", "cohort": 20},
+    "w2": {"model": "linear", "cohort": 100},
     "fedlabel": {
-        "model": {"name": "cnn"},
+        "model": "cnn",
         "cohort": 20,
-        "method": {"name": "fedlabel", "warmup_rounds": 0},
+        # Every pseudo-label is kept, so that the steps don't depend on how sure the model is.
+        "method": {"name": "fedlabel", "warmup_rounds": 0, "threshold": 0.0},
         "labelled": 0.2,
     },
-    "fedloge": {"model": {"name": "cnn"}, "cohort": 20, "method": {"name": "fedloge"}},
+    "fedloge": {"model": "cnn", "cohort": 20, "method": {"name": "fedloge"}},
+    "tiny": {
+        "model": "linear",
+        "cohort": 100,
+        "count": 10_000,
+        "data": {"source": f"{HERE}:vectors", "examples": 50_000},
+    },
 }
 """w1: a CNN, where a round is mostly arithmetic; w2: logistic regression, where it is mostly
-overhead; and two of the methods on the CNN."""
+overhead; two of the methods on the CNN; and tiny: many registered clients of five made-up vectors,
+where it is nothing but overhead."""
 
 
-def experiment(workload: str, rounds: int) -> Experiment:
-    """Return a workload: Fashion-MNIST, 1000 IID clients of 60 examples, six steps a client."""
-    work = WORKLOADS[workload]
+def workload(name: str, rounds: int, **changes: Any) -> Experiment:
+    """Return a workload by name; see `experiment` for what can be changed."""
+    return experiment(name, rounds, **{**WORKLOADS[name], **changes})
+
+
+def experiment(
+    name: str,
+    rounds: int,
+    *,
+    model: str,
+    cohort: int,
+    count: int = 1000,
+    data: Mapping[str, Any] = {"source": "fashion-mnist"},
+    partition: Mapping[str, Any] = {"partition": "iid"},
+    method: Mapping[str, Any] = {"name": "fedavg"},
+    labelled: float = 1.0,
+    workers: int = 2,
+) -> Experiment:
+    """Return an experiment: by default Fashion-MNIST, dealt out to 1000 IID clients.
+
+    Each then has 60 examples and takes six steps of SGD. The model is tested after the last round.
+    """
     return Experiment(
-        name=workload,
-        data={"source": "fashion-mnist"},
-        clients={"count": CLIENTS, "partition": "iid", "labelled": work.get("labelled", 1.0)},
-        model=work["model"],
-        method=work.get("method", {"name": "fedavg"}),
+        name=name,
+        data=dict(data),
+        clients={"count": count, "labelled": labelled, **partition},
+        model={"name": model},
+        method=dict(method),
         training={
             "rounds": rounds,
-            "participation": work["cohort"],
+            "participation": cohort,
             "local_epochs": 1,
             "batch_size": 10,
             "lr": 0.05,
         },
         evaluation={"every": rounds, "participation": 2},
-        engine={"backend": "ray", "workers": 2},
+        engine={"backend": "ray", "workers": workers},
     )
 
 
-app = ClientApp()
-"""Trains one client as a Flower user would: an ``nn.Module``, ``torch.optim.SGD`` and tensors."""
+FEATURES = 8
 
 
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train the model of the message for an epoch on the node's own examples."""
-    config = message.content["config"]
-    federation, model, mean, std = _prepare(config["workload"])
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    index = federation.train(context.node_config["partition-id"])
-    x = (torch.from_numpy(federation.source.x_train[index]).float() - mean) / std
-    y = torch.from_numpy(federation.source.y_train[index])
-    optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"])
-    losses = []
-    for batch in torch.randperm(len(y)).split(config["batch-size"]):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    metrics = {"num-examples": len(y), "train-loss": sum(losses) / len(losses)}
-    content = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
-    return Message(RecordDict(content), reply_to=message)
+def vectors(*, examples: int) -> Source:
+    """Return made-up vectors [N, `FEATURES`] of ten equally frequent classes."""
+    rng = np.random.default_rng(0)
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        y = np.arange(count) % 10
+        x = rng.standard_normal((count, FEATURES), np.float32)
+        x[np.arange(count), y % FEATURES] += 2
+        return x, y
+
+    x_train, y_train = draw(examples)
+    x_test, y_test = draw(1000)
+    return Source(
+        name="vectors",
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=y_test,
+        num_classes=10,
+    )
 
 
-@lru_cache(maxsize=1)
-def _prepare(workload: str) -> tuple[Federation, nn.Module, Tensor, Tensor]:
-    """Return, once for each process, the data, the model, and the inputs' mean and deviation."""
-    torch.set_num_threads(1)
-    work = experiment(workload, rounds=1)
-    federation = load_federation(work)
-    model = make_task(work, federation, Path("unused")).model()
-    mean, std = federation.source.normalisation()
-    return federation, model, torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+def part_of_fashion_mnist(*, examples: int) -> Source:
+    """Return Fashion-MNIST with its first training examples only."""
+    whole = fashion_mnist()
+    return replace(whole, x_train=whole.x_train[:examples], y_train=whole.y_train[:examples])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing(ClientUpdate):
+    """A client that sends back what it got."""
+
+    def update(self, w: Weights, client: Client) -> Steps:
+        """Return the upload at once."""
+        return Upload({"arrays": w}, len(client.labelled), {"train_loss": 0.0})
+        yield  # a generator, as those that train are

@@ -1,0 +1,136 @@
+import argparse
+import json
+import os
+
+import pytest
+
+from experiments.benchmarks import harness
+from experiments.benchmarks.harness import Row, Run, Variant, ratio, report, take_turns
+from experiments.benchmarks.workloads import WORKLOADS, vectors, workload
+
+
+def a_run(*seconds):
+    return Run(startup_seconds=1.0, seconds=list(seconds), pss_mib=1.0, peak_mib=1.0)
+
+
+def steady(seconds):
+    """A run of five rounds after the first: one of warm-up, three that count, and the last."""
+    return a_run(9.0, seconds, seconds, seconds, 9.0)
+
+
+def variants(*names):
+    return [Variant(name=name, run=steady, arguments={}) for name in names]
+
+
+def test_warm_up_and_the_last_round_do_not_count():
+    # Rounds 2 (warm-up), 3, 4, 5 and 6, after which the model is tested.
+    run = a_run(50.0, 1.0, 4.0, 2.0, 90.0)
+
+    assert run.counted == [1.0, 4.0, 2.0]
+    assert run.round_seconds == 2.0
+
+
+def test_variants_take_turns():
+    order = []
+
+    def measure(variant):
+        order.append(variant.name)
+        return steady(float(len(order)))
+
+    a, b = take_turns(variants("a", "b"), 3, measure)
+
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    assert [run.round_seconds for run in a.runs] == [1.0, 3.0, 5.0]
+    assert [run.round_seconds for run in b.runs] == [2.0, 4.0, 6.0]
+
+
+def test_a_rows_seconds_are_the_median_over_the_rounds_of_all_repeats():
+    row = Row(name="a", runs=[a_run(0.0, 1.0, 2.0, 0.0), a_run(0.0, 3.0, 10.0, 20.0, 0.0)])
+
+    assert row.counted == [1.0, 2.0, 3.0, 10.0, 20.0]
+    assert row.round_seconds == 3.0
+
+
+def test_the_ratio_is_taken_within_each_repeat():
+    # The machine slows down fourfold; each repeat's own ratio is 2, 2 and 3.
+    ours = Row(name="ours", runs=[steady(1.0), steady(2.0), steady(4.0)])
+    theirs = Row(name="theirs", runs=[steady(2.0), steady(4.0), steady(12.0)])
+
+    assert ratio(theirs, ours) == 2.0
+
+
+def test_a_variant_runs_in_a_fresh_process(monkeypatch, tmp_path):
+    (tmp_path / "fresh.py").write_text(
+        "import os, time\n"
+        "from experiments.benchmarks.harness import Measured\n"
+        "def run(rounds):\n"
+        "    end = time.monotonic()\n"
+        "    ends = [end + r for r in range(rounds)]\n"
+        "    return Measured(ends=ends, pss_mib=2.0, peak_mib=3.0, more={'process': os.getpid()})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    import fresh
+
+    run = harness.measure(Variant(name="fresh", run=fresh.run, arguments={"rounds": 4}))
+
+    assert run.seconds == pytest.approx([1.0, 1.0, 1.0])
+    assert run.startup_seconds > 0
+    assert (run.pss_mib, run.peak_mib) == (2.0, 3.0)
+    assert run.more["process"] != os.getpid()
+
+
+def test_the_report_ends_with_the_ratio_and_writes_everything_down(capsys, tmp_path):
+    file = tmp_path / "found.json"
+    args = argparse.Namespace(rounds=6, repeats=1, json=file, described={"commit": "abc"})
+
+    report("work", args, [Row(name="ours", runs=[steady(0.5)])], harness.SECONDS, 25.304)
+
+    assert capsys.readouterr().out.splitlines()[-1] == "ratio 25.30"
+    found = json.loads(file.read_text())
+    assert (found["ratio"], found["commit"], found["rounds"]) == (25.304, "abc", 6)
+    assert found["rows"][0]["round_seconds"] == 0.5
+    assert found["rows"][0]["runs"][0]["seconds"] == [9.0, 0.5, 0.5, 0.5, 9.0]
+
+
+def test_this_process_has_memory():
+    # More than a Python interpreter takes at least; both in MiB.
+    assert 5 < harness.pss_mib() < 100_000
+    assert 5 < harness.peak_mib() < 100_000
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_workloads_are_experiments(name):
+    work = workload(name, rounds=7)
+
+    assert work.training.rounds == work.evaluation.every == 7
+    assert work.training.participation == WORKLOADS[name]["cohort"]
+
+
+def test_a_vector_tells_its_class_and_draws_are_the_same_each_time():
+    source = vectors(examples=4000)
+
+    # Each class has one feature that is 2 on average, the others 0.
+    means = [source.x_train[source.y_train == c].mean(axis=0) for c in range(8)]
+    assert [int(mean.argmax()) for mean in means] == list(range(8))
+    assert (source.x_train == vectors(examples=4000).x_train).all()
+
+
+class TestCommandLineFailure:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [(["--rounds", "3"], "must be at least 4"), (["--repeats", "0"], "must be at least 1")],
+    )
+    def test_too_few(self, monkeypatch, capsys, arguments, said):
+        monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
+
+        with pytest.raises(SystemExit):
+            harness.parse(harness.parser("Something.", rounds=12))
+
+        assert said in capsys.readouterr().err
+
+    def test_a_variant_that_fails(self):
+        broken = Variant(name="broken", run=harness.run_fedsim, arguments={"no": "such"})
+
+        with pytest.raises(SystemExit, match="broken ended with exit code 1"):
+            harness.measure(broken)
