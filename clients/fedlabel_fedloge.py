@@ -2,8 +2,11 @@
 
 FedLabel (Cho, Joshi, Dimitriadis, ICCV 2023, see ``clients/fedlabel.py``) says how the unlabelled
 examples get their labels, FedLoGe (Xiao et al., ICLR 2024, see ``clients/fedloge.py``) what the
-model and its heads are. Here the two teachers are the fixed classifiers of the client's labelled
-model and of the global one, and a pseudo-label trains all three heads as a label does.
+model and its heads are. Two things are this method's own. The two teachers are the auxiliary heads
+of the client's labelled model and of the global one: the fixed classifier, which the backbone has
+to learn to serve, knows rare classes last. And pseudo-labels train the backbone alone, through the
+fixed classifier, for they are scarcest and most often wrong in the tail; the auxiliary and the
+personal head, which FedLoGe learns apart from the backbone, see true labels only.
 """
 
 from __future__ import annotations
@@ -21,10 +24,14 @@ from fedsim.models import Net, Weights
 class FedLabelFedLoGe(LoGeModel, FedLabel):
     """FedLabel's two passes over FedLoGe's backbone and heads; parameters are those of both.
 
-    The personal heads of the labelled and of the unlabelled pass are averaged half and half, as
-    the server averages the rest.
+    In the unlabelled pass the heads stay as they were. The personal heads of both passes are
+    averaged half and half, as the server averages the rest.
     """
 
     def teacher(self, net: Net, w: Weights, x: Tensor) -> Tensor:
-        """Return the logits of the fixed classifier, the generic view."""
-        return net.head(w, net.predict_features(w, x), "etf")
+        """Return the logits of the auxiliary head."""
+        return net.head(w, net.predict_features(w, x))
+
+    def pseudo_logits(self, net: Net, w_k: Weights, x: Tensor) -> tuple[Tensor, ...]:
+        """Return psi(f), the fixed classifier's logits."""
+        return (net.head(w_k, net.features(w_k, x), "etf"),)

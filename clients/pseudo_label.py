@@ -153,9 +153,13 @@ class JointUpdate(ClientUpdate):
         assert batch.strong is not None, "the pass must ask for strong views"
         losses = [
             label_losses(logits, targets["pseudo_label"])
-            for logits in self.logits(net, w_k, batch.strong)
+            for logits in self.pseudo_logits(net, w_k, batch.strong)
         ]
         return masked_mean(torch.stack(losses).sum(dim=0), targets["kept"], over)
+
+    def pseudo_logits(self, net: Net, w_k: Weights, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits [B, C] that pseudo-labels train: those of all the model's heads."""
+        return self.logits(net, w_k, x)
 
     def _joint_teach(
         self, net: Net, w_k: Weights, batch: tuple[Batch, Batch], *given: Weights

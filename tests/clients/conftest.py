@@ -107,10 +107,13 @@ class Bench:
 
     @staticmethod
     def assert_weights(found: Weights, expected: Weights) -> None:
-        """Check that both have the same names, and values up to 1e-5."""
+        """Check that both have the same names, and values up to rounding.
+
+        BatchNorm over the few values of a small batch makes 1e-7 of rounding a hundred times more.
+        """
         assert set(found) == set(expected)
         for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor.detach(), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(found[name], tensor.detach(), rtol=1e-5, atol=3e-5)
 
     def assert_scores(self, scores: Scores, view: str, logits: Tensor) -> None:
         """Check a view's classes and losses against logits of the client's test examples."""

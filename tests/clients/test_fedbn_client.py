@@ -14,7 +14,7 @@ METHOD = FedBN()
 SENT = {"backbone.0.weight", "backbone.4.weight", "head.weight", "head.bias"}
 KEPT = {
     f"backbone.{layer}.{name}"
-    for layer in (1, 5)
+    for layer in (2, 6)
     for name in ("weight", "bias", "running_mean", "running_var")
 }
 
@@ -70,12 +70,12 @@ def test_its_logits_by_hand(bench):
     w = {name: torch.zeros_like(tensor) for name, tensor in net.initial_weights().items()}
     w["backbone.0.weight"][0, 0, 1, 1] = 3.0  # the centre: the image times 3
     own = {"weight": 2.0, "bias": -1.0, "running_mean": 4.0, "running_var": 25.0 - 1e-5}
-    own = {f"backbone.1.{name}": torch.tensor([value]) for name, value in own.items()}
+    own = {f"backbone.2.{name}": torch.tensor([value]) for name, value in own.items()}
     w |= {"head.weight": torch.tensor([[1.0], [-2.0], [0.5]]), "head.bias": torch.ones(3)}
     x = torch.tensor([[[[1.0, 2.0], [3.0, 8.0]]]])
     inputs = Inputs(torch.full((1, 1), torch.nan), lambda: x)
     found = METHOD.personal(net, {**w, **own}, bench.client(), inputs)["personal"]
-    f = 2 * (3 * 8 - 4) / 5 - 1  # the largest pixel survives the pooling, and the ReLU
+    f = 2 * (3 * 8 - 4) / 5 - 1  # the largest pixel survives the pooling
     np.testing.assert_allclose(found.numpy(), [[f + 1, -2 * f + 1, 0.5 * f + 1]], rtol=1e-5)
 
 

@@ -72,8 +72,8 @@ def test_the_labelled_pass_is_fedloges(model, half, start):
         assert torch.equal(tensor, start[name])
 
 
-def test_pseudo_labels_train_all_three_heads(model, half, start):
-    """The unlabelled pass in plain PyTorch: a step on kept pseudo-labels, head by head."""
+def test_pseudo_labels_of_auxiliary_heads_train_the_backbone_alone(model, half, start):
+    """The unlabelled pass in plain PyTorch: steps on kept pseudo-labels through the fixed head."""
     method = FedLabelFedLoGe(
         warmup_rounds=1,
         threshold=0.4,
@@ -88,25 +88,21 @@ def test_pseudo_labels_train_all_three_heads(model, half, start):
     etf = start["etf.weight"]
     teachers = []
     for arrays in (upload.arrays["labelled"], start):
-        teacher = copy.deepcopy(model.backbone).eval()
+        teacher = copy.deepcopy(model).eval()
         for name, tensor in teacher.state_dict().items():
-            tensor.copy_(arrays[f"backbone.{name}"])
+            tensor.copy_(arrays[name])
         teachers.append(teacher)
-    backbone, aux, own = (copy.deepcopy(m) for m in (model.backbone, model.head, model.head))
-    backbone.train()
+    backbone = copy.deepcopy(model.backbone).train()
     for name, tensor in backbone.state_dict().items():
         tensor.copy_(start[f"backbone.{name}"])
-    aux.load_state_dict({"weight": start["head.weight"], "bias": start["head.bias"]})
-    own.load_state_dict({n.removeprefix("personal."): t for n, t in state.items()})
-    modules = torch.nn.ModuleList([backbone, aux, own])
-    optimiser = torch.optim.SGD(modules.parameters(), lr=LR)
+    optimiser = torch.optim.SGD(backbone.parameters(), lr=LR)
     loader = Loader(half, Statistics.of(half), BATCH, "weak")
     rng = generator(SEED, "pass 1.0", round=ROUND, client=CLIENT)
     examples = Examples(half.unlabelled(CLIENT), False)
     total = 0
     for batch, _ in loader.batches(examples, rng, STEPS, True):
         with torch.no_grad():
-            p_l, p_g = (torch.softmax(t(batch.x) @ etf.T, 1) for t in teachers)
+            p_l, p_g = (torch.softmax(teacher(batch.x), 1) for teacher in teachers)
         kept, labels = [], []
         for i in range(len(batch.x)):
             expert = p_l[i] if p_l[i].var() >= p_g[i].var() else p_g[i]
@@ -116,36 +112,31 @@ def test_pseudo_labels_train_all_three_heads(model, half, start):
         total += len(kept)
         if not kept:
             continue
-        f = backbone(batch.strong)
-        y = torch.tensor(labels)
-        loss = F.cross_entropy((f @ etf.T)[kept], y)
-        loss = loss + F.cross_entropy(aux(f.detach())[kept], y)
-        loss = loss + F.cross_entropy(own(f.detach())[kept], y)
+        logits = backbone(batch.strong) @ etf.T
+        loss = F.cross_entropy(logits[kept], torch.tensor(labels))
         optimiser.zero_grad()
         (0.7 * loss).backward()
         optimiser.step()
     assert audit["pseudo_kept"] == total > 3
     sent = upload.arrays["unlabelled"]
     expected = {f"backbone.{n}": t for n, t in backbone.state_dict().items()}
-    expected |= {f"head.{n}": t for n, t in aux.state_dict().items()}
+    expected |= {name: start[name] for name in ("head.weight", "head.bias")}
     assert set(sent) == set(expected)
     for name, tensor in expected.items():
         torch.testing.assert_close(sent[name], tensor, rtol=1e-5, atol=1e-5)
-    # The client keeps the middle of the two passes' personal heads.
+    # The client keeps the middle of the personal head before and after the labelled pass.
     alone, _ = run(model, half, FedLoGe(**LOGE), start, state)
-    for name, tensor in own.state_dict().items():
-        middle = (tensor + alone.state[f"personal.{name}"]) / 2
-        torch.testing.assert_close(upload.state[f"personal.{name}"], middle, rtol=1e-5, atol=1e-5)
+    for name, tensor in state.items():
+        middle = (tensor + alone.state[name]) / 2
+        torch.testing.assert_close(upload.state[name], middle, rtol=1e-5, atol=1e-5)
 
 
-def test_views_and_fixed_classifier_are_fedloges(model, start):
+def test_views_are_fedloges_and_the_teacher_is_the_auxiliary_head(model, start):
     assert FedLabelFedLoGe.views == FedLoGe.views
     net = Net(model)
     x = torch.randn(6, 1, 4, 4)
-    f = net.predict_features(start, x)
-    torch.testing.assert_close(
-        FedLabelFedLoGe(**LOGE).teacher(net, start, x), f @ start["etf.weight"].T
-    )
+    expected = model.eval()(x)
+    torch.testing.assert_close(FedLabelFedLoGe(**LOGE).teacher(net, start, x), expected)
 
 
 class TestFedLabelFedLoGeFailure:
