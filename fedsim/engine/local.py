@@ -157,13 +157,14 @@ class LocalTrainer:
 
     def _client(self, client: int, round: int, state: Weights) -> Client:
         labelled = self.federation.labelled(client)
-        classes = torch.from_numpy(self.federation.source.y_train[labelled])
+        classes = self.federation.source.y_train[labelled]
+        counts = np.bincount(classes, minlength=self.net.num_classes)
         return Client(
             client,
             round,
             Examples(labelled, True),
             Examples(self.federation.unlabelled(client), False),
-            torch.bincount(classes, minlength=self.net.num_classes).float(),
+            torch.from_numpy(counts.astype(np.float32)),
             state,
         )
 
