@@ -37,6 +37,7 @@ COLUMNS = {
     "personal": "personal",
     "personal_realigned": "realigned",
     "generic_groups": "generic head/medium/tail",
+    "generic_realigned_groups": "realigned head/medium/tail",
     "personal_groups": "personal head/medium/tail",
 }
 
