@@ -31,23 +31,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clients.checks import check_above, check_at_least
-from fedsim.engine.update import (
-    Batch,
-    Client,
-    ClientUpdate,
-    Inputs,
-    Steps,
-    Upload,
-    cross_entropy,
-    sgd,
-)
+from fedsim.engine.update import Batch, Client, Inputs, LocalSGD, cross_entropy
 from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights, parts
 from fedsim.models.etf import etf
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedETF(ClientUpdate):
+class FedETF(LocalSGD):
     """FedETF's client.
 
     With h = g / ||g|| and g the projected features, each step minimises the balanced feature loss:
@@ -103,23 +94,16 @@ class FedETF(ClientUpdate):
             "temperature.beta": torch.tensor([self.temperature]),
         }
 
-    def update(self, w: Weights, client: Client) -> Steps:
-        """Run ``local_epochs`` epochs of SGD on the balanced feature loss."""
-        w_k, log = yield from sgd(
-            self.loss,
-            w,
-            client.labelled,
-            train=self.trained,
-            given=({"class_counts": client.class_counts},),
-        )
-        return Upload({"arrays": self.shared(w_k)}, len(client.labelled), log)
+    def given(self, w: Weights, client: Client) -> tuple[Weights, ...]:
+        """Return n_k."""
+        return ({"class_counts": client.class_counts},)
 
     def loss(
-        self, net: Net, w_k: Weights, batch: Batch, given: Weights
+        self, net: Net, w_k: Weights, batch: Batch, *given: Weights
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the balanced feature loss."""
         (logits,) = self.logits(net, w_k, batch.x)
-        log_counts = given["class_counts"].clamp(min=1.0).log()
+        log_counts = given[0]["class_counts"].clamp(min=1.0).log()
         return cross_entropy(logits + self.gamma * log_counts, batch), {}
 
     def logits(self, net: Net, w_k: Weights, x: Tensor) -> tuple[Tensor, ...]:

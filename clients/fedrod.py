@@ -24,21 +24,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from clients.personal_head import with_personal_head
-from fedsim.engine.update import (
-    Batch,
-    Client,
-    ClientUpdate,
-    Inputs,
-    Steps,
-    Upload,
-    cross_entropy,
-    sgd,
-)
+from fedsim.engine.update import Batch, Client, Inputs, LocalSGD, cross_entropy
 from fedsim.models import Net, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedRoD(ClientUpdate):
+class FedRoD(LocalSGD):
     """FedRoD's client.
 
     Each step minimises BSM(psi(f), y) + CE(sg psi(f) + phi_m(sg f), y) with f = theta(x), sg the
@@ -56,16 +47,9 @@ class FedRoD(ClientUpdate):
         """Add the client's personal head; before its first round it equals the generic head."""
         return with_personal_head(w, client)
 
-    def update(self, w: Weights, client: Client) -> Steps:
-        """Run ``local_epochs`` epochs of SGD on the sum of the two losses."""
-        w_m, log = yield from sgd(
-            self.loss,
-            self.begin(w, client),
-            client.labelled,
-            train=self.trained,
-            given=({"class_counts": client.class_counts},),
-        )
-        return Upload({"arrays": self.shared(w_m)}, len(client.labelled), log, self.own(w_m))
+    def given(self, w: Weights, client: Client) -> tuple[Weights, ...]:
+        """Return N_m."""
+        return ({"class_counts": client.class_counts},)
 
     def logits(self, net: Net, w_k: Weights, x: Tensor) -> tuple[Tensor, ...]:
         """Return psi(f), and sg psi(f) + phi_m(sg f)."""
@@ -74,12 +58,12 @@ class FedRoD(ClientUpdate):
         return generic, generic.detach() + net.head(w_k, f.detach(), "personal")
 
     def loss(
-        self, net: Net, w_k: Weights, batch: Batch, given: Weights
+        self, net: Net, w_k: Weights, batch: Batch, *given: Weights
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the balanced softmax loss plus the personal cross-entropy."""
         generic, personal = self.logits(net, w_k, batch.x)
         # exp(-1e9) is 0 as exp(-inf) is, but padding labelled with an absent class stays finite.
-        log_counts = given["class_counts"].log().clamp(min=-1e9)
+        log_counts = given[0]["class_counts"].log().clamp(min=-1e9)
         return cross_entropy(generic + log_counts, batch) + cross_entropy(personal, batch), {}
 
     def personal(self, net: Net, w_k: Weights, client: Client, inputs: Inputs) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clients import FedLoGe
-from fedsim.engine.update import Batch, Client, Steps, Upload, cross_entropy, sgd
+from fedsim.engine.update import Batch, Client, cross_entropy
 from fedsim.models import Net, Weights
 
 
@@ -22,22 +22,15 @@ from fedsim.models import Net, Weights
 class Balanced(FedLoGe):
     """FedLoGe's client with BSM(psi(f), y) instead of CE(psi(f), y)."""
 
-    def update(self, w: Weights, client: Client) -> Steps:
-        """Run ``local_epochs`` epochs of SGD."""
-        w_k, log = yield from sgd(
-            self.balanced_loss,
-            self.begin(w, client),
-            client.labelled,
-            train=self.trained,
-            given=({"class_counts": client.class_counts},),
-        )
-        return Upload({"arrays": self.shared(w_k)}, len(client.labelled), log, self.own(w_k))
+    def given(self, w: Weights, client: Client) -> tuple[Weights, ...]:
+        """Return the class counts."""
+        return ({"class_counts": client.class_counts},)
 
-    def balanced_loss(
-        self, net: Net, w_k: Weights, batch: Batch, given: Weights
+    def loss(
+        self, net: Net, w_k: Weights, batch: Batch, *given: Weights
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum of the three heads' losses."""
         fixed, auxiliary, personal = self.logits(net, w_k, batch.x)
-        log_counts = given["class_counts"].log().clamp(min=-1e9)
+        log_counts = given[0]["class_counts"].log().clamp(min=-1e9)
         loss = cross_entropy(fixed + log_counts, batch)
         return loss + cross_entropy(auxiliary, batch) + cross_entropy(personal, batch), {}

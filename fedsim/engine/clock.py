@@ -19,6 +19,10 @@ class Clock:
     """
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything and begin now."""
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
@@ -27,8 +31,3 @@ class Clock:
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
         self._last = now
-
-    def restart(self) -> None:
-        """Forget everything and begin now."""
-        self.seconds = {}
-        self._last = time.perf_counter()

@@ -379,11 +379,21 @@ class LocalSGD(ClientUpdate):
     def update(self, w: Weights, client: Client) -> Steps:
         """Run ``local_epochs`` epochs of SGD."""
         w_k, log = yield from sgd(
-            self.loss, self.begin(w, client), client.labelled, train=self.trained
+            self.loss,
+            self.begin(w, client),
+            client.labelled,
+            train=self.trained,
+            given=self.given(w, client),
         )
         return Upload({"arrays": self.shared(w_k)}, len(client.labelled), log, self.own(w_k))
 
-    def loss(self, net: Net, w_k: Weights, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def given(self, w: Weights, client: Client) -> tuple[Weights, ...]:
+        """Return more arrays that the loss takes, constant during the round."""
+        return ()
+
+    def loss(
+        self, net: Net, w_k: Weights, batch: Batch, *given: Weights
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the batch's mean cross-entropy, summed over the heads."""
         return heads_cross_entropy(self.logits(net, w_k, batch.x), batch), {}
 
