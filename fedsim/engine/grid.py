@@ -112,8 +112,8 @@ class SimulatedGrid(Grid):
         """How many workers there are."""
 
     @abstractmethod
-    def _put(self, shared: Any) -> Any:
-        """Return what stands for an object in the arguments of `_call`, for all workers."""
+    def _put(self, shared: Arrays | NDArray[Any]) -> Any:
+        """Return what stands for arrays in the arguments of `_call`, for all workers."""
 
     @abstractmethod
     def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:
@@ -412,7 +412,7 @@ class InlineGrid(SimulatedGrid):
         """One."""
         return 1
 
-    def _put(self, shared: Any) -> Any:
+    def _put(self, shared: Arrays | NDArray[Any]) -> Any:
         return shared
 
     def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:

@@ -7,9 +7,13 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsim.engine.grid import SimulatedGrid
-from fedsim.engine.worker import Task, fingerprint
+from fedsim.engine.worker import Task, fingerprint, num_bytes
 from fedsim.errors import EngineError, UserError
+from fedsim.models import Arrays
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3
 """How often work is given to a fresh worker after its worker died."""
+SMALL = 1 << 20
+"""Bytes up to which a call carries its arrays along, for all workers together: what goes through
+shared memory arrives a few milliseconds later, and is there once for any number of workers."""
 
 
 class RayGrid(SimulatedGrid):
@@ -63,7 +70,10 @@ class RayGrid(SimulatedGrid):
         """The number of actors."""
         return len(self._actors)
 
-    def _put(self, shared: Any) -> Any:
+    def _put(self, shared: Arrays | NDArray[Any]) -> Any:
+        size = shared.nbytes if isinstance(shared, np.ndarray) else num_bytes(shared)
+        if size * self.num_workers <= SMALL:
+            return shared
         return self._ray.put(shared)
 
     def close(self) -> None:
@@ -132,6 +142,8 @@ def _import_ray() -> Any:
     # Ray starts its workers with the lowest priority but a few; they are the work here.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What is smaller comes and goes with the call, what is larger through shared memory.
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(SMALL))
     import ray
 
     return ray

@@ -48,17 +48,22 @@ class Sum:
             mine = self._grow(group, groups[group], weight)
             for name, array in groups[group].items():
                 weighted = np.multiply(array, weight, dtype=np.float64)
-                mine[name] = (
-                    np.add(mine[name], weighted, out=weighted) if name in mine else weighted
-                )
+                if name in mine:
+                    mine[name] += weighted
+                else:
+                    mine[name] = weighted
 
     def add(self, other: Sum) -> None:
         """Add another sum."""
         for group, weight in other.weights.items():
             mine = self._grow(group, other.arrays[group], weight)
             for name, array in other.arrays[group].items():
-                # Not in place: what comes from another process is read-only.
-                mine[name] = mine[name] + array if name in mine else array
+                if name not in mine:
+                    mine[name] = array
+                elif mine[name].flags.writeable:
+                    mine[name] += array
+                else:  # it came from another process
+                    mine[name] = mine[name] + array
 
     def _grow(self, group: str, arrays: Arrays, weight: float) -> Arrays:
         """Add a weight, and return the group's sums; all clients must upload the same arrays."""
