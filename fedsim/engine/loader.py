@@ -180,16 +180,16 @@ class Loader:
             for i in kinds
         ]
         for found in zip(*sources, strict=True):
-            batches = [batch for batch, _ in found]
+            batches = [batch for batch, _, _ in found]
             truth = found[-1][1]
-            sizes = torch.stack([batch.mask.sum(1) for batch in batches], dim=1)
-            if pad or bool((sizes == sizes[0]).all()):
-                widest = [int(size) for size in sizes.amax(dim=0)]
+            sizes = np.stack([counts for _, _, counts in found], axis=1)
+            if pad or (sizes == sizes[0]).all():
+                widest = sizes.max(axis=0).tolist()
                 narrow = [_narrow(b, width) for b, width in zip(batches, widest, strict=True)]
                 yield slice(0, len(sizes)), narrow, truth[:, : widest[-1]]
                 continue
-            for size in torch.unique(sizes, dim=0):
-                rows = (sizes == size).all(dim=1).nonzero().squeeze(1)
+            for size in np.unique(sizes, axis=0):
+                rows = torch.from_numpy(np.flatnonzero((sizes == size).all(axis=1)))
                 some = [
                     _narrow(batch, int(width), rows)
                     for batch, width in zip(batches, size, strict=True)
@@ -200,8 +200,11 @@ class Loader:
         self,
         parts: Sequence[tuple[Examples, np.random.Generator]],
         steps: NDArray[np.int64],
-    ) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield the batches [K, B] of each step, looked up in the one copy of the data."""
+    ) -> Iterator[tuple[Batch, Tensor, NDArray[np.int64]]]:
+        """Yield the batches [K, B] of each step, looked up in the one copy of the data.
+
+        With the true labels and the number of each client's examples [K].
+        """
         width = self._batch_size
         source = self._federation.source
         examples = np.full((len(parts), int(steps.max(initial=0)), width), -1)
@@ -210,6 +213,7 @@ class Loader:
             for step, positions in enumerate(plan(rng, len(index), width, int(steps[row]))):
                 examples[row, step, : len(positions)] = index[positions]
         masks = torch.from_numpy((examples >= 0).astype(np.float32))
+        sizes = (examples >= 0).sum(axis=2)
         examples = examples.clip(min=0)
         truth = torch.from_numpy(source.y_train[examples])
         y = truth if parts[0][0].labelled else torch.full_like(truth, -1)
@@ -218,15 +222,16 @@ class Loader:
             # Looked up as bytes: normalised inputs are four times as much to move.
             raw = torch.from_numpy(source.x_train[examples[:active, step]])
             x = self.normalise(raw.flatten(0, 1)).reshape(raw.shape)
-            yield Batch(x, y[:active, step], masks[:active, step]), truth[:active, step]
+            batch = Batch(x, y[:active, step], masks[:active, step])
+            yield batch, truth[:active, step], sizes[:active, step]
 
     def _streamed(
         self,
         parts: Sequence[tuple[Examples, np.random.Generator]],
         steps: NDArray[np.int64],
         strong: bool,
-    ) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield the batches [K, B] of each step, put together from those of each client."""
+    ) -> Iterator[tuple[Batch, Tensor, NDArray[np.int64]]]:
+        """Yield the same, put together from the batches of each client."""
         streams = [
             self.batches(examples, rng, int(count), strong and not examples.labelled)
             for (examples, rng), count in zip(parts, steps, strict=True)
@@ -243,6 +248,7 @@ class Loader:
                     _padded(views, self._batch_size) if views else None,
                 ),
                 _padded([truth for _, truth in found], self._batch_size),
+                np.array([len(batch.y) for batch in batches]),
             )
 
 
@@ -256,4 +262,6 @@ def _padded(tensors: Sequence[Tensor], width: int) -> Tensor:
 
 def _narrow(batch: Batch, width: int, rows: slice | Tensor = slice(None)) -> Batch:
     """Return some rows of a batch [K, B] without padding that none of them needs."""
+    if isinstance(rows, slice) and width == batch.y.shape[1]:
+        return batch
     return batch.each(lambda tensor: tensor[rows, :width])

@@ -329,4 +329,11 @@ def _index(rows: Rows) -> Tensor:
 
 
 def _stack(ws: Sequence[Weights]) -> Weights:
-    return {name: torch.stack([w[name] for w in ws]).detach() for name in ws[0]}
+    stacked = {}
+    for name, first in ws[0].items():
+        tensors = [w[name] for w in ws]
+        if all(tensor is first for tensor in tensors):  # all start from the global weights
+            stacked[name] = first.detach().expand(len(ws), *first.shape).clone()
+        else:
+            stacked[name] = torch.stack(tensors).detach()
+    return stacked

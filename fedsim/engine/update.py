@@ -406,8 +406,9 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
 
 def label_losses(logits: Tensor, y: Tensor) -> Tensor:
     """Return the cross-entropy [B] of logits [B, C] for each label of ``y`` [B]."""
-    # Of F.cross_entropy, vmap knows only a decomposition whose import takes a second.
-    return -logits.log_softmax(dim=1).gather(1, y[:, None]).squeeze(1)
+    # Of F.cross_entropy, vmap knows only a decomposition whose import takes a second. Transposed,
+    # as `fedsim.models.layers.linear` leaves the logits, the softmax takes a quarter of the time.
+    return -logits.t().log_softmax(dim=0).gather(0, y[None]).squeeze(0)
 
 
 def heads_cross_entropy(logits: tuple[Tensor, ...], batch: Batch) -> Tensor:
