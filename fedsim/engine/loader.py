@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,6 +59,33 @@ def plan(
             steps -= 1
 
 
+class Split:
+    """The training or the test examples, by their index.
+
+    For the processor they are looked up where they are, maybe in read-only shared memory; any
+    other device gets a copy of its own, once, as bytes where the source has bytes.
+    """
+
+    def __init__(self, x: NDArray[Any], y: NDArray[np.int64], device: torch.device) -> None:
+        self._x, self._y = x, y
+        self._device = device
+        self._copy: tuple[Tensor, Tensor] | None = None
+        if device.type != "cpu":
+            self._copy = torch.tensor(x, device=device), torch.tensor(y, device=device)
+
+    def inputs(self, index: NDArray[np.integer[Any]]) -> Tensor:
+        """Return the raw inputs [..., ...] of an index of any shape."""
+        if self._copy is None:
+            return torch.from_numpy(self._x[index])
+        return self._copy[0][torch.from_numpy(index).to(self._device)]
+
+    def labels(self, index: NDArray[np.integer[Any]]) -> Tensor:
+        """Return the labels of an index of any shape, int64."""
+        if self._copy is None:
+            return torch.from_numpy(self._y[index])
+        return self._copy[1][torch.from_numpy(index).to(self._device)]
+
+
 class Loader:
     """Looks examples up, augments and normalises them.
 
@@ -72,6 +99,8 @@ class Loader:
         Examples in a batch.
     augmentation : {"none", "weak"}
         What the inputs of a batch go through; the strong view is made where a pass asks for it.
+    device : str or torch.device
+        Where the batches are made.
     """
 
     def __init__(
@@ -80,14 +109,19 @@ class Loader:
         statistics: Statistics,
         batch_size: int,
         augmentation: Literal["none", "weak"],
+        device: str | torch.device = "cpu",
     ) -> None:
         self._federation = federation
         self._statistics = statistics
         self._batch_size = batch_size
         # [channels] of images, [D] of vectors.
         trailing = (1,) * (federation.source.x_train.ndim - 2)
-        self._mean = torch.tensor(statistics.mean).view(-1, *trailing)
-        self._std = torch.tensor(statistics.std).view(-1, *trailing)
+        self._device = torch.device(device)
+        self._mean = torch.tensor(statistics.mean, device=device).view(-1, *trailing)
+        self._std = torch.tensor(statistics.std, device=device).view(-1, *trailing)
+        source = federation.source
+        self.train = Split(source.x_train, source.y_train, self._device)
+        self.test = Split(source.x_test, source.y_test, self._device)
         self._weak: WeakAugmentation | None = None
         if augmentation == "weak":
             self._weak = WeakAugmentation(self._side, federation.source.flip)
@@ -106,28 +140,27 @@ class Loader:
         The true labels [B] are for the simulator's records; the batch has those the client has.
         """
         index = np.asarray(examples.index)
-        raw = torch.from_numpy(self._federation.source.x_train[index])
-        truth = torch.from_numpy(self._federation.source.y_train[index])
+        raw, truth = self.train.inputs(index), self.train.labels(index)
         y = truth if examples.labelled else torch.full_like(truth, -1)
         # Without augmentation the inputs of all epochs are the same: normalise them once.
         x = self.normalise(raw) if self._weak is None else None
         planned = plan(rng, len(index), self._batch_size, steps)
         while ahead := list(islice(planned, max(1, LOOK_AHEAD // self._batch_size))):
             sizes = [len(positions) for positions in ahead]
-            chosen = torch.from_numpy(np.concatenate(ahead))
+            chosen = torch.from_numpy(np.concatenate(ahead)).to(self._device)
             if x is not None:
                 view = channels_last(x[chosen])
             else:
                 assert self._weak is not None, "no augmentation means normalised inputs"
                 view = self.normalise(self._weak(raw[chosen], self._weak.draw(rng, len(chosen))))
             strong_view = self._strong_view(raw[chosen], rng) if strong else None
-            whole = Batch(view, y[chosen], torch.ones(len(chosen)), strong_view)
+            mask = torch.ones(len(chosen), device=self._device)
+            whole = Batch(view, y[chosen], mask, strong_view)
             yield from zip(whole.split(sizes), torch.split(truth[chosen], sizes), strict=True)
 
     def inputs(self, examples: Examples) -> Tensor:
         """Return all inputs, normalised, in order."""
-        index = np.asarray(examples.index)
-        return self.normalise(torch.from_numpy(self._federation.source.x_train[index]))
+        return self.normalise(self.train.inputs(np.asarray(examples.index)))
 
     def normalise(self, x: Tensor) -> Tensor:
         """Return raw inputs with the training data's mean 0 and standard deviation 1."""
@@ -189,7 +222,8 @@ class Loader:
                 yield slice(0, len(sizes)), narrow, truth[:, : widest[-1]]
                 continue
             for size in np.unique(sizes, axis=0):
-                rows = torch.from_numpy(np.flatnonzero((sizes == size).all(axis=1)))
+                same = np.flatnonzero((sizes == size).all(axis=1))
+                rows = torch.from_numpy(same).to(self._device)
                 some = [
                     _narrow(batch, int(width), rows)
                     for batch, width in zip(batches, size, strict=True)
@@ -206,21 +240,20 @@ class Loader:
         With the true labels and the number of each client's examples [K].
         """
         width = self._batch_size
-        source = self._federation.source
         examples = np.full((len(parts), int(steps.max(initial=0)), width), -1)
         for row, (own, rng) in enumerate(parts):
             index = np.asarray(own.index)
             for step, positions in enumerate(plan(rng, len(index), width, int(steps[row]))):
                 examples[row, step, : len(positions)] = index[positions]
-        masks = torch.from_numpy((examples >= 0).astype(np.float32))
+        masks = torch.from_numpy((examples >= 0).astype(np.float32)).to(self._device)
         sizes = (examples >= 0).sum(axis=2)
         examples = examples.clip(min=0)
-        truth = torch.from_numpy(source.y_train[examples])
+        truth = self.train.labels(examples)
         y = truth if parts[0][0].labelled else torch.full_like(truth, -1)
         for step in range(examples.shape[1]):
             active = int((steps > step).sum())
             # Looked up as bytes: normalised inputs are four times as much to move.
-            raw = torch.from_numpy(source.x_train[examples[:active, step]])
+            raw = self.train.inputs(examples[:active, step])
             x = self.normalise(raw.flatten(0, 1)).reshape(raw.shape)
             batch = Batch(x, y[:active, step], masks[:active, step])
             yield batch, truth[:active, step], sizes[:active, step]

@@ -81,6 +81,8 @@ class LocalTrainer:
     stacked : bool
         Whether the passes of several clients run side by side; the numbers are the same up to
         rounding.
+    device : str or torch.device
+        Where to train and test; all weights given and returned are there.
     """
 
     def __init__(
@@ -91,17 +93,21 @@ class LocalTrainer:
         training: LocalTraining,
         seed: int,
         stacked: bool = False,
+        device: str | torch.device = "cpu",
     ) -> None:
         self.stacked = stacked
+        self.device = torch.device(device)
         self.net = net
         self.federation = federation
         self.training = training
         self.seed = seed
         self.clock = Clock()
         """Where the time of the updates goes; the owner reads it and starts it anew."""
-        self._loader = Loader(federation, statistics, training.batch_size, training.augmentation)
-        groups = torch.tensor(statistics.groups)
-        self._setting = Setting(net, self._loader, training, groups, self.clock)
+        self.loader = Loader(
+            federation, statistics, training.batch_size, training.augmentation, self.device
+        )
+        groups = torch.tensor(statistics.groups, device=self.device)
+        self._setting = Setting(net, self.loader, training, groups, self.clock)
 
     def update(
         self,
@@ -164,7 +170,7 @@ class LocalTrainer:
             round,
             Examples(labelled, True),
             Examples(self.federation.unlabelled(client), False),
-            torch.from_numpy(counts.astype(np.float32)),
+            torch.from_numpy(counts.astype(np.float32)).to(self.device),
             state,
         )
 
@@ -237,13 +243,13 @@ class LocalTrainer:
         return torch.cat(
             [
                 request.function(self.net, request.w, block, *request.given)
-                for block in torch.split(self._loader.inputs(request.examples), PREDICT_BLOCK)
+                for block in torch.split(self.loader.inputs(request.examples), PREDICT_BLOCK)
             ]
         )
 
     @torch.no_grad()
     def test(
-        self, method: ClientUpdate, w: Weights, index: NDArray[Any] | slice
+        self, method: ClientUpdate, w: Weights, index: NDArray[np.integer[Any]]
     ) -> tuple[Scores, Tensor]:
         """Test the generic views on examples of the global test set.
 
@@ -253,8 +259,8 @@ class LocalTrainer:
             Says what the views are.
         w : Weights
             The global weights.
-        index : ndarray of integers or slice
-            B examples.
+        index : ndarray of int [B]
+            The examples.
 
         Returns
         -------
@@ -304,14 +310,13 @@ class LocalTrainer:
             inputs = Inputs(features, lambda: self._test_inputs(index))
             return self._scores(method.personal(self.net, w_k, me, inputs), index)
 
-    def _test_inputs(self, index: NDArray[Any] | slice) -> Tensor:
-        # A copy: shared memory is read-only, and PyTorch wants to be able to write.
-        return self._loader.normalise(torch.from_numpy(self.federation.source.x_test[index].copy()))
+    def _test_inputs(self, index: NDArray[np.integer[Any]]) -> Tensor:
+        return self.loader.normalise(self.loader.test.inputs(index))
 
-    def _scores(self, views: dict[str, Tensor], index: NDArray[Any] | slice) -> Scores:
-        y = torch.from_numpy(self.federation.source.y_test[index].copy())
+    def _scores(self, views: dict[str, Tensor], index: NDArray[np.integer[Any]]) -> Scores:
+        y = self.loader.test.labels(index)
         scores = {}
         for view, logits in views.items():
             loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
-            scores[view] = logits.argmax(1).numpy(), loss.numpy()
+            scores[view] = logits.argmax(1).cpu().numpy(), loss.cpu().numpy()
         return scores

@@ -125,6 +125,7 @@ def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
         setting.clock.lap("gather")
         loop.take((None, [batch for batch, _ in found], found[-1][1]))
         setting.clock.lap("train")
+    loop.end()
     return loop.result(...)
 
 
@@ -150,6 +151,7 @@ def run_stacked(setting: Setting, passes: Sequence[Pass]) -> list[tuple[Trained,
         setting.clock.lap("gather")
         loop.take(step)
         setting.clock.lap("train")
+    loop.end()
     return [loop.result(int(place)) for place in np.argsort(order)]
 
 
@@ -238,7 +240,7 @@ class _Loop:
             self._descend(rows, w, batches, (targets, *given))
         elif bool(go.any()):
             some = go.nonzero().squeeze(1)
-            rows = torch.arange(len(go))[some] if isinstance(rows, slice) else _index(rows)[some]
+            rows = some if isinstance(rows, slice) else _index(rows)[some]
             batches = [batch.each(lambda tensor: tensor[some]) for batch in batches]
             targets = {name: tensor[some] for name, tensor in targets.items()}
             given = tuple({n: t[some] for n, t in one.items()} for one in given)
@@ -303,14 +305,19 @@ class _Loop:
     def _add(self, store: dict[str, Tensor], rows: Rows, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             if name not in store:
-                store[name] = torch.zeros(self._lead, dtype=torch.float64)
+                store[name] = torch.zeros(self._lead, dtype=torch.float64, device=value.device)
             if rows is None:
                 store[name] += value
             else:
                 store[name][rows] += value
 
+    def end(self) -> None:
+        """Bring the sums here, once for all rows."""
+        self._sums = {name: total.cpu() for name, total in self._sums.items()}
+        self._counts = {name: total.cpu() for name, total in self._counts.items()}
+
     def result(self, row: Any) -> tuple[Trained, Counts]:
-        """Return what came out for a row of the stack; ``...`` for a client alone."""
+        """Return what came out, after `end`, for a row of the stack; ``...`` for a client alone."""
         log = {name: float(total[row]) for name, total in self._sums.items()}
         loss, steps = log.pop("loss of", 0.0), log.pop("steps of", 0.0)
         log["train_loss"] = loss / steps if steps else float("nan")

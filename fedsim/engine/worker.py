@@ -198,9 +198,11 @@ class Worker:
         Block b holds the examples from b * PREDICT_BLOCK on.
         """
         w = as_weights(arrays)
+        num_test = len(self._trainer.federation.source.y_test)
         scores, features = [], []
         for block in blocks:
-            examples = slice(block * PREDICT_BLOCK, (block + 1) * PREDICT_BLOCK)
+            begin = block * PREDICT_BLOCK
+            examples = np.arange(begin, min(begin + PREDICT_BLOCK, num_test))
             of_block, f = self._trainer.test(self._update, w, examples)
             scores.append(of_block)
             if self._update.has_personal_views:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from experiments.benchmarks import harness
+from experiments.benchmarks import gpu, harness
 from experiments.benchmarks.harness import Row, Run, Variant, ratio, report, take_turns
 from experiments.benchmarks.workloads import WORKLOADS, vectors, workload
 
@@ -134,3 +134,43 @@ class TestCommandLineFailure:
 
         with pytest.raises(SystemExit, match="broken ended with exit code 1"):
             harness.measure(broken)
+
+
+def test_the_benchmark_for_a_device_runs_on_the_processor(monkeypatch, capsys, tmp_path):
+    arguments = "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1"
+    file = tmp_path / "gpu.json"
+    monkeypatch.setattr(
+        "sys.argv", ["gpu", *arguments.split(), "--rounds", "1", "--json", str(file)]
+    )
+
+    gpu.main()
+
+    printed = capsys.readouterr().out
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["at_a_time"] == 2
+    assert row["difference"] < 1e-5
+    # ResNet-8 by hand, of one example: a convolution's forward pass, and the gradient towards its
+    # weights, are 2 * kernel * in * out * pixels each; all but the first one also need the gradient
+    # towards their input.
+    stem = 2 * 9 * 3 * 16 * 32**2
+    others = (
+        2 * 9 * (16 * 16 * 2 * 32**2 + (16 * 32 + 32 * 32) * 16**2 + (32 * 64 + 64 * 64) * 8**2)
+    )
+    shortcuts_and_head = 2 * (16 * 32 * 16**2 + 32 * 64 * 8**2 + 64 * 100)
+    flops = 2 * stem + 3 * (others + shortcuts_and_head)
+    examples = 2 * 2  # a step of two examples for each of two clients
+    assert row["teraflops"] * row["side_by_side"] * 1e12 == pytest.approx(
+        examples * flops, rel=0.01
+    )
+    assert float(printed.rsplit("ratio ", 1)[1]) == pytest.approx(
+        row["plain_loop"] / row["side_by_side"], abs=0.01
+    )
+
+
+def test_the_benchmark_for_a_device_stops_where_the_numbers_differ(monkeypatch):
+    arguments = "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1"
+    monkeypatch.setattr("sys.argv", ["gpu", *arguments.split(), "--rounds", "1"])
+    monkeypatch.setitem(gpu.TOLERANCE, False, 0.0)
+
+    with pytest.raises(SystemExit, match="more than 0e"):
+        gpu.main()

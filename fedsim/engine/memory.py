@@ -1,0 +1,64 @@
+"""The memory that a client's step of SGD takes, known before it is taken."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from fedsim.engine.update import Batch, LocalSGD
+from fedsim.models.net import Net, Weights
+
+
+def client_bytes(net: Net, w: Weights, batch_size: int, shape: tuple[int, ...]) -> int:
+    """Return the bytes that one client of a stack takes while it trains.
+
+    Weights, gradients and momentum, one batch of inputs, and what the forward pass keeps for the
+    backward pass. It is counted on PyTorch's device "meta", where tensors have shapes and no
+    contents; the work space of convolutions, which depends on the device, isn't in it.
+
+    Parameters
+    ----------
+    net : Net
+        The model.
+    w : Weights
+        Its weights.
+    batch_size : int
+        Examples in a step, >= 1.
+    shape : tuple of int
+        One example's, as in ``Source.x_train.shape[1:]``.
+
+    Examples
+    --------
+    >>> from fedsim.models.small import linear
+    >>> net = Net(linear((1, 2, 2), 3))
+    >>> weights = 4 * (3 * 4 + 3)
+    >>> client_bytes(net, net.initial_weights(), 8, (1, 2, 2)) > 3 * weights + 4 * 8 * 4
+    True
+    """
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        # Views of one tensor take no room of their own; the reference keeps the address unique.
+        whole = tensor if tensor._base is None else tensor._base
+        saved[id(whole)] = whole
+        return tensor
+
+    there = {name: torch.empty_like(tensor, device="meta") for name, tensor in w.items()}
+    for name in net.trainable & there.keys():
+        there[name].requires_grad_()
+    batch = Batch(
+        torch.empty(batch_size, *shape, device="meta"),
+        torch.empty(batch_size, dtype=torch.int64, device="meta"),
+        torch.empty(batch_size, device="meta"),
+    )
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        LocalSGD().loss(net, there, batch)
+    given = {id(tensor) for tensor in (*there.values(), *batch) if tensor is not None}
+    activations = sum(_bytes(tensor) for key, tensor in saved.items() if key not in given)
+    weights = sum(_bytes(tensor) for tensor in w.values())
+    return 3 * weights + _bytes(batch.x) + activations
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
