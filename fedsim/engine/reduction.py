@@ -93,6 +93,9 @@ class Sum:
 def tree(work: NDArray[np.int64], leaf_size: int = 1) -> list[tuple[int, list[int]]]:
     """Cut a cohort into a tree whose halves have about the same work.
 
+    Where leaves hold several clients, which then train side by side, those with the most work go
+    together: a leaf takes as many steps as its longest client.
+
     Parameters
     ----------
     work : ndarray [K]
@@ -109,15 +112,23 @@ def tree(work: NDArray[np.int64], leaf_size: int = 1) -> list[tuple[int, list[in
     --------
     >>> tree(np.array([1, 5, 3, 2]))
     [(4, [1]), (5, [0]), (6, [2]), (7, [3])]
+    >>> tree(np.array([1, 9, 3, 2, 2, 1]), leaf_size=3)
+    [(2, [1]), (6, [2, 3]), (7, [0, 4, 5])]
     """
 
     def cut(node: int, clients: list[int], depth: int) -> list[tuple[int, list[int]]]:
         if depth == DEPTH or len(clients) <= leaf_size:
             return [(node, sorted(clients))]
-        left, right = ([clients[i] for i in half] for half in balance(work[clients], 2))
+        if leaf_size == 1:
+            left, right = ([clients[i] for i in half] for half in balance(work[clients], 2))
+        else:
+            # A job without examples still costs a moment.
+            done = np.cumsum(work[clients] + 1)
+            middle = int(np.abs(2 * done[:-1] - done[-1]).argmin()) + 1
+            left, right = clients[:middle], clients[middle:]
         return cut(2 * node, left, depth + 1) + cut(2 * node + 1, right, depth + 1)
 
-    return cut(1, list(range(len(work))), 0)
+    return cut(1, np.argsort(-work, kind="stable").tolist(), 0)
 
 
 def share_out(

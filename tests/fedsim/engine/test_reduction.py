@@ -1,5 +1,7 @@
 """Sums of uploads: right, and the same bits for any number of workers."""
 
+import itertools
+
 import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
@@ -50,6 +52,20 @@ def test_the_leaves_hold_every_client_once_and_halves_are_balanced(cohort):
             costs[node - 2] += sum(cohort[client] + 1 for client in leaf)
         # Longest first to the less busy half: they differ by no more than one client.
         assert abs(costs[0] - costs[1]) <= cohort.max() + 1
+
+
+@given(work, st.integers(2, 40))
+def test_clients_side_by_side_are_of_similar_length(cohort, size):
+    leaves = [leaf for _, leaf in tree(cohort, size)]
+    assert sorted(client for leaf in leaves for client in leaf) == list(range(len(cohort)))
+    for longer, shorter in itertools.pairwise(leaves):
+        assert cohort[longer].min() >= cohort[shorter].max()
+
+
+@given(st.integers(2, 9), st.integers(1, 6))
+def test_clients_of_the_same_length_fill_leaves_of_the_same_size(size, doublings):
+    leaves = [leaf for _, leaf in tree(np.full(size * 2**doublings, 7), size)]
+    assert [len(leaf) for leaf in leaves] == [size] * 2**doublings
 
 
 @given(work, st.integers(1, 9))
