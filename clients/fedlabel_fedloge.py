@@ -22,10 +22,10 @@ from fedsim.models import Net, Weights
 
 @dataclass(frozen=True, kw_only=True)
 class FedLabelFedLoGe(LoGeModel, FedLabel):
-    """FedLabel's two passes over FedLoGe's backbone and heads; parameters are those of both.
+    """FedLabel's steps over FedLoGe's backbone and heads; parameters are those of both.
 
-    In the unlabelled pass the heads stay as they were. The personal heads of both passes are
-    averaged half and half, as the server averages the rest.
+    With the sequential schedule the heads stay as they were in the unlabelled pass, and the
+    personal heads of both passes are averaged half and half, as the server averages the rest.
     """
 
     def teacher(self, net: Net, w: Weights, x: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from pathlib import Path
 from experiments.studies.long_tailed import last_round, table
 from experiments.studies.runs import run_missing
 
-STEPS = ["method.labelled_steps=30", "method.unlabelled_steps=30", "method.warmup_rounds=10"]
+JOINT = ["method.schedule=joint", "method.warmup_rounds=10", "method.threshold=0.95"]
 METHODS: dict[str, list[str]] = {
     "FedLabel on FedLoGe's model": [],
-    "FedLabel": ["method.name=fedlabel", *STEPS, "method.threshold=0.9"],
+    "FedLabel": ["method.name=fedlabel", *JOINT],
     "FedLoGe, labelled part only": ["method.name=fedloge", "method.etf_norm=0.4"],
     "FixMatch, global teacher": ["method.name=fixmatch-global", "method.threshold=0.95"],
     "FedAvg, labelled part only": ["method.name=fedavg"],
