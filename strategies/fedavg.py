@@ -213,6 +213,8 @@ def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> A
     weights : sequence of float
         Their weights, >= 0, not all 0.
     """
+    if len(records) == 1:
+        return records[0]
     shares = np.asarray(weights, dtype=np.float64) / np.sum(weights, dtype=np.float64)
     mean: dict[str, Array] = {}
     for name in records[0]:

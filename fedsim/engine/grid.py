@@ -146,12 +146,13 @@ class SimulatedGrid(Grid):
         ]
         replies: dict[int, ClientReply] = {}
         nodes: dict[int, Sum] = {}
+        weights = None if self.weights is None else dict(self.weights)
         clock = Clock()
         shared = self._put(arrays)
         clock.lap("serialise")
         answers = self._call(
             {
-                worker: ("train", (shared, round, share, self.weights))
+                worker: ("train", (shared, round, share, weights))
                 for worker, share in enumerate(shares)
                 if share
             }

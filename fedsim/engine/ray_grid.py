@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,13 +91,13 @@ class RayGrid(SimulatedGrid):
         answers: dict[int, Any] = {}
         for _ in range(ATTEMPTS):
             pending: dict[int, ObjectRef[Any]] = {
-                worker: getattr(self._actors[worker], method).remote(*arguments)
+                worker: self._actors[worker].call.remote(*self._packed(method, arguments))
                 for worker, (method, arguments) in work.items()
                 if worker not in answers
             }
             for worker, result in pending.items():
                 try:
-                    answers[worker] = self._ray.get(result)
+                    answers[worker] = pickle.loads(self._ray.get(result))
                 except self._ray.exceptions.RayActorError as error:
                     warnings.warn(
                         f"worker {worker} died and is replaced; its work is done again "
@@ -114,6 +116,20 @@ class RayGrid(SimulatedGrid):
             f"a worker died {ATTEMPTS} times on the same work; is there enough memory? "
             "engine.workers = 1 needs the least"
         )
+
+    def _packed(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
+        """Yield what `RayWorker.call` takes: what Ray doesn't share in one piece, then the rest.
+
+        Ray takes longer to pack each argument than a short round lasts.
+        """
+        shared = {
+            place: argument
+            for place, argument in enumerate(arguments)
+            if isinstance(argument, self._ray.ObjectRef)
+        }
+        own = [None if place in shared else one for place, one in enumerate(arguments)]
+        yield pickle.dumps((method, own, list(shared)), protocol=5)
+        yield from shared.values()
 
     def _start_worker(self) -> ActorHandle[Any]:
         from fedsim.engine.ray_worker import RayWorker

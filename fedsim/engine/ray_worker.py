@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -29,6 +30,13 @@ class RayWorker(Worker):
         contents = ray.get(task[0])
         self._packages = contents.packages
         super().__init__(contents)
+
+    def call(self, packed: bytes, *shared: Any) -> bytes:
+        """Call a method: its name, its arguments, and where among them those of Ray's memory go."""
+        method, arguments, places = pickle.loads(packed)
+        for place, argument in zip(places, shared, strict=True):
+            arguments[place] = argument
+        return pickle.dumps(getattr(self, method)(*arguments), protocol=5)
 
     def fingerprint(self) -> dict[str, str]:
         """Return which files this process imports."""

@@ -154,12 +154,21 @@ def share_out(
 
 def merge(nodes: dict[int, Sum]) -> dict[int, Sum]:
     """Add up what can be: wherever both children are there, they become their parent."""
-    for node in range(max(nodes, default=1) // 2 * 2, 1, -2):
-        if node in nodes and node + 1 in nodes:
-            left, right = nodes.pop(node), nodes.pop(node + 1)
-            left.add(right)
-            nodes[node // 2] = left
+    for node in list(nodes):
+        climb(nodes, node)
     return nodes
+
+
+def climb(nodes: dict[int, Sum], node: int) -> None:
+    """Add up from a node upwards, as long as the other child of its parent is there, too.
+
+    After each leaf, it leaves a worker no more sums to keep than the tree has levels.
+    """
+    while node in nodes and (node ^ 1) in nodes:
+        left, right = nodes.pop(node & ~1), nodes.pop(node | 1)
+        left.add(right)
+        node //= 2
+        nodes[node] = left
 
 
 def balance(work: NDArray[np.int64], workers: int) -> list[list[int]]:
@@ -183,10 +192,12 @@ def balance(work: NDArray[np.int64], workers: int) -> list[list[int]]:
     [[1, 0], [2, 3]]
     """
     parts: list[list[int]] = [[] for _ in range(workers)]
-    load = np.zeros(workers, dtype=np.int64)
-    for job in np.argsort(-work, kind="stable"):
-        worker = int(load.argmin())
-        parts[worker].append(int(job))
+    load = [0] * workers
+    # Plain numbers: NumPy would take longer to look at one than to add it.
+    costs = work.tolist()
+    for job in np.argsort(-work, kind="stable").tolist():
+        worker = load.index(min(load))
+        parts[worker].append(job)
         # A job without examples still costs a moment.
-        load[worker] += work[job] + 1
+        load[worker] += costs[job] + 1
     return parts

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
-from fedsim.engine.reduction import Sum, merge
+from fedsim.engine.reduction import Sum, climb
 from fedsim.engine.sgd import LocalTraining
 from fedsim.engine.state import StateFiles
 from fedsim.engine.update import ClientUpdate, Upload
@@ -180,9 +180,9 @@ class Worker:
                     reply.state = {}
                     replies.append(reply)
                 clock.lap("reduce")
-        sums = merge(nodes) if weights is not None else {}
-        clock.lap("reduce")
-        return replies, sums, clock.seconds
+            climb(nodes, node)
+            clock.lap("reduce")
+        return replies, nodes if weights is not None else {}, clock.seconds
 
     def train_clients(
         self, w: Weights, round: int, clients: Sequence[tuple[int, Arrays]]
