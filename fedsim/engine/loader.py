@@ -19,7 +19,7 @@ from fedsim.data.augment import StrongAugmentation, WeakAugmentation
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.update import SGD, Batch, Examples
-from fedsim.models.layers import channels_last
+from fedsim.models.layers import channels_last, take
 
 LOOK_AHEAD = 256
 """Examples that are looked up and augmented at a time: many steps' where batches are small, so
@@ -149,13 +149,15 @@ class Loader:
             sizes = [len(positions) for positions in ahead]
             chosen = torch.from_numpy(np.concatenate(ahead)).to(self._device)
             if x is not None:
-                view = channels_last(x[chosen])
+                view = take(x, chosen)
             else:
                 assert self._weak is not None, "no augmentation means normalised inputs"
-                view = self.normalise(self._weak(raw[chosen], self._weak.draw(rng, len(chosen))))
-            strong_view = self._strong_view(raw[chosen], rng) if strong else None
+                view = self.normalise(
+                    self._weak(take(raw, chosen), self._weak.draw(rng, len(chosen)))
+                )
+            strong_view = self._strong_view(take(raw, chosen), rng) if strong else None
             mask = torch.ones(len(chosen), device=self._device)
-            whole = Batch(view, y[chosen], mask, strong_view)
+            whole = Batch(view, y[chosen], mask, strong_view, padded=False)
             yield from zip(whole.split(sizes), torch.split(truth[chosen], sizes), strict=True)
 
     def inputs(self, examples: Examples) -> Tensor:

@@ -291,13 +291,13 @@ class _Loop:
         nested = [w, *arguments]
         spec = [list(one) for one in nested]
         flat = [tensor for one in nested for tensor in one.values()]
-        fields = [[tensor for tensor in batch if tensor is not None] for batch in batches]
+        fields = [[one for one in batch if isinstance(one, Tensor)] for batch in batches]
         flat += [tensor for one in fields for tensor in one]
 
         def of_row(*tensors: Tensor) -> Any:
             rest = iter(tensors)
             rebuilt = [{name: next(rest) for name in names} for names in spec]
-            found = tuple(Batch(*islice(rest, len(one))) for one in fields)
+            found = tuple(_batch(*islice(rest, len(one))) for one in fields)
             return function(self._net, rebuilt[0], found[0] if one_kind else found, *rebuilt[1:])
 
         return vmap(of_row)(*flat)
@@ -328,6 +328,10 @@ class _Loop:
 def _rows(w: Weights, rows: Rows) -> Weights:
     """Return some rows of stacked arrays: views of the first ones, copies of chosen ones."""
     return {name: tensor if rows is None else tensor.detach()[rows] for name, tensor in w.items()}
+
+
+def _batch(x: Tensor, y: Tensor, mask: Tensor, strong: Tensor | None = None) -> Batch:
+    return Batch(x, y, mask, strong)
 
 
 def _index(rows: Rows) -> Tensor:

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedsim.models.net import Net, Weights, parts
 
@@ -47,17 +48,19 @@ class Batch(NamedTuple):
     """[B], float32: 1 for an example, 0 for padding that must not count."""
     strong: Tensor | None = None
     """The same inputs under the strong augmentation, where the pass asks for them."""
+    padded: bool = True
+    """False where the mask is known to be 1 throughout: in the batches of a client alone."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Return a batch with each tensor changed."""
         strong = None if self.strong is None else change(self.strong)
-        return Batch(change(self.x), change(self.y), change(self.mask), strong)
+        return Batch(change(self.x), change(self.y), change(self.mask), strong, self.padded)
 
     def split(self, sizes: list[int]) -> Iterator[Batch]:
         """Yield the examples in batches of these sizes, views of this one."""
         strong = [None] * len(sizes) if self.strong is None else torch.split(self.strong, sizes)
         fields = (torch.split(tensor, sizes) for tensor in (self.x, self.y, self.mask))
-        return starmap(Batch, zip(*fields, strong, strict=True))
+        return starmap(Batch, zip(*fields, strong, [self.padded] * len(sizes), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +403,8 @@ class LocalSGD(ClientUpdate):
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """Return the mean cross-entropy of logits [B, C] over the batch's examples, a scalar."""
+    if not batch.padded:
+        return F.cross_entropy(logits, batch.y)
     share = batch.mask / batch.mask.sum().clamp(min=1.0)
     return label_losses(logits, batch.y) @ share
 

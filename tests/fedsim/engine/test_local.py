@@ -11,7 +11,7 @@ from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import epoch_steps, plan
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer
 from fedsim.engine.sgd import LocalTraining
-from fedsim.engine.update import Batch, Client, LocalSGD, Upload, predict, sgd
+from fedsim.engine.update import Batch, Client, LocalSGD, Upload, cross_entropy, predict, sgd
 from fedsim.models import Net
 from fedsim.models.small import cnn, linear
 from fedsim.rng import generator
@@ -201,3 +201,16 @@ def test_testing_equals_a_plain_forward_pass(federation):
     torch.testing.assert_close(features, x)
     half, _ = trainer.test(LocalSGD(), w, np.arange(0, 30, 2))
     np.testing.assert_array_equal(half["generic"][0], predicted[::2])
+
+
+def test_the_mean_cross_entropy_is_that_of_the_examples_without_the_padding():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 4)).astype(np.float32)
+    y = np.array([2, 0, 3])
+    losses = np.log(np.exp(logits).sum(1)) - logits[range(3), y]
+    z, labels = torch.from_numpy(logits), torch.from_numpy(y)
+    x = torch.zeros(3, 1)
+    for mask, padded in (([1, 1, 1], False), ([1, 1, 1], True), ([1, 1, 0], True)):
+        batch = Batch(x, labels, torch.tensor(mask, dtype=torch.float32), padded=padded)
+        expected = losses[np.array(mask) == 1].mean()
+        assert float(cross_entropy(z, batch)) == pytest.approx(expected, rel=1e-6)
