@@ -233,6 +233,7 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
             momentum=training.momentum,
             weight_decay=training.weight_decay,
             augmentation=training.augmentation,
+            precision=training.precision,
         ),
         seed=experiment.seed,
         stacked=_trains_stacked(experiment, make_model),

@@ -3,7 +3,8 @@
     python -m experiments.benchmarks.gpu --device cuda
 
 trains cohorts on made-up images of 32 x 32 pixels and 100 classes, for each model, batch size and
-number of clients, in float32 (``--tf32``: matrix products in TF32). It needs PyTorch and NumPy
+number of clients, in float32 (``--precision tf32``: matrix products in TF32; ``bfloat16``: clients
+side by side and plain loop under autocast, with weights in float32). It needs PyTorch and NumPy
 only. A round is the training of all clients, each from the global weights, and their mean; two
 rounds of each kind come first and aren't counted.
 
@@ -11,8 +12,8 @@ side by side
     fedsim's stacked training, as many clients at a time as fit into ``--memory`` (see
     `fedsim.engine.memory`).
 one by one
-    fedsim without stacking: what the numbers are checked against. After the first round no weight
-    may differ by more than ``TOLERANCE`` of the largest one of its array.
+    fedsim without stacking, never in bfloat16: what the numbers are checked against. After the
+    first round no weight may differ by more than ``TOLERANCE`` of the largest one of its array.
 plain loop
     For each client a copy of the ``nn.Module`` and ``torch.optim.SGD``, on batches that lie ready
     on the device.
@@ -31,7 +32,7 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,9 @@ MODELS: dict[str, Callable[..., Model]] = {
 }
 SHAPE, CLASSES = (3, 32, 32), 100
 WARM_UP = 2
-TOLERANCE = {False: 1e-3, True: 5e-2}
-"""Without and with TF32. Float32 sums in another order differ by some 1e-7 a step, which BatchNorm
-in batches of 8 amplifies a thousandfold over a few dozen steps; TF32 rounds inputs to 1e-3."""
+TOLERANCE = {"float32": 1e-3, "tf32": 5e-2, "bfloat16": 2e-1}
+"""Float32 sums in another order differ by some 1e-7 a step, which BatchNorm in batches of 8
+amplifies a thousandfold over a few dozen steps; TF32 rounds inputs to 1e-3, bfloat16 to 4e-3."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,14 @@ class Cohort:
         self.training = LocalTraining(
             epochs=1, batch_size=batch_size, lr=0.05, momentum=0.5, steps=args.steps
         )
+        self.autocast = args.precision == "bfloat16"
+        fast = replace(self.training, precision="bfloat16") if self.autocast else self.training
         one = client_bytes(self.net, self.w, batch_size, SHAPE)
         self.at_a_time = max(1, min(clients, int(args.memory * 2**30 / one)))
         statistics = Statistics.of(self.federation)
         self.stacked, self.alone = (
-            LocalTrainer(
-                self.net, self.federation, statistics, self.training, 0, stacked, self.device
-            )
-            for stacked in (True, False)
+            LocalTrainer(self.net, self.federation, statistics, training, 0, stacked, self.device)
+            for training, stacked in ((fast, True), (self.training, False))
         )
         self.batches = self._prepare()
 
@@ -139,7 +140,9 @@ class Cohort:
             optimiser = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum)
             for x, y in batches:
                 optimiser.zero_grad()
-                F.cross_entropy(model(x), y).backward()
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                    loss = F.cross_entropy(model(x), y)
+                loss.backward()
                 optimiser.step()
             add(total, {name: tensor.detach() for name, tensor in model.state_dict().items()})
 
@@ -209,10 +212,11 @@ def difference(one: Weights, other: Weights) -> float:
     )
 
 
-def ceiling(device: torch.device) -> float:
+def ceiling(device: torch.device, precision: str) -> float:
     """Return the TFLOP/s of a large matrix product."""
     side = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(side, side, device=device)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a = torch.randn(side, side, device=device, dtype=dtype)
     return 2 * side**3 / seconds(device, lambda: a @ a, 10) / 1e12
 
 
@@ -222,10 +226,10 @@ def measure(name: str, batch_size: int, clients: int, args: argparse.Namespace) 
     apart = difference(
         cohort.round(cohort.alone, 1), cohort.round(cohort.stacked, cohort.at_a_time)
     )
-    if not apart < TOLERANCE[args.tf32]:
+    if not apart < TOLERANCE[args.precision]:
         raise SystemExit(
             f"{name}, batch {batch_size}, {clients} clients: side by side the weights differ by "
-            f"{apart:.1e} from one by one, more than {TOLERANCE[args.tf32]:.0e}"
+            f"{apart:.1e} from one by one, more than {TOLERANCE[args.precision]:.0e}"
         )
     device, rounds = cohort.device, args.rounds
     stacked = seconds(device, lambda: cohort.round(cohort.stacked, cohort.at_a_time), rounds)
@@ -254,15 +258,16 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=271, help="a client (CIFAR-100-LT: 271)")
     parser.add_argument("--steps", type=int, default=0, help="0: an epoch")
     parser.add_argument("--memory", type=float, default=64.0, help="GiB for a stack")
-    parser.add_argument("--tf32", action="store_true")
+    parser.add_argument("--precision", choices=TOLERANCE, default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = args.tf32
+    tf32 = args.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     device = torch.device(args.device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "the processor"
-    most = ceiling(device)
+    most = ceiling(device, args.precision)
     print(f"PyTorch {torch.__version__} on {card}; a matrix product: {most:.1f} TFLOP/s\n")
     print("| model | batch | clients | at a time | side by side, s | one by one, s | plain loop, s "
           "| ratio | difference | TFLOP/s |\n" + "|---" * 10 + "|")  # fmt: skip

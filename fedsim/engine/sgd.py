@@ -10,6 +10,7 @@ Shapes: K clients side by side, B examples in a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -45,6 +46,9 @@ class LocalTraining:
         Factor of the weights added to the gradient, >= 0.
     augmentation : {"none", "weak"}
         ``"weak"``: random crop, and flip where the source allows it, drawn anew at each step.
+    precision : {"float32", "bfloat16"}
+        Of matrix products and convolutions while training. Weights, their updates and everything
+        else stay in float32, and so does testing.
     """
 
     epochs: int
@@ -54,6 +58,7 @@ class LocalTraining:
     weight_decay: float = 0.0
     augmentation: Literal["none", "weak"] = "none"
     steps: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def steps_of(self, request: SGD) -> int:
         """Return the steps of a pass; 0 where there is nothing to train on."""
@@ -223,9 +228,16 @@ class _Loop:
             self._velocity = {name: torch.zeros_like(w[name]) for name in self._trained}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
+        self._precision: AbstractContextManager[Any] = nullcontext()
+        if self._training.precision == "bfloat16":
+            self._precision = torch.autocast(w[self._moving[0]].device.type, torch.bfloat16)
 
     def take(self, step: Step) -> None:
         """Take a step of SGD."""
+        with self._precision:
+            self._take(step)
+
+    def _take(self, step: Step) -> None:
         rows, batches, truth = step
         w = _rows(self._w, rows)
         given = tuple(_rows(one, rows) for one in self._given)

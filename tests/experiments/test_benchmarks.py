@@ -170,7 +170,19 @@ def test_the_benchmark_for_a_device_runs_on_the_processor(monkeypatch, capsys, t
 def test_the_benchmark_for_a_device_stops_where_the_numbers_differ(monkeypatch):
     arguments = "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1"
     monkeypatch.setattr("sys.argv", ["gpu", *arguments.split(), "--rounds", "1"])
-    monkeypatch.setitem(gpu.TOLERANCE, False, 0.0)
+    monkeypatch.setitem(gpu.TOLERANCE, "float32", 0.0)
 
     with pytest.raises(SystemExit, match="more than 0e"):
         gpu.main()
+
+
+def test_in_bfloat16_the_benchmark_for_a_device_is_checked_against_float32(monkeypatch, tmp_path):
+    arguments = "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1"
+    file = tmp_path / "gpu.json"
+    arguments += f" --rounds 1 --precision bfloat16 --json {file}"
+    monkeypatch.setattr("sys.argv", ["gpu", *arguments.split()])
+
+    gpu.main()
+
+    (row,) = json.loads(file.read_text())["rows"]
+    assert 1e-5 < row["difference"] < gpu.TOLERANCE["bfloat16"]

@@ -211,3 +211,27 @@ class TestStackedFailure:
                 found[client][0].arrays["arrays"], alone[client][0].arrays["arrays"], client
             )
         assert not torch.isfinite(found[2][0].arrays["arrays"]["head.weight"]).all()
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("name", ["fedavg", "fedlabel joint", "fedloge", "fedetf", "fedrod"])
+@pytest.mark.parametrize("model", ["cnn batch", "mlp"])
+def test_in_bfloat16_only_products_are_rounded(source, model, name, stacked):
+    """To 8 bits, which BatchNorm in small batches amplifies to a tenth and more of the update."""
+    federation = federate(
+        source, num_clients=3, partition=dirichlet, options={"alpha": 10.0}, labelled=0.5, seed=5
+    )
+    torch.manual_seed(1)
+    net = Net(MODELS[model]())
+    w = METHODS[name].initial(net, net.initial_weights(), np.random.default_rng(0))
+    exact, rounded = (
+        run(net, federation, METHODS[name], stacked, w, {}, precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    for (one, _), (other, _) in zip(exact, rounded, strict=True):
+        for group, arrays in one.arrays.items():
+            found = other.arrays[group]
+            assert {t.dtype for t in found.values()} == {torch.float32}
+            moved = torch.cat([(arrays[n] - w[n]).flatten() for n in arrays])
+            apart = torch.cat([(arrays[n] - found[n]).flatten() for n in arrays])
+            assert 1e-5 < float(apart.norm() / moved.norm()) < 0.3
