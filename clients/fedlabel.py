@@ -125,6 +125,7 @@ class FedLabel(JointUpdate):
                 train=self.trained,
                 steps=self.unlabelled_steps or None,
                 teach=self.teach,
+                frozen=True,
                 strong=True,
                 given=(w_l, w),
             )
@@ -168,7 +169,7 @@ class FedLabel(JointUpdate):
             "agreed": kept * (p_l.argmax(dim=1) == p_g.argmax(dim=1)),
             "rho": torch.minimum(h_l, h_g) / torch.maximum(h_l, h_g),
             "p_target": p_other if self._towards_other else p_l,
-            "step": kept.sum() > 0,
+            "step": kept,
         }
 
     @property

@@ -96,10 +96,8 @@ class Recorder:
         row, clients = finished.row, finished.clients
         self._rounds.append(row)
         if not finished.training.empty:
-            training = finished.training.copy()
-            training.insert(0, "round", row["round"])
-            self._training.append(training)
-            self._write_training(training)
+            self._training.append(finished.training)
+            self._write_training(finished.training)
         rows = None if clients is None or clients.empty else self._client_rows(row, clients)
         if rows is not None:
             self._clients.append(rows)

@@ -11,6 +11,7 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,10 @@ class TrainReport:
         The clients that were asked, in the order of their messages.
     failures : dict
         Client -> why it was left out.
-    metrics : pandas.DataFrame
-        A row for each client that answered: ``client``, ``num_examples``, its metrics and what
-        the simulator found out about it.
+    metrics : dict of list
+        Columns with a value for each client that answered: ``round``, ``client``,
+        ``num_examples``, its metrics and what the simulator found out about it; NaN where a
+        client has none of that name.
     bytes_down, bytes_up : int
         What the arrays would take on a real network, all clients together.
     seconds : dict
@@ -64,7 +66,7 @@ class TrainReport:
 
     clients: list[int] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
-    metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
+    metrics: dict[str, list[Any]] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -365,12 +367,13 @@ class SimulatedGrid(Grid):
                     continue
                 report.bytes_up += answer.num_bytes
                 numbers = {"num_examples": answer.num_examples, **answer.metrics, **answer.audit}
-                rows.append({"client": answer.client, **numbers})
+                rows.append({"round": round, "client": answer.client, **numbers})
             if self.weights is not None:
                 found = flower.together(found, total, self.weights)
             by_client = dict(zip(clients, group, strict=True))
             answers += [flower.train_reply(by_client[a.client], a) for a in found]
-        report.metrics = pd.DataFrame(rows, columns=None if rows else ["client", "num_examples"])
+        names = dict.fromkeys(name for row in rows for name in row)
+        report.metrics = {name: [row.get(name, nan) for row in rows] for name in names}
         return answers
 
     def _answer_evaluate(self, messages: list[Message]) -> list[Message]:

@@ -139,6 +139,16 @@ class Loader:
 
         The true labels [B] are for the simulator's records; the batch has those the client has.
         """
+        for block, truth, sizes in self.blocks(examples, rng, steps, strong):
+            yield from zip(block.split(sizes), torch.split(truth, sizes), strict=True)
+
+    def blocks(
+        self, examples: Examples, rng: np.random.Generator, steps: int, strong: bool
+    ) -> Iterator[tuple[Batch, Tensor, list[int]]]:
+        """Yield the batches of several steps as one, with their true labels and their sizes.
+
+        The blocks of two passes of as many steps go over as many of them each.
+        """
         index = np.asarray(examples.index)
         raw, truth = self.train.inputs(index), self.train.labels(index)
         y = truth if examples.labelled else torch.full_like(truth, -1)
@@ -157,8 +167,7 @@ class Loader:
                 )
             strong_view = self._strong_view(take(raw, chosen), rng) if strong else None
             mask = torch.ones(len(chosen), device=self._device)
-            whole = Batch(view, y[chosen], mask, strong_view, padded=False)
-            yield from zip(whole.split(sizes), torch.split(truth[chosen], sizes), strict=True)
+            yield Batch(view, y[chosen], mask, strong_view, padded=False), truth[chosen], sizes
 
     def inputs(self, examples: Examples) -> Tensor:
         """Return all inputs, normalised, in order."""

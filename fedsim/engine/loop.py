@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Round:
     row : dict
         The round's row of ``rounds.csv``.
     training : pandas.DataFrame
-        A row for each client that trained.
+        A row for each client that trained, as in ``training.csv``.
     clients : pandas.DataFrame or None
         A row for each tested client, if the round was evaluated.
     seconds : dict
@@ -103,7 +103,8 @@ def run_rounds(
             figures = _figures(generic, clients)
             clock.lap("evaluate")
         row = _row(round, grid, figures, sum(clock.seconds.values()))
-        yield Round(row, grid.report.metrics, clients, clock.seconds, arrays)
+        training = pd.DataFrame(grid.report.metrics)
+        yield Round(row, training, clients, clock.seconds, arrays)
 
 
 def _split(seconds: dict[str, float], part: str, of_part: dict[str, float]) -> None:
@@ -225,12 +226,12 @@ def _row(
     }
 
 
-def _train_loss(metrics: pd.DataFrame) -> float:
+def _train_loss(metrics: Mapping[str, Sequence[float]]) -> float:
     """Return the clients' mean training loss, weighted by their examples; NaN without any."""
     if "train_loss" not in metrics:
         return float("nan")
-    loss = metrics["train_loss"].to_numpy(float)
-    weights = metrics["num_examples"].to_numpy(float)
+    loss = np.array(metrics["train_loss"], dtype=float)
+    weights = np.array(metrics["num_examples"], dtype=float)
     trained = (weights > 0) & ~np.isnan(loss)
     if not trained.any():
         return float("nan")

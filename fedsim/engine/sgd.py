@@ -121,14 +121,14 @@ def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
     request, rngs = one
     steps = setting.training.steps_of(request)
     streams = [
-        setting.loader.batches(kind, rng, steps, request.strong and not kind.labelled)
+        setting.loader.blocks(kind, rng, steps, request.strong and not kind.labelled)
         for kind, rng in zip(request.kinds, rngs, strict=True)
     ]
     w = {name: tensor.detach().clone() for name, tensor in request.w.items()}
     loop = _Loop(setting, request, w, request.given, ())
     for found in zip(*streams, strict=True):
         setting.clock.lap("gather")
-        loop.take((None, [batch for batch, _ in found], found[-1][1]))
+        loop.take_block([block for block, _, _ in found], found[-1][1], [s for _, _, s in found])
         setting.clock.lap("train")
     loop.end()
     return loop.result(...)
@@ -213,11 +213,12 @@ class _Loop:
         given: tuple[Weights, ...],
         lead: tuple[int, ...],
     ) -> None:
-        self._net = setting.net
+        self._net = setting.net.side_by_side() if lead else setting.net
         self._training = setting.training
         self._groups = setting.groups
         self._loss = request.loss
         self._teach = request.teach
+        self._frozen = request.frozen
         self._w = w
         self._given = given
         self._lead = lead
@@ -226,28 +227,65 @@ class _Loop:
         self._velocity: Weights = {}
         if self._training.momentum:
             self._velocity = {name: torch.zeros_like(w[name]) for name in self._trained}
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+        self._sums = _Tally(lead)
+        self._counts = _Tally(lead)
         self._precision: AbstractContextManager[Any] = nullcontext()
         if self._training.precision == "bfloat16":
             self._precision = torch.autocast(w[self._moving[0]].device.type, torch.bfloat16)
 
     def take(self, step: Step) -> None:
         """Take a step of SGD."""
-        with self._precision:
-            self._take(step)
-
-    def _take(self, step: Step) -> None:
         rows, batches, truth = step
         w = _rows(self._w, rows)
         given = tuple(_rows(one, rows) for one in self._given)
-        if self._teach is None:
-            self._descend(rows, w, batches, given)
+        with self._precision:
+            if self._teach is None:
+                self._descend(rows, w, batches, given)
+                return
+            targets = self._label(rows, w, batches, given, truth)
+            self._follow(rows, w, batches, targets, given)
+
+    def take_block(self, blocks: list[Batch], truth: Tensor, sizes: list[list[int]]) -> None:
+        """Take several steps of a client alone, on the parts of ``blocks`` of these sizes."""
+        batches = zip(*(b.split(s) for b, s in zip(blocks, sizes, strict=True)), strict=True)
+        truths = torch.split(truth, sizes[-1])
+        if self._teach is None or not self._frozen:
+            for step in zip(batches, truths, strict=True):
+                self.take((None, list(step[0]), step[1]))
             return
+        with self._precision:
+            targets = self._label(None, self._w, blocks, self._given, truth)
+            split = [torch.split(target, sizes[-1]) for target in targets.values()]
+            for own, batch in zip(zip(*split, strict=True), batches, strict=True):
+                of_step = dict(zip(targets, own, strict=True))
+                self._follow(None, self._w, list(batch), of_step, self._given)
+
+    def _label(
+        self,
+        rows: Rows,
+        w: Weights,
+        batches: list[Batch],
+        given: tuple[Weights, ...],
+        truth: Tensor,
+    ) -> Targets:
+        """Return what the teacher says, and count how much of it is true."""
+        assert self._teach is not None
         with torch.no_grad():
-            targets = self._call(self._teach, w, batches, given)
-        self._add(self._counts, rows, audit(self._groups, targets, truth, batches[-1].mask))
-        go = targets.get("step")
+            targets: Targets = self._call(self._teach, w, batches, given)
+        self._counts.note(rows, audit(self._groups, targets, truth, batches[-1].mask))
+        return targets
+
+    def _follow(
+        self,
+        rows: Rows,
+        w: Weights,
+        batches: list[Batch],
+        targets: Targets,
+        given: tuple[Weights, ...],
+    ) -> None:
+        """Take a step with a teacher's targets, where they are reason enough for one."""
+        step = targets.get("step")
+        go = None if step is None else (step != 0).any(-1)
         if go is None or bool(go.all()):
             self._descend(rows, w, batches, (targets, *given))
         elif bool(go.any()):
@@ -284,8 +322,7 @@ class _Loop:
                 for name, tensor in velocity.items():
                     self._velocity[name][rows] = tensor
         made = {name: value.detach() for name, value in counts.items()}
-        made |= {"loss of": loss.detach(), "steps of": torch.ones_like(loss)}
-        self._add(self._sums, rows, made)
+        self._sums.note(rows, made | {"loss of": loss.detach()})
 
     def _call(
         self,
@@ -314,27 +351,54 @@ class _Loop:
 
         return vmap(of_row)(*flat)
 
-    def _add(self, store: dict[str, Tensor], rows: Rows, values: dict[str, Tensor]) -> None:
-        for name, value in values.items():
-            if name not in store:
-                store[name] = torch.zeros(self._lead, dtype=torch.float64, device=value.device)
-            if rows is None:
-                store[name] += value
-            else:
-                store[name][rows] += value
-
     def end(self) -> None:
-        """Bring the sums here, once for all rows."""
-        self._sums = {name: total.cpu() for name, total in self._sums.items()}
-        self._counts = {name: total.cpu() for name, total in self._counts.items()}
+        """Add up what was noted, once for all rows."""
+        self._log, self._steps = self._sums.totals()
+        self._audited, _ = self._counts.totals()
 
     def result(self, row: Any) -> tuple[Trained, Counts]:
         """Return what came out, after `end`, for a row of the stack; ``...`` for a client alone."""
-        log = {name: float(total[row]) for name, total in self._sums.items()}
-        loss, steps = log.pop("loss of", 0.0), log.pop("steps of", 0.0)
+        log = {name: float(total[row]) for name, total in self._log.items()}
+        loss, steps = log.pop("loss of", 0.0), int(self._steps[row])
         log["train_loss"] = loss / steps if steps else float("nan")
-        counts = {f"pseudo_{name}": float(total[row]) for name, total in self._counts.items()}
+        counts = {f"pseudo_{name}": float(total[row]) for name, total in self._audited.items()}
         return Trained({n: tensor.detach()[row] for n, tensor in self._w.items()}, log), counts
+
+
+class _Tally:
+    """Sums of scalars over the steps, for each row of a stack or for a client alone.
+
+    They are noted during the pass and added up after it: an addition takes as long as many a step's
+    other operations.
+    """
+
+    def __init__(self, lead: tuple[int, ...]) -> None:
+        self._lead = lead
+        self._noted: list[tuple[Rows, dict[str, Tensor]]] = []
+
+    def note(self, rows: Rows, values: dict[str, Tensor]) -> None:
+        """Keep values of the same names as ever, for some rows."""
+        self._noted.append((rows, values))
+
+    def totals(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the sums, float64 [K] or [], and how often each row was noted."""
+        times = torch.zeros(self._lead, dtype=torch.int64)
+        totals: dict[str, Tensor] = {}
+        if not self._noted:
+            return totals, times
+        if not self._lead:
+            for name in self._noted[0][1]:
+                values = torch.stack([noted[name] for _, noted in self._noted])
+                totals[name] = values.double().sum().cpu()
+            return totals, times + len(self._noted)
+        first = next(iter(self._noted[0][1].values()))
+        times = times.to(first.device)
+        for rows, noted in self._noted:
+            times[rows] += 1
+            for name, value in noted.items():
+                total = totals.setdefault(name, torch.zeros_like(times, dtype=torch.float64))
+                total[rows] += value
+        return {name: total.cpu() for name, total in totals.items()}, times.cpu()
 
 
 def _rows(w: Weights, rows: Rows) -> Weights:

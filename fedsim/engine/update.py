@@ -138,8 +138,8 @@ Targets = dict[str, Tensor]
 """What a teacher says about a batch of unlabelled examples.
 
 ``pseudo_label`` [B], int64, and ``kept`` [B], float32 (1 where the pseudo-label is trusted) are
-required; ``local`` [B], float32, is 1 where the client's own model chose it. ``step``, a scalar,
-is 0 where no step is to be made. Anything else is between the teacher and the loss.
+required; ``local`` [B], float32, is 1 where the client's own model chose it. Where ``step`` [B] is
+0 throughout, no step is made. Anything else [B, ...] is between the teacher and the loss.
 """
 
 Teacher: TypeAlias = Callable[..., Targets]
@@ -167,6 +167,7 @@ class SGD:
     epochs: int | None
     train: tuple[str, ...]
     teach: Teacher | None
+    frozen: bool
     strong: bool
 
 
@@ -194,6 +195,7 @@ def sgd(
     steps: int | None = None,
     epochs: int | None = None,
     teach: Teacher | None = None,
+    frozen: bool = False,
     strong: bool = False,
 ) -> Generator[SGD, Trained, Trained]:
     """Train from ``w`` on mini-batches of ``examples``, with the experiment's optimiser.
@@ -222,6 +224,9 @@ def sgd(
     teach : callable, optional
         Labels the unlabelled batch before each step, see `Teacher` and `Targets`. The simulator
         compares the pseudo-labels with the hidden truth, for the records only.
+    frozen : bool
+        Whether the teacher says the same whatever the weights that are being trained: it may then
+        label the batches of several steps together, which takes less time.
     strong : bool
         Whether batches also hold strongly augmented inputs.
 
@@ -231,7 +236,7 @@ def sgd(
         With ``yield from``: ``w_k, log = yield from sgd(...)``.
     """
     kinds = examples if isinstance(examples, tuple) else (examples,)
-    return (yield SGD(loss, w, kinds, given, steps, epochs, train, teach, strong))
+    return (yield SGD(loss, w, kinds, given, steps, epochs, train, teach, frozen, strong))
 
 
 def predict(

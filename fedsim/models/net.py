@@ -6,11 +6,12 @@ Shapes: B examples in a batch, D features, C classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedsim.models.layers import linear
 
@@ -84,6 +85,13 @@ class Net:
         # The weights always come from outside: keep the two modes as empty shells.
         self._train = _Shell(copy.deepcopy(model.backbone).to("meta").train())
         self._eval = _Shell(copy.deepcopy(model.backbone).to("meta").eval())
+        self._linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
+
+    def side_by_side(self) -> Net:
+        """Return the same function, whose heads are fastest where ``vmap`` stacks the weights."""
+        net = copy.copy(self)
+        net._linear = linear
+        return net
 
     def initial_weights(self) -> Weights:
         """Return a copy of the weights the model was made with."""
@@ -105,13 +113,13 @@ class Net:
         """Return features [B, D] in evaluation mode; nothing in ``w`` changes."""
         return self._eval(w, x)
 
-    @staticmethod
-    def head(w: Weights, features: Tensor, name: str = "head") -> Tensor:
+    def head(self, w: Weights, features: Tensor, name: str = "head") -> Tensor:
         """Return the logits [B, C] of features [B, D] by one of the linear heads in ``w``.
 
         Its arrays are ``{name}.weight`` [C, D] and, where it has a bias, ``{name}.bias`` [C].
         """
-        return linear(features, w[f"{name}.weight"], w.get(f"{name}.bias"))
+        logits: Tensor = self._linear(features, w[f"{name}.weight"], w.get(f"{name}.bias"))
+        return logits
 
 
 class _Shell:
