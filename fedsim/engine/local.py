@@ -19,15 +19,8 @@ from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.clock import Clock
 from fedsim.engine.loader import Loader
-from fedsim.engine.sgd import (
-    Counts,
-    LocalTraining,
-    Pass,
-    Setting,
-    alike,
-    run_alone,
-    run_stacked,
-)
+from fedsim.engine.sgd import LocalTraining, Pass, Setting, alike, run_alone, run_stacked
+from fedsim.engine.tally import Counts
 from fedsim.engine.update import (
     SGD,
     Client,
@@ -147,7 +140,7 @@ class LocalTrainer:
         -------
         list of (Upload, dict) or Exception
             What each client sends and keeps, and how good its pseudo-labels were, which neither
-            client nor server can know (`fedsim.engine.sgd.audit`); or why it failed.
+            client nor server can know (`fedsim.engine.tally.audit`); or why it failed.
         """
         runs = [
             _Run(client, self._update(method, w, client, round, state)) for client, state in clients

@@ -1,0 +1,82 @@
+"""What is counted during a pass of SGD: sums over its steps, and how good pseudo-labels are.
+
+Shapes: K clients side by side, B examples in a batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.update import Targets
+
+Rows = slice | Tensor | None
+"""Which rows of a stack take a step: the first ones, or some; None for a client alone."""
+
+Counts = dict[str, float]
+"""A client's sums, by name."""
+
+
+class Tally:
+    """Sums of scalars over the steps, for each row of a stack or for a client alone.
+
+    They are noted during the pass and added up after it: an addition takes as long as many a step's
+    other operations.
+    """
+
+    def __init__(self, lead: tuple[int, ...]) -> None:
+        self._lead = lead
+        self._noted: list[tuple[Rows, dict[str, Tensor]]] = []
+
+    def note(self, rows: Rows, values: dict[str, Tensor]) -> None:
+        """Keep values of the same names as ever, for some rows."""
+        self._noted.append((rows, values))
+
+    def totals(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the sums, float64 [K] or [], and how often each row was noted."""
+        times = torch.zeros(self._lead, dtype=torch.int64)
+        totals: dict[str, Tensor] = {}
+        if not self._noted:
+            return totals, times
+        if not self._lead:
+            for name in self._noted[0][1]:
+                values = torch.stack([noted[name] for _, noted in self._noted])
+                totals[name] = values.double().sum().cpu()
+            return totals, times + len(self._noted)
+        first = next(iter(self._noted[0][1].values()))
+        times = times.to(first.device)
+        for rows, noted in self._noted:
+            times[rows] += 1
+            for name, value in noted.items():
+                total = totals.setdefault(name, torch.zeros_like(times, dtype=torch.float64))
+                total[rows] += value
+        return {name: total.cpu() for name, total in totals.items()}, times.cpu()
+
+
+def audit(groups: Tensor, targets: Targets, truth: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Count how many pseudo-labels are kept and how many are true.
+
+    Parameters
+    ----------
+    groups : torch.Tensor
+        [C], whether a class is head, medium or tail.
+    targets : dict
+        What the teacher said of a batch [..., B].
+    truth, mask : torch.Tensor
+        True labels, and 1 for an example and 0 for padding, [..., B].
+
+    Returns
+    -------
+    dict
+        ``seen``, ``kept``, ``correct``, ``local`` and so on, [...].
+    """
+    kept = targets["kept"] * mask
+    correct = kept * (targets["pseudo_label"] == truth)
+    counts = {"seen": mask.sum(-1), "kept": kept.sum(-1), "correct": correct.sum(-1)}
+    if "local" in targets:
+        counts["local"] = (kept * targets["local"]).sum(-1)
+    group = groups[truth]
+    for g, name in enumerate(("head", "medium", "tail")):
+        counts[f"kept_{name}"] = (kept * (group == g)).sum(-1)
+        counts[f"correct_{name}"] = (correct * (group == g)).sum(-1)
+    return counts
