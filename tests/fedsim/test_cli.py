@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 FEDSIM = Path(sys.executable).parent / "fedsim"
@@ -43,13 +44,16 @@ def fedsim(folder, *arguments, code=0):
     return done
 
 
-def ray_processes():
-    """Return the living Ray processes, with their numbers and command lines."""
-    found = subprocess.run(
-        ["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True
-    ).stdout
-    marks = ("raylet", "gcs_server", "ray::")
-    return [line for line in found.splitlines() if any(mark in line for mark in marks)]
+def living(processes):
+    """Return those of `processes` that still run; one that nobody has reaped yet does not."""
+    found = []
+    for process in processes:
+        try:
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 def test_run_prints_a_table_of_clients_and_where_the_results_are(here):
@@ -135,8 +139,7 @@ def test_one_and_two_workers_and_this_process_give_the_same_run(here, method):
             pd.testing.assert_frame_equal(table, expected)
 
 
-def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_ray_process(here):
-    before = set(ray_processes())
+def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(here):
     command = [FEDSIM, "run", "small.toml", "--out", "results"]
     for override in ("training.rounds=100000", "engine.backend=ray", "engine.workers=2"):
         command += ["--set", override]
@@ -152,10 +155,12 @@ def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_ray_process(here):
     try:
         deadline = time.monotonic() + 60
         while not rows.exists() or rows.read_text().count("\n") < 4:
-            assert process.poll() is None
+            assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert len(set(ray_processes()) - before) >= 4
+        # Ray's control store, its raylet and the two workers among them.
+        started = living(psutil.Process(process.pid).children(recursive=True))
+        assert len(started) >= 4, [one.name() for one in started]
         # A terminal sends the signal to the whole foreground group, Ray's processes included.
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=120)
@@ -170,9 +175,9 @@ def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_ray_process(here):
     assert table["round"].tolist() == list(range(1, len(table) + 1))
     assert (here / "results" / "model.safetensors").exists()
     deadline = time.monotonic() + 10
-    while set(ray_processes()) - before and time.monotonic() < deadline:
+    while living(started) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not set(ray_processes()) - before
+    assert not living(started), [one.cmdline() for one in living(started)]
 
 
 def test_ray_listens_on_the_loopback_only(here):
