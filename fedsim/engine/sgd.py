@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.func import vmap
 from fedsim.engine.clock import Clock
 from fedsim.engine.loader import Loader, epoch_steps
 from fedsim.engine.tally import Counts, Rows, Tally, audit
+from fedsim.engine.tape import Outputs, Tapes, layout
 from fedsim.engine.update import SGD, Batch, Targets, Trained
 from fedsim.models.net import Net, Weights, parts
 
@@ -95,6 +96,8 @@ class Setting:
         [C], whether a class is head, medium or tail.
     clock : Clock
         Is told what goes into looking batches up and into training.
+    tapes : Tapes
+        The operations of the steps that were taken so far.
     """
 
     net: Net
@@ -102,6 +105,7 @@ class Setting:
     training: LocalTraining
     groups: Tensor
     clock: Clock
+    tapes: Tapes = field(default_factory=Tapes)
 
 
 def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
@@ -169,6 +173,19 @@ def alike(request: SGD) -> tuple[Any, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """The arrays of those who take a step."""
+
+    rows: Rows
+    w: Weights
+    velocity: Weights
+    flat: list[Tensor]
+    """The weights and what is given, one after the other."""
+    layout: tuple[Any, ...]
+    """Of ``flat``."""
+
+
 class _Loop:
     """The training loop. ``lead`` is (K,) for a stack and () for a client alone."""
 
@@ -183,17 +200,21 @@ class _Loop:
         self._net = setting.net.side_by_side() if lead else setting.net
         self._training = setting.training
         self._groups = setting.groups
+        self._tapes = setting.tapes
         self._loss = request.loss
         self._teach = request.teach
         self._frozen = request.frozen
+        self._lead = lead
         self._w = w
         self._given = given
-        self._lead = lead
-        self._trained = [name for name in parts(w, request.train) if name not in self._net.buffers]
-        self._moving = [*self._trained, *(name for name in w if name in self._net.buffers)]
+        self._names = tuple(tuple(arrays) for arrays in (w, *given))
+        trained = parts(w, request.train).keys() - self._net.buffers
+        self._trained = tuple(place for place, name in enumerate(w) if name in trained)
+        self._moving = [name for name in w if name in trained or name in self._net.buffers]
         self._velocity: Weights = {}
         if self._training.momentum:
-            self._velocity = {name: torch.zeros_like(w[name]) for name in self._trained}
+            self._velocity = {n: torch.zeros_like(t) for n, t in w.items() if n in trained}
+        self._last = self._some(slice(0, *lead) if lead else None)
         self._sums = Tally(lead)
         self._counts = Tally(lead)
         self._precision: AbstractContextManager[Any] = nullcontext()
@@ -203,14 +224,11 @@ class _Loop:
     def take(self, step: Step) -> None:
         """Take a step of SGD."""
         rows, batches, truth = step
-        w = _rows(self._w, rows)
-        given = tuple(_rows(one, rows) for one in self._given)
-        with self._precision:
-            if self._teach is None:
-                self._descend(rows, w, batches, given)
-                return
-            targets = self._label(rows, w, batches, given, truth)
-            self._follow(rows, w, batches, targets, given)
+        own = self._rows(rows)
+        if self._teach is None:
+            self._descend(own, batches, {})
+        else:
+            self._follow(own, batches, self._label(own, batches, truth))
 
     def take_block(self, blocks: list[Batch], truth: Tensor, sizes: list[list[int]]) -> None:
         """Take several steps of a client alone, on the parts of ``blocks`` of these sizes."""
@@ -220,103 +238,117 @@ class _Loop:
             for step in zip(batches, truths, strict=True):
                 self.take((None, list(step[0]), step[1]))
             return
-        with self._precision:
-            targets = self._label(None, self._w, blocks, self._given, truth)
-            split = [torch.split(target, sizes[-1]) for target in targets.values()]
-            for own, batch in zip(zip(*split, strict=True), batches, strict=True):
-                of_step = dict(zip(targets, own, strict=True))
-                self._follow(None, self._w, list(batch), of_step, self._given)
+        targets = self._label(self._last, blocks, truth)
+        split = [torch.split(target, sizes[-1]) for target in targets.values()]
+        for of_step, batch in zip(zip(*split, strict=True), batches, strict=True):
+            self._follow(self._last, list(batch), dict(zip(targets, of_step, strict=True)))
 
-    def _label(
-        self,
-        rows: Rows,
-        w: Weights,
-        batches: list[Batch],
-        given: tuple[Weights, ...],
-        truth: Tensor,
-    ) -> Targets:
+    def _rows(self, rows: Rows) -> _Own:
+        """Return the arrays of some rows, which are mostly those of the step before."""
+        if isinstance(rows, Tensor):
+            return self._some(rows)
+        if rows != self._last.rows:
+            self._last = self._some(rows)
+        return self._last
+
+    def _some(self, rows: Rows) -> _Own:
+        """Return the arrays of some rows: views of the first ones, copies of chosen ones."""
+        w, *given, velocity = (
+            arrays if rows is None else {name: tensor[rows] for name, tensor in arrays.items()}
+            for arrays in (self._w, *self._given, self._velocity)
+        )
+        flat = [tensor for arrays in (w, *given) for tensor in arrays.values()]
+        return _Own(rows, w, velocity, flat, layout(flat))
+
+    def _label(self, own: _Own, batches: list[Batch], truth: Tensor) -> Targets:
         """Return what the teacher says, and count how much of it is true."""
         assert self._teach is not None
-        with torch.no_grad():
-            targets: Targets = self._call(self._teach, w, batches, given)
-        self._counts.note(rows, audit(self._groups, targets, truth, batches[-1].mask))
+        targets, _ = self._call(self._teach, own, batches, {}, descends=False)
+        self._counts.note(own.rows, audit(self._groups, targets, truth, batches[-1].mask))
         return targets
 
-    def _follow(
-        self,
-        rows: Rows,
-        w: Weights,
-        batches: list[Batch],
-        targets: Targets,
-        given: tuple[Weights, ...],
-    ) -> None:
+    def _follow(self, own: _Own, batches: list[Batch], targets: Targets) -> None:
         """Take a step with a teacher's targets, where they are reason enough for one."""
         step = targets.get("step")
         go = None if step is None else (step != 0).any(-1)
         if go is None or bool(go.all()):
-            self._descend(rows, w, batches, (targets, *given))
+            self._descend(own, batches, targets)
         elif bool(go.any()):
             some = go.nonzero().squeeze(1)
-            rows = some if isinstance(rows, slice) else _index(rows)[some]
+            rows = some if isinstance(own.rows, slice) else _index(own.rows)[some]
             batches = [batch.each(lambda tensor: tensor[some]) for batch in batches]
             targets = {name: tensor[some] for name, tensor in targets.items()}
-            given = tuple({n: t[some] for n, t in one.items()} for one in given)
-            self._descend(rows, _rows(self._w, rows), batches, (targets, *given))
+            self._descend(self._some(rows), batches, targets)
 
-    def _descend(
-        self, rows: Rows, w: Weights, batches: list[Batch], arguments: tuple[Any, ...]
-    ) -> None:
+    def _descend(self, own: _Own, batches: list[Batch], targets: Targets) -> None:
         settings = self._training
-        leaves = [w[name].requires_grad_() for name in self._trained]
-        loss, counts = self._call(self._loss, w, batches, arguments)
-        # The clients' losses don't touch each other: the gradient of their sum is that of each.
-        total = loss.sum() if self._lead else loss
-        gradient = list(torch.autograd.grad(total, leaves, materialize_grads=True))
-        with torch.no_grad():
-            leaves = [leaf.detach() for leaf in leaves]
-            if settings.weight_decay:
-                torch._foreach_add_(gradient, leaves, alpha=settings.weight_decay)
-            velocity = _rows(self._velocity, rows)
-            if settings.momentum:
-                moving = list(velocity.values())
-                torch._foreach_mul_(moving, settings.momentum)
-                torch._foreach_add_(moving, gradient)
-                gradient = moving
-            torch._foreach_add_(leaves, gradient, alpha=-settings.lr)
-            if isinstance(rows, Tensor):  # these were copies
-                for name in self._moving:
-                    self._w[name][rows] = w[name].detach()
-                for name, tensor in velocity.items():
-                    self._velocity[name][rows] = tensor
-        made = {name: value.detach() for name, value in counts.items()}
-        self._sums.note(rows, made | {"loss of": loss.detach()})
+        counts, gradient = self._call(self._loss, own, batches, targets, descends=True)
+        leaves = [own.flat[place] for place in self._trained]
+        if settings.weight_decay:
+            torch._foreach_add_(gradient, leaves, alpha=settings.weight_decay)
+        if settings.momentum:
+            moving = list(own.velocity.values())
+            torch._foreach_mul_(moving, settings.momentum)
+            torch._foreach_add_(moving, gradient)
+            gradient = moving
+        torch._foreach_add_(leaves, gradient, alpha=-settings.lr)
+        if isinstance(own.rows, Tensor):  # these were copies
+            for name in self._moving:
+                self._w[name][own.rows] = own.w[name]
+            for name, tensor in own.velocity.items():
+                self._velocity[name][own.rows] = tensor
+        self._sums.note(own.rows, counts)
 
     def _call(
         self,
         function: Callable[..., Any],
-        w: Weights,
+        own: _Own,
         batches: list[Batch],
-        arguments: tuple[Any, ...],
-    ) -> Any:
-        """Call a loss or a teacher: for a client alone, or for each row of a stack."""
-        one_kind = len(batches) == 1
-        if not self._lead:
-            return function(self._net, w, batches[0] if one_kind else tuple(batches), *arguments)
-        # Flat arguments: vmap takes no None, which a batch without strong views has, and looking
-        # through nested ones would take longer than a step of a small model.
-        nested = [w, *arguments]
-        spec = [list(one) for one in nested]
-        flat = [tensor for one in nested for tensor in one.values()]
-        fields = [[one for one in batch if isinstance(one, Tensor)] for batch in batches]
-        flat += [tensor for one in fields for tensor in one]
+        targets: Targets,
+        *,
+        descends: bool,
+    ) -> Outputs:
+        """Call a loss or a teacher, for a client alone or for each row of a stack.
 
-        def of_row(*tensors: Tensor) -> Any:
-            rest = iter(tensors)
-            rebuilt = [{name: next(rest) for name in names} for names in spec]
-            found = tuple(_batch(*islice(rest, len(one))) for one in fields)
-            return function(self._net, rebuilt[0], found[0] if one_kind else found, *rebuilt[1:])
+        Returns a teacher's targets; or a loss and its counts, and the gradient.
+        """
+        # Flat arguments, for vmap takes no None, which a batch without strong views has, and
+        # looking through nested ones would take longer than a step of a small model.
+        names = (*self._names, tuple(targets))
+        fields = [[one for one in batch[:4] if isinstance(one, Tensor)] for batch in batches]
+        widths = tuple(map(len, fields))
+        padded = batches[0].padded
+        rest = [*targets.values(), *chain.from_iterable(fields)]
 
-        return vmap(of_row)(*flat)
+        def of_one(*tensors: Tensor) -> Any:
+            found = iter(tensors)
+            w, *given, of_teacher = ({name: next(found) for name in one} for one in names)
+            kinds = tuple(_batch(padded, *islice(found, width)) for width in widths)
+            batch = kinds if len(kinds) > 1 else kinds[0]
+            return function(self._net, w, batch, *((of_teacher,) if targets else ()), *given)
+
+        of_all = vmap(of_one) if self._lead else of_one
+
+        def teach(*tensors: Tensor) -> Outputs:
+            with torch.no_grad(), self._precision:
+                return of_all(*tensors), []
+
+        def differentiate(*tensors: Tensor) -> Outputs:
+            free = list(tensors)
+            for place in self._trained:
+                free[place] = tensors[place].detach().requires_grad_()
+            leaves = [free[place] for place in self._trained]
+            with self._precision:
+                loss, counts = of_all(*free)
+                # The clients' losses don't touch each other: the gradient of their sum is that of
+                # each.
+                total = loss.sum() if self._lead else loss
+                gradient = torch.autograd.grad(total, leaves, materialize_grads=True)
+            made = {name: value.detach() for name, value in counts.items()}
+            return made | {"loss of": loss.detach()}, list(gradient)
+
+        form = (function, names, self._trained, widths, own.layout, layout(rest))
+        return self._tapes.call(form, differentiate if descends else teach, [*own.flat, *rest])
 
     def end(self) -> None:
         """Add up what was noted, once for all rows."""
@@ -329,16 +361,11 @@ class _Loop:
         loss, steps = log.pop("loss of", 0.0), int(self._steps[row])
         log["train_loss"] = loss / steps if steps else float("nan")
         counts = {f"pseudo_{name}": float(total[row]) for name, total in self._audited.items()}
-        return Trained({n: tensor.detach()[row] for n, tensor in self._w.items()}, log), counts
+        return Trained({n: tensor[row] for n, tensor in self._w.items()}, log), counts
 
 
-def _rows(w: Weights, rows: Rows) -> Weights:
-    """Return some rows of stacked arrays: views of the first ones, copies of chosen ones."""
-    return {name: tensor if rows is None else tensor.detach()[rows] for name, tensor in w.items()}
-
-
-def _batch(x: Tensor, y: Tensor, mask: Tensor, strong: Tensor | None = None) -> Batch:
-    return Batch(x, y, mask, strong)
+def _batch(padded: bool, x: Tensor, y: Tensor, mask: Tensor, strong: Tensor | None = None) -> Batch:
+    return Batch(x, y, mask, strong, padded)
 
 
 def _index(rows: Rows) -> Tensor:

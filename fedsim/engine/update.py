@@ -132,6 +132,9 @@ Loss: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 In a pass with a teacher, ``loss(net, w, batch, targets, *given)``; in a pass over two kinds of
 examples, ``batch`` is a pair of batches.
+
+It is called for the first steps only. What it did is then done again with other numbers (see
+`fedsim.engine.tape`), so whatever else it does, such as printing, happens a few times.
 """
 
 Targets = dict[str, Tensor]
@@ -206,7 +209,8 @@ def sgd(
     Parameters
     ----------
     loss : callable
-        See `Loss`. Must be pure: no state, no data-dependent branches; masks instead.
+        See `Loss`. Must be pure: no state, no data-dependent branches; masks instead. All tensors
+        that it takes come in its arguments.
     w : Weights
         Starting point; not changed.
     examples : Examples, or a pair of them

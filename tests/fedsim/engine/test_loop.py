@@ -71,9 +71,16 @@ def test_flowers_own_strategies_run_unmodified(run, strategy, step):
 
 
 def test_krum_takes_one_of_the_clients_models(run):
-    start, (only,) = run(Krum(), update=Plus())
+    class Square(LocalSGD):
+        def update(self, w, client):
+            step = (client.id + 1) ** 2
+            return Upload({"arrays": {name: a + step for name, a in w.items()}}, 1)
+            yield
+
+    # Of 1, 4, 9, 16 the second has its two nearest ones at 9 + 25, the others at 73, 74 and 193.
+    start, (only,) = run(Krum(), update=Square())
     step = flower.from_record(only.arrays)["head.bias"][0] - start["head.bias"][0]
-    assert step == pytest.approx(2.0, abs=1e-5)  # clients 1 and 2 are nearest to the others
+    assert step == pytest.approx(4.0, abs=1e-5)
 
 
 def test_fedadam_moves_towards_the_clients(run):

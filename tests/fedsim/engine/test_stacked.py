@@ -18,6 +18,7 @@ import clients
 from fedsim.data.federation import federate
 from fedsim.data.partition import dirichlet
 from fedsim.data.statistics import Statistics
+from fedsim.engine import tape
 from fedsim.engine.local import LocalTrainer
 from fedsim.engine.sgd import LocalTraining, run_stacked
 from fedsim.engine.update import LocalSGD, Upload, sgd
@@ -235,3 +236,34 @@ def test_in_bfloat16_only_products_are_rounded(source, model, name, stacked):
             moved = torch.cat([(arrays[n] - w[n]).flatten() for n in arrays])
             apart = torch.cat([(arrays[n] - found[n]).flatten() for n in arrays])
             assert 1e-5 < float(apart.norm() / moved.norm()) < 0.3
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_to_the_same_bits_without_tapes(federation, name, stacked):
+    method = METHODS[name]
+    make_model = MODELS["cnn batch"] if name == "fedbn" else MODELS["mlp"]
+    training = LocalTraining(epochs=4, batch_size=6, lr=0.1, momentum=0.5, augmentation="weak")
+
+    statistics = Statistics.of(federation)
+
+    def train():
+        torch.manual_seed(0)
+        net = Net(make_model())
+        w = method.initial(net, net.initial_weights(), np.random.default_rng(0))
+        trainer = LocalTrainer(net, federation, statistics, training, 7, stacked)
+        clients = [(client, {}) for client in range(federation.num_clients)]
+        return trainer.update_all(method, w, 2, clients)
+
+    with patch.object(tape, "RECORD_AT", 10**9):
+        plain = train()
+    with patch.object(tape, "_record", side_effect=tape._record) as record:
+        taped = train()
+    assert record.called
+    for (one, counts), (other, same_counts) in zip(plain, taped, strict=True):
+        assert counts == same_counts
+        assert one.metrics == pytest.approx(other.metrics, rel=0, abs=0, nan_ok=True)
+        groups = {**one.arrays, "state": one.state}, {**other.arrays, "state": other.state}
+        for group, arrays in groups[0].items():
+            for key, tensor in arrays.items():
+                assert torch.equal(tensor, groups[1][group][key]), (group, key)
