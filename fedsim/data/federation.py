@@ -90,6 +90,15 @@ class Federation:
         """Return the training examples of a client that keep their label (a view)."""
         return self.train(client)[: self.num_labelled[client]]
 
+    def labelled_class_counts(self, clients: Sequence[int]) -> Ints:
+        """Count the labelled examples of each class of some clients, int64 [len(clients), C]."""
+        parts = [self.labelled(client) for client in clients]
+        classes = self.source.num_classes
+        row = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        cells = row * classes + self.source.y_train[np.concatenate([*parts, row[:0]])]
+        counts: Ints = np.bincount(cells, minlength=len(parts) * classes).reshape(-1, classes)
+        return counts
+
     def unlabelled(self, client: int) -> Index:
         """Return the training examples of a client whose label is hidden (a view)."""
         return self.train(client)[self.num_labelled[client] :]

@@ -39,12 +39,25 @@ def epoch_steps(counts: list[int], batch_size: int) -> int:
     return ceil(max(counts) / batch_size) if min(counts) else 0
 
 
+def epochs(
+    rng: np.random.Generator, count: int, batch_size: int, steps: int
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Yield the positions (0 <= position < count) of the examples of each epoch, and its steps.
+
+    Every epoch is a fresh permutation; the last one may be cut short.
+    """
+    while steps > 0 and count > 0:
+        taken = min(ceil(count / batch_size), steps)
+        yield rng.permutation(count)[: taken * batch_size], taken
+        steps -= taken
+
+
 def plan(
     rng: np.random.Generator, count: int, batch_size: int, steps: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the positions (0 <= position < count) of the examples of each step.
+    """Yield the positions of the examples of each step; see `epochs`.
 
-    Every epoch is a fresh permutation; its last batch may be smaller.
+    The last batch of an epoch may be smaller.
 
     Examples
     --------
@@ -52,11 +65,9 @@ def plan(
     >>> [len(batch) for batch in plan(rng, 5, 2, steps=4)]
     [2, 2, 1, 2]
     """
-    while steps > 0 and count > 0:
-        order = rng.permutation(count)
-        for start in range(0, count, batch_size)[:steps]:
+    for order, _ in epochs(rng, count, batch_size, steps):
+        for start in range(0, len(order), batch_size):
             yield order[start : start + batch_size]
-            steps -= 1
 
 
 class Split:
@@ -248,26 +259,46 @@ class Loader:
     ) -> Iterator[tuple[Batch, Tensor, NDArray[np.int64]]]:
         """Yield the batches [K, B] of each step, looked up in the one copy of the data.
 
-        With the true labels and the number of each client's examples [K].
+        With the true labels and the number of each client's examples [K]. B is the largest of
+        these numbers.
         """
-        width = self._batch_size
-        examples = np.full((len(parts), int(steps.max(initial=0)), width), -1)
+        total, width = int(steps.max(initial=0)), self._batch_size
+        planned = np.full((len(parts), total * width), -1)
         for row, (own, rng) in enumerate(parts):
-            index = np.asarray(own.index)
-            for step, positions in enumerate(plan(rng, len(index), width, int(steps[row]))):
-                examples[row, step, : len(positions)] = index[positions]
-        masks = torch.from_numpy((examples >= 0).astype(np.float32)).to(self._device)
+            own_index, begin = np.asarray(own.index), 0
+            for order, taken in epochs(rng, len(own_index), width, int(steps[row])):
+                planned[row, begin : begin + len(order)] = own_index[order]
+                begin += taken * width
+        examples = planned.reshape(len(parts), total, width)
         sizes = (examples >= 0).sum(axis=2)
-        examples = examples.clip(min=0)
-        truth = self.train.labels(examples)
+        active = (steps[:, None] > np.arange(total)).sum(axis=0).tolist()
+        shapes = list(zip(active, sizes.max(axis=0, initial=0).tolist(), strict=True))
+        by_step = [examples[:k, step, :b].ravel() for step, (k, b) in enumerate(shapes)]
+        lengths = [len(of_step) for of_step in by_step]
+        index = np.concatenate([*by_step, np.empty(0, np.int64)])
+        masks = torch.from_numpy((index >= 0).astype(np.float32)).to(self._device)
+        index = index.clip(min=0)
+        truth = self.train.labels(index)
         y = truth if parts[0][0].labelled else torch.full_like(truth, -1)
-        for step in range(examples.shape[1]):
-            active = int((steps > step).sum())
+        small = zip(*(torch.split(one, lengths) for one in (y, masks, truth)), strict=True)
+        x = self._ahead(index, lengths)
+        for shape, of_step, inputs, size in zip(shapes, small, x, sizes.T, strict=True):
+            labels, mask, own_truth = (one.view(shape) for one in of_step)
+            batch = Batch(inputs.view(*shape, *inputs.shape[1:]), labels, mask)
+            yield batch, own_truth, size[: shape[0]]
+
+    def _ahead(self, index: NDArray[np.int64], lengths: list[int]) -> Iterator[Tensor]:
+        """Yield the inputs of steps of these lengths, looked up for some steps at a time."""
+        begin = done = 0
+        while done < len(lengths):
+            # The number of examples falls: to the end, clients leave.
+            end = done + max(1, LOOK_AHEAD // lengths[done])
+            some = lengths[done:end]
             # Looked up as bytes: normalised inputs are four times as much to move.
-            raw = self.train.inputs(examples[:active, step])
-            x = self.normalise(raw.flatten(0, 1)).reshape(raw.shape)
-            batch = Batch(x, y[:active, step], masks[:active, step])
-            yield batch, truth[:active, step], sizes[:active, step]
+            yield from torch.split(
+                self.normalise(self.train.inputs(index[begin : begin + sum(some)])), some
+            )
+            begin, done = begin + sum(some), end
 
     def _streamed(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from fedsim.engine.update import (
     Upload,
 )
 from fedsim.models.net import Net, Weights
-from fedsim.rng import generator
+from fedsim.rng import generators
 
 PREDICT_BLOCK = 500
 """Examples in a forward pass of evaluation. Fixed, so that rounding doesn't depend on how the
@@ -142,30 +143,29 @@ class LocalTrainer:
             What each client sends and keeps, and how good its pseudo-labels were, which neither
             client nor server can know (`fedsim.engine.tally.audit`); or why it failed.
         """
-        runs = [
-            _Run(client, self._update(method, w, client, round, state)) for client, state in clients
-        ]
+        runs = [_Run(one.id, self._update(method, w, one)) for one in self._clients(round, clients)]
         self._drive(runs, "pass", round, self.stacked and method.stackable)
         return [run.error or (run.result, run.counts) for run in runs]
 
-    def _update(
-        self, method: ClientUpdate, w: Weights, client: int, round: int, state: Weights
-    ) -> Steps:
+    def _update(self, method: ClientUpdate, w: Weights, client: Client) -> Steps:
         """Start the update at its first request, so that one that fails at once fails alone."""
-        return (yield from method.update(w, self._client(client, round, state)))
+        return (yield from method.update(w, client))
 
-    def _client(self, client: int, round: int, state: Weights) -> Client:
-        labelled = self.federation.labelled(client)
-        classes = self.federation.source.y_train[labelled]
-        counts = np.bincount(classes, minlength=self.net.num_classes)
-        return Client(
-            client,
-            round,
-            Examples(labelled, True),
-            Examples(self.federation.unlabelled(client), False),
-            torch.from_numpy(counts.astype(np.float32)).to(self.device),
-            state,
-        )
+    def _clients(self, round: int, clients: Sequence[tuple[int, Weights]]) -> list[Client]:
+        """Return clients as a client update sees them, each with what it kept."""
+        counts = self.federation.labelled_class_counts([client for client, _ in clients])
+        by_class = torch.from_numpy(counts.astype(np.float32)).to(self.device)
+        return [
+            Client(
+                client,
+                round,
+                Examples(self.federation.labelled(client), True),
+                Examples(self.federation.unlabelled(client), False),
+                of_client,
+                state,
+            )
+            for (client, state), of_client in zip(clients, by_class.unbind(), strict=True)
+        ]
 
     def _drive(self, runs: list[_Run], purpose: str, round: int, stacked: bool) -> None:
         """Carry out what client updates ask for, until each has returned or failed."""
@@ -195,7 +195,7 @@ class LocalTrainer:
             if isinstance(request, Predict):
                 first.answer = self._predict(request)
                 return
-            passes = [self._pass(run, request, purpose, round) for run, request in group]
+            passes = self._passes(group, purpose, round)
             self.clock.lap("train")  # predictions, and the methods' own steps
             if len(passes) > 1:
                 found = run_stacked(self._setting, passes)
@@ -222,14 +222,17 @@ class LocalTrainer:
             for name, count in counts.items():
                 run.counts[name] = run.counts.get(name, 0.0) + count
 
-    def _pass(self, run: _Run, request: Request, purpose: str, round: int) -> Pass:
-        """Return a request with random numbers of its own for each kind of its examples."""
-        assert isinstance(request, SGD), "predictions have no random numbers"
-        kinds = range(len(request.kinds))
-        purposes = [f"{purpose} {run.passes}.{kind}" for kind in kinds]
-        return request, [
-            generator(self.seed, name, round=round, client=run.client) for name in purposes
+    def _passes(self, group: list[tuple[_Run, Request]], purpose: str, round: int) -> list[Pass]:
+        """Return requests with random numbers of their own for each kind of their examples."""
+        asked = [(run, request) for run, request in group if isinstance(request, SGD)]
+        assert len(asked) == len(group), "predictions have no random numbers"
+        keys = [
+            (f"{purpose} {run.passes}.{kind}", run.client)
+            for run, request in asked
+            for kind in range(len(request.kinds))
         ]
+        drawn = iter(generators(self.seed, *zip(*keys, strict=True), round=round))
+        return [(request, list(islice(drawn, len(request.kinds)))) for _, request in asked]
 
     @torch.no_grad()
     def _predict(self, request: Predict) -> Tensor:
@@ -293,7 +296,7 @@ class LocalTrainer:
             Of each personal view.
         """
         index = self.federation.test(client)
-        me = self._client(client, round, state)
+        (me,) = self._clients(round, [(client, state)])
         run = _Run(client, method.personalise(w, me))
         self._drive([run], "personalise", round, stacked=False)
         if run.error is not None:

@@ -50,6 +50,16 @@ def owned_by(sizes):
     return blocks
 
 
+def test_labelled_examples_are_counted_by_class():
+    federation = federate(toy(), num_clients=5, partition=partition.iid, labelled=0.4, seed=1)
+    found = federation.labelled_class_counts([3, 0])
+    y = federation.source.y_train
+    assert found.tolist() == [
+        [int((y[federation.labelled(client)] == c).sum()) for c in range(4)] for client in (3, 0)
+    ]
+    assert federation.labelled_class_counts([]).shape == (0, 4)
+
+
 class TestFederate:
     @settings(max_examples=60)
     @given(
