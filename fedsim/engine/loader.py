@@ -237,18 +237,19 @@ class Loader:
         for found in zip(*sources, strict=True):
             batches = [batch for batch, _, _ in found]
             truth = found[-1][1]
-            sizes = np.stack([counts for _, _, counts in found], axis=1)
-            if pad or (sizes == sizes[0]).all():
-                widest = sizes.max(axis=0).tolist()
-                narrow = [_narrow(b, width) for b, width in zip(batches, widest, strict=True)]
-                yield slice(0, len(sizes)), narrow, truth[:, : widest[-1]]
+            if pad:
+                yield slice(0, len(truth)), batches, truth
                 continue
+            sizes = np.stack([counts for _, _, counts in found], axis=1)
             for size in np.unique(sizes, axis=0):
                 same = np.flatnonzero((sizes == size).all(axis=1))
+                if len(same) == len(sizes):
+                    yield slice(0, len(sizes)), batches, truth
+                    break
                 rows = torch.from_numpy(same).to(self._device)
                 some = [
-                    _narrow(batch, int(width), rows)
-                    for batch, width in zip(batches, size, strict=True)
+                    _chosen(batch, rows, width)
+                    for batch, width in zip(batches, size.tolist(), strict=True)
                 ]
                 yield rows, some, truth[rows, : int(size[-1])]
 
@@ -317,26 +318,25 @@ class Loader:
             views = [batch.strong for batch in batches if batch.strong is not None]
             yield (
                 Batch(
-                    _padded([batch.x for batch in batches], self._batch_size),
-                    _padded([batch.y for batch in batches], self._batch_size),
-                    _padded([batch.mask for batch in batches], self._batch_size),
-                    _padded(views, self._batch_size) if views else None,
+                    _padded([batch.x for batch in batches]),
+                    _padded([batch.y for batch in batches]),
+                    _padded([batch.mask for batch in batches]),
+                    _padded(views) if views else None,
                 ),
-                _padded([truth for _, truth in found], self._batch_size),
+                _padded([truth for _, truth in found]),
                 np.array([len(batch.y) for batch in batches]),
             )
 
 
-def _padded(tensors: Sequence[Tensor], width: int) -> Tensor:
-    """Stack tensors [b, ...], b <= width, to [K, width, ...], zeros after the end."""
+def _padded(tensors: Sequence[Tensor]) -> Tensor:
+    """Stack tensors [b, ...] to [K, B, ...], B the largest b, with zeros after the end."""
+    width = max(map(len, tensors))
     stacked = tensors[0].new_zeros(len(tensors), width, *tensors[0].shape[1:])
     for row, tensor in zip(stacked, tensors, strict=True):
         row[: len(tensor)] = tensor
     return stacked
 
 
-def _narrow(batch: Batch, width: int, rows: slice | Tensor = slice(None)) -> Batch:
-    """Return some rows of a batch [K, B] without padding that none of them needs."""
-    if isinstance(rows, slice) and width == batch.y.shape[1]:
-        return batch
+def _chosen(batch: Batch, rows: Tensor, width: int) -> Batch:
+    """Return some rows of a batch [K, B], which have ``width`` examples each."""
     return batch.each(lambda tensor: tensor[rows, :width])

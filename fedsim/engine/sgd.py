@@ -327,7 +327,8 @@ class _Loop:
             batch = kinds if len(kinds) > 1 else kinds[0]
             return function(self._net, w, batch, *((of_teacher,) if targets else ()), *given)
 
-        of_all = vmap(of_one) if self._lead else of_one
+        def of_all(*tensors: Tensor) -> Any:
+            return vmap(of_one)(*tensors) if self._lead else of_one(*tensors)
 
         def teach(*tensors: Tensor) -> Outputs:
             with torch.no_grad(), self._precision:
@@ -340,10 +341,10 @@ class _Loop:
             leaves = [free[place] for place in self._trained]
             with self._precision:
                 loss, counts = of_all(*free)
-                # The clients' losses don't touch each other: the gradient of their sum is that of
-                # each.
-                total = loss.sum() if self._lead else loss
-                gradient = torch.autograd.grad(total, leaves, materialize_grads=True)
+                # The clients' losses don't touch each other: their gradients come in one go.
+                gradient = torch.autograd.grad(
+                    loss, leaves, torch.ones_like(loss), materialize_grads=True
+                )
             made = {name: value.detach() for name, value in counts.items()}
             return made | {"loss of": loss.detach()}, list(gradient)
 

@@ -5,6 +5,8 @@ Shapes: K clients side by side, B examples in a batch.
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
@@ -45,12 +47,19 @@ class Tally:
             return totals, times + len(self._noted)
         first = next(iter(self._noted[0][1].values()))
         times = times.to(first.device)
-        for rows, noted in self._noted:
-            times[rows] += 1
-            for name, value in noted.items():
+        # Mostly the same rows take several steps one after the other.
+        for _, group in groupby(self._noted, key=lambda noted: _key(noted[0])):
+            run = list(group)
+            rows, steps = run[0][0], [values for _, values in run]
+            times[rows] += len(steps)
+            for name in steps[0]:
                 total = totals.setdefault(name, torch.zeros_like(times, dtype=torch.float64))
-                total[rows] += value
+                total[rows] += torch.stack([values[name] for values in steps]).double().sum(0)
         return {name: total.cpu() for name, total in totals.items()}, times.cpu()
+
+
+def _key(rows: Rows) -> tuple[bool, int]:
+    return (True, rows.stop) if isinstance(rows, slice) else (False, id(rows))
 
 
 def audit(groups: Tensor, targets: Targets, truth: Tensor, mask: Tensor) -> dict[str, Tensor]:
