@@ -33,6 +33,7 @@ from fedsim.engine.worker import (
     Task,
     Tested,
     Worker,
+    expected_work,
     join_scores,
     leaf_size,
     num_blocks,
@@ -88,6 +89,7 @@ class SimulatedGrid(Grid):
         flower.enter_runtime()
         self._federation = task.federation
         self._groups = task.statistics.groups
+        self._training = task.training
         self._stacked = task.stacked
         self.views = task.update.views
         """The views of the model that are tested, in order."""
@@ -139,7 +141,8 @@ class SimulatedGrid(Grid):
         total : Sum
             Of their uploads, if the strategy has `weights`.
         """
-        work = self._federation.num_train(np.asarray(clients))
+        num_train = self._federation.num_train(np.asarray(clients))
+        work = expected_work(num_train, self._training, self._stacked)
         versions = self.states.versions(clients)
         size = leaf_size(self._stacked, len(clients))
         shares: list[Share] = [

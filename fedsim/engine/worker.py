@@ -285,6 +285,39 @@ def leaf_size(stacked: bool, cohort: int) -> int:
     return min(max(8, ceil(cohort / 4)), SIDE_BY_SIDE) if stacked else 1
 
 
+def expected_work(
+    num_train: NDArray[np.int64], training: LocalTraining, stacked: bool
+) -> NDArray[np.int64]:
+    """Return what clients are expected to cost: in examples, or side by side in steps.
+
+    Side by side, what a client costs before and after its steps is as much as two of them.
+
+    Parameters
+    ----------
+    num_train : ndarray of int [K]
+        Training examples of each client.
+    training : LocalTraining
+        How they train.
+    stacked : bool
+        Whether side by side.
+
+    Examples
+    --------
+    >>> training = LocalTraining(epochs=2, batch_size=10, lr=0.1)
+    >>> expected_work(np.array([0, 5, 60]), training, stacked=False)
+    array([  0,  10, 120])
+    >>> expected_work(np.array([0, 5, 60]), training, stacked=True)
+    array([ 2,  4, 14])
+    """
+    if stacked:
+        in_an_epoch = -(-num_train // training.batch_size)
+        steps = np.minimum(in_an_epoch, 1) * training.steps
+        return 2 + (steps if training.steps else training.epochs * in_an_epoch)
+    if training.steps:
+        return np.minimum(num_train, training.batch_size) * training.steps
+    return training.epochs * num_train
+
+
 def num_blocks(federation: Federation) -> int:
     """Return into how many blocks testing cuts the global test set."""
     return ceil(len(federation.source.y_test) / PREDICT_BLOCK)
