@@ -255,7 +255,12 @@ class Engine(_Table):
         "ray", description="ray: worker processes; inline: this process, for debugging"
     )
     workers: Positive | Literal["auto"] = Field(
-        "auto", description="number of Ray workers; auto: one for each core"
+        "auto", description="number of Ray workers; auto: one for each core, or for each GPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="where the workers train and test; cuda: GPUs, which several workers may "
+        "share; auto: cuda where there is one",
     )
     cohort: Literal["auto", "stacked", "one-by-one"] = Field(
         "auto",

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.config import Experiment
 from fedsim.engine import flower
-from fedsim.engine.worker import Worker, as_weights
+from fedsim.engine.worker import Worker
 from fedsim.errors import EngineError
 from fedsim.models import Arrays
 from fedsim.simulation import load_federation, make_task
@@ -30,7 +30,8 @@ def client_app(experiment: Experiment) -> ClientApp:
     Parameters
     ----------
     experiment : Experiment
-        Data, clients, model, method and training; ``[engine]`` and ``[evaluation]`` don't matter.
+        Data, clients, model, method and training. ``[evaluation]`` doesn't matter, and of
+        ``[engine]`` only the device.
 
     Returns
     -------
@@ -51,8 +52,9 @@ def client_app(experiment: Experiment) -> ClientApp:
         client = _client(context, experiment)
         record, round = flower.instruction(message)
         arrays = flower.from_record(record)
-        work = [(client, _state(context))]
-        (answer,) = _worker(text).train_clients(as_weights(arrays), round, work)
+        worker = _worker(text)
+        state = [(client, _state(context))]
+        (answer,) = worker.train_clients(worker.weights(arrays), round, state)
         if answer.keeps:
             context.state[STATE] = flower.to_record(answer.state)
         return flower.train_reply(message, answer)

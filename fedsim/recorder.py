@@ -72,10 +72,12 @@ class Recorder:
         experiment: Experiment,
         federation: Federation,
         workers: int,
+        device: str,
         out: Path | str | None,
     ) -> None:
         self.setup_seconds = 0.0
         self._workers = workers
+        self._device = device
         self._experiment = experiment
         self._federation = federation
         self._partition = federation.table()
@@ -184,6 +186,7 @@ class Recorder:
             "bytes_up": sum(row["bytes_up"] for row in self._rounds),
             "bytes_down": sum(row["bytes_down"] for row in self._rounds),
             "workers": self._workers,
+            "device": _device_name(self._device),
             "versions": {
                 "python": platform.python_version(),
                 **{
@@ -231,6 +234,14 @@ def _class_norms(
             "norm": np.concatenate([*heads.values(), np.empty(0)]),
         }
     )
+
+
+def _device_name(device: str) -> str:
+    if device == "cpu":
+        return device
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def _commit() -> str | None:

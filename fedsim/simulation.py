@@ -111,7 +111,9 @@ def simulate(
         initial = initial_arrays(task)
         _warn_of_running_statistics(experiment, strategy, initial)
         arrays = flower.to_record(initial)
-        recorder = Recorder(experiment, federation, num_workers(experiment), out)
+        recorder = Recorder(
+            experiment, federation, num_workers(experiment), device(experiment), out
+        )
         grid = make_grid(experiment, task)
         recorder.setup_seconds = time.perf_counter() - started
         try:
@@ -238,6 +240,8 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
         seed=experiment.seed,
         stacked=_trains_stacked(experiment, make_model),
         states=states,
+        device=device(experiment),
+        device_share=gpu_share(experiment),
         packages=tuple(sorted(own | {"fedsim", "strategies", "clients"})),
     )
 
@@ -246,10 +250,13 @@ def _trains_stacked(experiment: Experiment, make_model: Callable[[], Model]) -> 
     """Tell whether clients train side by side.
 
     On a CPU that pays where a step is little arithmetic and much overhead. Convolutions are bound
-    by arithmetic, and side by side they are no faster.
+    by arithmetic, and side by side they are no faster. A GPU waits for the next operation rather
+    than for arithmetic, whatever the model.
     """
     if experiment.engine.cohort != "auto":
         return experiment.engine.cohort == "stacked"
+    if device(experiment) != "cpu":
+        return True
     model = _new_model(make_model, experiment.seed)
     return not any(parameter.dim() == 4 for parameter in model.parameters())
 
@@ -308,4 +315,31 @@ def num_workers(experiment: Experiment) -> int:
     if isinstance(experiment.engine.workers, int):
         return experiment.engine.workers
     cohort = cohort_size(experiment.training.participation, experiment.clients.count)
-    return max(1, min(len(os.sched_getaffinity(0)), cohort))
+    return max(1, min(_num_gpus(experiment) or len(os.sched_getaffinity(0)), cohort))
+
+
+def device(experiment: Experiment) -> str:
+    """Return where clients train, ``"cpu"`` or ``"cuda"``."""
+    wanted = experiment.engine.device
+    if wanted == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise ConfigError(
+            "engine.device = 'cuda': PyTorch finds no CUDA device here; give 'cpu', or 'auto'"
+        )
+    return "cpu"
+
+
+def gpu_share(experiment: Experiment) -> float:
+    """Return which share of a GPU each worker gets, in (0, 1]; 0.0 on the processor."""
+    return min(1.0, _num_gpus(experiment) / num_workers(experiment))
+
+
+def _num_gpus(experiment: Experiment) -> int:
+    import torch
+
+    return torch.cuda.device_count() if device(experiment) == "cuda" else 0

@@ -60,5 +60,19 @@ def client_bytes(net: Net, w: Weights, batch_size: int, shape: tuple[int, ...]) 
     return 3 * weights + _bytes(batch.x) + activations
 
 
+def fitting(one: int, memory: int) -> int:
+    """Return how many clients of ``one`` bytes each may train side by side, at least 1.
+
+    Half of the memory stays free: for the data, for the work space of convolutions, and for methods
+    that keep more than plain SGD does.
+
+    Examples
+    --------
+    >>> fitting(one=100, memory=1000), fitting(one=100, memory=50)
+    (5, 1)
+    """
+    return max(1, memory // (2 * one))
+
+
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()

@@ -7,6 +7,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Iterator
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class RayGrid(SimulatedGrid):
     task : Task
         The work.
     workers : int
-        Number of actors, each on one core, >= 1.
+        Number of actors, >= 1, each on one core and the task's share of a GPU.
 
     Raises
     ------
@@ -51,8 +52,15 @@ class RayGrid(SimulatedGrid):
         super().__init__(task)
         self._ray = _import_ray()
         self._own_ray = not self._ray.is_initialized()
+        # Ray counts in ten-thousandths, and shares that exceed a GPU would wait for ever.
+        self._gpus = floor(1e4 * task.device_share) / 1e4 if task.device == "cuda" else 0
         if self._own_ray:
-            _start_ray(self._ray, workers)
+            _start_ray(self._ray, workers, ceil(workers * self._gpus))
+        elif self._ray.cluster_resources().get("GPU", 0) < workers * self._gpus:
+            raise EngineError(
+                f"{workers} workers need {self._gpus:g} of a GPU each, but the Ray that runs in "
+                "this process has been started without; start it with num_gpus, or not at all"
+            )
         self._actors: list[ActorHandle[Any]] = []
         try:
             self._task = self._ray.put(task)
@@ -134,9 +142,9 @@ class RayGrid(SimulatedGrid):
     def _start_worker(self) -> ActorHandle[Any]:
         from fedsim.engine.ray_worker import RayWorker
 
-        actor: ActorHandle[Any] = self._ray.remote(num_cpus=1)(RayWorker).remote(
-            sys.path, [self._task]
-        )
+        actor: ActorHandle[Any] = self._ray.remote(num_cpus=1, num_gpus=self._gpus)(
+            RayWorker
+        ).remote(sys.path, [self._task])
         return actor
 
 
@@ -165,9 +173,10 @@ def _import_ray() -> Any:
     return ray
 
 
-def _start_ray(ray: Any, workers: int) -> None:
+def _start_ray(ray: Any, workers: int, gpus: int = 0) -> None:
     ray.init(
         num_cpus=workers,
+        num_gpus=gpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",

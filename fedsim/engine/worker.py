@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import chain
 from math import ceil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
+from fedsim.engine.memory import client_bytes, fitting
 from fedsim.engine.reduction import Sum, climb
 from fedsim.engine.sgd import LocalTraining
 from fedsim.engine.state import StateFiles
@@ -49,6 +51,10 @@ class Task:
     """Whether the clients of a leaf train side by side."""
     states: Path
     """Folder for what the clients keep between rounds; made when the first one keeps something."""
+    device: str = "cpu"
+    """Where clients train and models are tested: ``"cpu"`` or ``"cuda"``."""
+    device_share: float = 1.0
+    """Share of a GPU that a worker has, in (0, 1]; 0 on the processor."""
     packages: tuple[str, ...] = ()
     """Top-level packages and modules that must be the same files in every process."""
 
@@ -107,7 +113,7 @@ class Tested:
 
 
 class Worker:
-    """Trains clients and tests models, on one thread.
+    """Trains clients and tests models, on one thread of the processor or on a GPU.
 
     Parameters
     ----------
@@ -119,6 +125,8 @@ class Worker:
         # One thread a worker: the workers share the cores, and sums come out the same everywhere.
         torch.set_num_threads(1)
         self._update = task.update
+        self._device = torch.device(task.device)
+        self._device_share = task.device_share
         self._trainer = LocalTrainer(
             Net(task.model()),
             task.federation,
@@ -126,8 +134,10 @@ class Worker:
             task.training,
             task.seed,
             task.stacked,
+            self._device,
         )
         self._states = StateFiles(task.states)
+        self._at_once = 0
 
     def train(
         self, arrays: Arrays, round: int, share: Share, weights: Mapping[str, str] | None
@@ -158,37 +168,68 @@ class Worker:
         """
         clock = self._trainer.clock
         clock.restart()
-        w = as_weights(arrays)
+        w = self.weights(arrays)
         clock.lap("serialise")
         replies: list[ClientReply] = []
         nodes: dict[int, Sum] = {}
-        size = SIDE_BY_SIDE if self._trainer.stacked else 1
-        for node, leaf in share:
-            total = nodes[node] = Sum()
-            for some in (leaf[i : i + size] for i in range(0, len(leaf), size)):
-                clients = [(client, self._states.read(client, version)) for client, version in some]
-                clock.lap("state")
-                found = self.train_clients(w, round, clients)
-                clock.lap("train")
-                for (client, version), reply in zip(some, found, strict=True):
-                    if reply.keeps:
-                        self._states.write(client, version, reply.state)
-                        clock.lap("state")
-                    if weights is not None and not reply.error:
-                        total.add_upload(reply.arrays, _weights_of(reply, weights))
-                        reply.arrays = {}
-                    reply.state = {}
-                    replies.append(reply)
-                clock.lap("reduce")
-            climb(nodes, node)
+        leaf = 0
+        for some in self._stacks(share, w):
+            clients = [(client, self._states.read(client, version)) for _, client, version in some]
+            clock.lap("state")
+            found = self.train_clients(w, round, clients)
+            clock.lap("train")
+            for (node, client, version), reply in zip(some, found, strict=True):
+                if reply.keeps:
+                    self._states.write(client, version, reply.state)
+                    clock.lap("state")
+                if node != leaf:
+                    climb(nodes, leaf)
+                    leaf = node
+                total = nodes.setdefault(node, Sum())
+                if weights is not None and not reply.error:
+                    total.add_upload(reply.arrays, _weights_of(reply, weights))
+                    reply.arrays = {}
+                reply.state = {}
+                replies.append(reply)
             clock.lap("reduce")
+        climb(nodes, leaf)
+        clock.lap("reduce")
         return replies, nodes if weights is not None else {}, clock.seconds
+
+    def _stacks(self, share: Share, w: Weights) -> Iterator[list[tuple[int, int, int]]]:
+        """Yield the clients that train at a time: node, client and version of its state.
+
+        On the processor clients of different leaves never train side by side, so that how the
+        leaves are shared out among workers changes no number. A GPU is fast where many do, and its
+        sums depend on how many in the last bit.
+        """
+        leaves = [[(node, *one) for one in leaf] for node, leaf in share]
+        size = 1
+        if self._trainer.stacked:
+            size = SIDE_BY_SIDE
+            if self._device.type != "cpu":
+                size = self._at_once = self._at_once or self._fitting(w)
+                leaves = [list(chain.from_iterable(leaves))]
+        for leaf in leaves:
+            yield from (leaf[i : i + size] for i in range(0, len(leaf), size))
+
+    def _fitting(self, w: Weights) -> int:
+        """Return how many clients fit into the worker's part of the GPU's memory."""
+        trainer = self._trainer
+        shape = tuple(trainer.federation.source.x_train.shape[1:])
+        one = client_bytes(trainer.net, w, trainer.training.batch_size, shape)
+        total = torch.cuda.get_device_properties(self._device).total_memory
+        return fitting(one, int(total * self._device_share))
+
+    def weights(self, arrays: Arrays) -> Weights:
+        """Return copies of arrays as tensors on the worker's device, laid out for speed."""
+        return as_weights(arrays, self._device)
 
     def train_clients(
         self, w: Weights, round: int, clients: Sequence[tuple[int, Arrays]]
     ) -> list[ClientReply]:
         """Run the updates of clients, each with what it kept from its last round."""
-        states = [(client, as_weights(state)) for client, state in clients]
+        states = [(client, self.weights(state)) for client, state in clients]
         found = self._trainer.update_all(self._update, w, round, states)
         return [_reply(client, one) for (client, _), one in zip(clients, found, strict=True)]
 
@@ -197,7 +238,7 @@ class Worker:
 
         Block b holds the examples from b * PREDICT_BLOCK on.
         """
-        w = as_weights(arrays)
+        w = self.weights(arrays)
         num_test = len(self._trainer.federation.source.y_test)
         scores, features = [], []
         for block in blocks:
@@ -206,7 +247,7 @@ class Worker:
             of_block, f = self._trainer.test(self._update, w, examples)
             scores.append(of_block)
             if self._update.has_personal_views:
-                features.append(f.numpy())
+                features.append(f.cpu().numpy())
         return Tested(join_scores(scores), np.concatenate(features) if features else None)
 
     def test_clients(
@@ -229,11 +270,12 @@ class Worker:
         clients : sequence of (int, int)
             Whom to test, and the version of each one's state.
         """
-        w = as_weights(arrays)
+        w = self.weights(arrays)
         scores = []
         for client, version in clients:
-            own = torch.from_numpy(features[self._trainer.federation.test(client)])
-            state = as_weights(self._states.read(client, version))
+            mine = features[self._trainer.federation.test(client)]
+            own = torch.from_numpy(mine).to(self._device)
+            state = self.weights(self._states.read(client, version))
             scores.append(self._trainer.test_personal(self._update, w, own, client, round, state))
         return join_scores(scores)
 
@@ -248,11 +290,11 @@ class Worker:
         index = federation.test(client)
         if not len(index):
             return 0, float("nan"), float("nan")
-        w = as_weights(arrays)
+        w = self.weights(arrays)
         scores, features = self._trainer.test(self._update, w, index)
         if self._update.has_personal_views:
             scores = self._trainer.test_personal(
-                self._update, w, features, client, round, as_weights(state)
+                self._update, w, features, client, round, self.weights(state)
             )
         predicted, loss = next(iter(scores.values()))
         truth = federation.source.y_test[index]
@@ -393,13 +435,13 @@ def _weights_of(reply: ClientReply, weights: Mapping[str, str]) -> dict[str, flo
     return {group: float(numbers[name]) for group, name in names.items()}
 
 
-def as_weights(arrays: Arrays) -> Weights:
-    """Return copies of arrays as tensors, laid out as `channels_last` says."""
-    return {name: channels_last(torch.tensor(array)) for name, array in arrays.items()}
+def as_weights(arrays: Arrays, device: torch.device) -> Weights:
+    """Return copies of arrays as tensors on a device, laid out as `channels_last` says."""
+    return {n: channels_last(torch.tensor(array, device=device)) for n, array in arrays.items()}
 
 
 def _arrays(w: Weights) -> Arrays:
-    return {name: tensor.numpy() for name, tensor in w.items()}
+    return {name: tensor.cpu().numpy() for name, tensor in w.items()}
 
 
 def _first_not_finite(groups: dict[str, Arrays]) -> str:

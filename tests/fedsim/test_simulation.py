@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import fedsim
+from fedsim import simulation
 from fedsim.errors import ConfigError, DataError, EngineError
 from fedsim.experiment_file import load
 from fedsim.simulation import initial_arrays, load_federation, make_strategy, make_task
@@ -207,6 +208,27 @@ def test_participation_by_share_and_by_count(method, participation, cohort):
     assert expected == cohort
 
 
+@pytest.mark.parametrize(
+    ("gpus", "engine", "device", "workers", "share"),
+    [
+        (0, {}, "cpu", 3, 0.0),
+        (2, {}, "cuda", 2, 1.0),
+        (1, {"workers": 3}, "cuda", 3, 1 / 3),
+        (4, {"workers": 2}, "cuda", 2, 1.0),
+        (2, {"device": "cpu"}, "cpu", 3, 0.0),
+        (1, {"backend": "inline"}, "cuda", 1, 1.0),
+    ],
+)
+def test_workers_share_the_gpus(monkeypatch, gpus, engine, device, workers, share):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(3))
+    given = experiment(clients={"count": 50}, engine={"backend": "ray", **engine})
+    assert simulation.device(given) == device
+    assert simulation.num_workers(given) == workers
+    assert simulation.gpu_share(given) == share
+
+
 def test_fewer_clients_can_be_evaluated():
     result = fedsim.simulate(experiment(evaluation={"participation": 2}))
     assert result.clients.groupby("round").size().tolist() == [2, 2]
@@ -276,6 +298,11 @@ def test_an_interrupt_that_python_drops_still_ends_the_run(tmp_path):
 
 
 class TestSimulateFailure:
+    def test_a_gpu_that_is_not_there(self, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        with pytest.raises(ConfigError, match=r"engine.device = 'cuda': PyTorch finds no CUDA"):
+            fedsim.simulate(experiment(engine={"device": "cuda"}))
+
     def test_a_folder_that_is_not_empty(self, tmp_path):
         (tmp_path / "results.txt").write_text("precious")
         with pytest.raises(EngineError, match="isn't an empty folder; choose another"):

@@ -1,6 +1,7 @@
 """The Ray grid: the same numbers as in this process, and dying workers."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,11 @@ class TestRayGridFailure:
                 grid.train(initial_arrays(task), 1, [2])
         finally:
             grid.close()
+
+    def test_a_ray_without_gpus(self, make_task, running_ray):
+        task = replace(make_task(), device="cuda", device_share=1 / 3)
+        with pytest.raises(EngineError, match=r"2 workers need 0.3333 of a GPU each"):
+            RayGrid(task, 2)
 
     def test_a_worker_that_would_import_other_files(self, make_task, running_ray, monkeypatch):
         from fedsim.engine import ray_grid

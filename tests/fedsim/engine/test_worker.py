@@ -1,0 +1,71 @@
+"""Whom a worker trains at a time, and what that is expected to cost."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.engine import worker as module
+from fedsim.engine.worker import Worker, expected_work
+
+SHARE = [
+    (4, [(client, -1) for client in (1, 5, 6)]),
+    (5, [(client, -1) for client in (0, 2)]),
+]
+
+
+def clients_at_a_time(worker, share=SHARE):
+    return [[client for _, client, _ in some] for some in worker._stacks(share, {})]
+
+
+def test_one_by_one_a_client_at_a_time(make_task):
+    assert clients_at_a_time(Worker(make_task())) == [[1], [5], [6], [0], [2]]
+
+
+def test_on_the_processor_leaves_stay_apart(make_task, monkeypatch):
+    worker = Worker(make_task(stacked=True))
+    assert clients_at_a_time(worker) == [[1, 5, 6], [0, 2]]
+    monkeypatch.setattr(module, "SIDE_BY_SIDE", 2)
+    assert clients_at_a_time(worker) == [[1, 5], [6], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"), [(6, [[1, 5, 6], [0, 2]]), (10, [[1, 5, 6, 0, 2]]), (1, [[1]])]
+)
+def test_on_a_gpu_as_many_as_fit(make_task, monkeypatch, memory, expected):
+    # "meta" stands for a GPU; half of what it has is for the clients.
+    task = replace(make_task(stacked=True), device="meta", device_share=0.5)
+    worker = Worker(task)
+    properties = type("Properties", (), {"total_memory": 2 * 1000 * memory})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(module, "client_bytes", lambda *arguments: 1000)
+    assert clients_at_a_time(worker)[: len(expected)] == expected
+
+
+def test_a_sum_does_not_depend_on_who_trains_side_by_side(make_task, monkeypatch):
+    """Leaves are summed apart even where their clients train in one stack."""
+    arrays = {"head.weight": np.ones((3, 16), np.float32), "head.bias": np.ones(3, np.float32)}
+    share = [(2, [(0, -1), (1, -1)]), (6, [(2, -1)]), (7, [(3, -1)])]
+    worker = Worker(make_task())
+    _, alone, _ = worker.train(arrays, 1, share, {"arrays": "num-examples"})
+    apart = [[(n, *one) for n, leaf in share for one in leaf]]
+    monkeypatch.setattr(worker, "_stacks", lambda *arguments: iter(apart))
+    _, together, _ = worker.train(arrays, 1, share, {"arrays": "num-examples"})
+    assert list(together) == list(alone) == [1]
+    for name, array in alone[1].arrays["arrays"].items():
+        np.testing.assert_array_equal(array, together[1].arrays["arrays"][name])
+
+
+@pytest.mark.parametrize(
+    ("settings", "stacked", "expected"),
+    [
+        ({"epochs": 3}, False, [0, 3, 36]),
+        ({"epochs": 3}, True, [2, 5, 11]),
+        ({"epochs": 3, "steps": 7}, False, [0, 7, 35]),
+        ({"epochs": 3, "steps": 7}, True, [2, 9, 9]),
+    ],
+)
+def test_expected_work(make_task, settings, stacked, expected):
+    training = make_task(batch_size=5, **settings).training
+    assert expected_work(np.array([0, 1, 12]), training, stacked).tolist() == expected
