@@ -8,7 +8,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,8 +29,13 @@ if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
     from fedsim.engine.grid import SimulatedGrid
+    from fedsim.engine.ray_grid import RayActors
     from fedsim.engine.worker import Task
     from fedsim.models import Arrays, Model
+
+
+DEALING_SECONDS = 0.5
+"""A federation that takes longer to be dealt out is so while Ray starts."""
 
 
 def load_source(experiment: Experiment) -> Source:
@@ -46,9 +52,14 @@ def load_source(experiment: Experiment) -> Source:
 
 def load_federation(experiment: Experiment) -> Federation:
     """Read the experiment's examples and deal them out to its clients."""
+    return deal_out(experiment, load_source(experiment))
+
+
+def deal_out(experiment: Experiment, source: Source) -> Federation:
+    """Deal the experiment's examples out to its clients."""
     clients = experiment.clients
     return federate(
-        load_source(experiment),
+        source,
         num_clients=clients.count,
         partition=registry.find("partition", clients.partition),
         options=clients.options,
@@ -103,18 +114,19 @@ def simulate(
     from fedsim.engine.loop import run_rounds
 
     started = time.perf_counter()
-    federation = load_federation(experiment)
     strategy = make_strategy(experiment)
-    with TemporaryDirectory(prefix="fedsim-") as temporary:
+    with ExitStack() as leaving:
+        federation, actors = _deal_out_and_start(experiment)
+        if actors is not None:
+            leaving.callback(actors.close)
+        temporary = leaving.enter_context(TemporaryDirectory(prefix="fedsim-"))
         states = Path(temporary if out is None else out) / "state"
         task = make_task(experiment, federation, states)
         initial = initial_arrays(task)
         _warn_of_running_statistics(experiment, strategy, initial)
         arrays = flower.to_record(initial)
-        recorder = Recorder(
-            experiment, federation, num_workers(experiment), device(experiment), out
-        )
-        grid = make_grid(experiment, task)
+        recorder = Recorder(experiment, federation, num_workers(experiment), task.device, out)
+        grid = make_grid(task, actors)
         recorder.setup_seconds = time.perf_counter() - started
         try:
             with _noted_interrupts() as interrupted:
@@ -137,6 +149,27 @@ def simulate(
             grid.close()
             recorder.close(flower.from_record(arrays))
         return recorder.result(flower.from_record(arrays), grid.states, task.update.kept)
+
+
+def _deal_out_and_start(experiment: Experiment) -> tuple[Federation, RayActors | None]:
+    """Return the federation, and Ray's actors, which start while a large one is dealt out."""
+    source = load_source(experiment)
+    with ThreadPoolExecutor(1) as beside:
+        dealt = beside.submit(deal_out, experiment, source)
+        # Of a small one, mistakes are known before anything else is started.
+        wait([dealt], timeout=DEALING_SECONDS)
+        if dealt.done() and dealt.exception() is not None:
+            dealt.result()
+        if experiment.engine.backend == "inline":
+            return dealt.result(), None
+        from fedsim.engine.ray_grid import RayActors
+
+        actors = RayActors(num_workers(experiment), gpu_share(experiment))
+        try:
+            return dealt.result(), actors
+        except BaseException:
+            actors.close()
+            raise
 
 
 @contextmanager
@@ -297,15 +330,15 @@ def _warn_of_running_statistics(experiment: Experiment, strategy: Strategy, arra
         )
 
 
-def make_grid(experiment: Experiment, task: Task) -> SimulatedGrid:
-    """Start the workers."""
-    if experiment.engine.backend == "inline":
+def make_grid(task: Task, actors: RayActors | None = None) -> SimulatedGrid:
+    """Return the grid: on Ray's actors, or without any in this process."""
+    if actors is None:
         from fedsim.engine.grid import InlineGrid
 
         return InlineGrid(task)
     from fedsim.engine.ray_grid import RayGrid
 
-    return RayGrid(task, num_workers(experiment))
+    return RayGrid(task, actors)
 
 
 def num_workers(experiment: Experiment) -> int:

@@ -29,18 +29,65 @@ SMALL = 1 << 20
 shared memory arrives a few milliseconds later, and is there once for any number of workers."""
 
 
-class RayGrid(SimulatedGrid):
-    """A grid on Ray: the data and each round's model are put once into shared memory.
+class RayActors:
+    """The actors, which start while this process goes on.
 
     If Ray already runs in this process it is used, and left running; otherwise it is started on
     the loopback address only, without a dashboard, and stopped by `close`.
 
     Parameters
     ----------
+    workers : int
+        Number of actors, each on one core, >= 1.
+    gpu : float
+        Share of a GPU that each of them gets, in [0, 1].
+
+    Raises
+    ------
+    EngineError
+        If Ray already runs, with too few GPUs.
+    """
+
+    def __init__(self, workers: int, gpu: float = 0.0) -> None:
+        self.ray = _import_ray()
+        # Ray counts in ten-thousandths, and shares that exceed a GPU would wait for ever.
+        self._gpu = floor(1e4 * gpu) / 1e4
+        self._own_ray = not self.ray.is_initialized()
+        if self._own_ray:
+            _start_ray(self.ray, workers, ceil(workers * self._gpu))
+        elif self.ray.cluster_resources().get("GPU", 0) < workers * self._gpu:
+            raise EngineError(
+                f"{workers} workers need {self._gpu:g} of a GPU each, but the Ray that runs in "
+                "this process has been started without; start it with num_gpus, or not at all"
+            )
+        self.actors = [self.start() for _ in range(workers)]
+
+    def start(self) -> ActorHandle[Any]:
+        """Start one more actor."""
+        from fedsim.engine.ray_worker import RayWorker
+
+        remote = self.ray.remote(num_cpus=1, num_gpus=self._gpu)(RayWorker)
+        actor: ActorHandle[Any] = remote.remote(sys.path)
+        return actor
+
+    def close(self) -> None:
+        """End the actors, and Ray if it was started here."""
+        for actor in self.actors:
+            self.ray.kill(actor)
+        self.actors = []
+        if self._own_ray:
+            self.ray.shutdown()
+
+
+class RayGrid(SimulatedGrid):
+    """A grid on Ray: the data and each round's model are put once into shared memory.
+
+    Parameters
+    ----------
     task : Task
         The work.
-    workers : int
-        Number of actors, >= 1, each on one core and the task's share of a GPU.
+    actors : RayActors
+        Who does it; `close` ends them.
 
     Raises
     ------
@@ -48,37 +95,31 @@ class RayGrid(SimulatedGrid):
         If a worker would import other files than this process, or can't start.
     """
 
-    def __init__(self, task: Task, workers: int) -> None:
+    def __init__(self, task: Task, actors: RayActors) -> None:
         super().__init__(task)
-        self._ray = _import_ray()
-        self._own_ray = not self._ray.is_initialized()
-        # Ray counts in ten-thousandths, and shares that exceed a GPU would wait for ever.
-        self._gpus = floor(1e4 * task.device_share) / 1e4 if task.device == "cuda" else 0
-        if self._own_ray:
-            _start_ray(self._ray, workers, ceil(workers * self._gpus))
-        elif self._ray.cluster_resources().get("GPU", 0) < workers * self._gpus:
-            raise EngineError(
-                f"{workers} workers need {self._gpus:g} of a GPU each, but the Ray that runs in "
-                "this process has been started without; start it with num_gpus, or not at all"
-            )
-        self._actors: list[ActorHandle[Any]] = []
+        self._actors = actors
+        self._ray = actors.ray
         try:
             self._task = self._ray.put(task)
-            self._actors = [self._start_worker() for _ in range(workers)]
             expected = fingerprint(task.packages)
-            for found in self._ray.get([actor.fingerprint.remote() for actor in self._actors]):
+            begun = [actor.begin.remote([self._task]) for actor in actors.actors]
+            for found in self._ray.get(begun):
                 _check_imports(found, expected)
-        except self._ray.exceptions.RayActorError as error:
+        except BaseException as error:
             self.close()
-            raise EngineError(f"a Ray worker could not start: {error}") from None
-        except BaseException:
-            self.close()
-            raise
+            if isinstance(error, self._ray.exceptions.RayTaskError):
+                error = error.cause
+                if isinstance(error, UserError):
+                    raise error from None
+            elif not isinstance(error, self._ray.exceptions.RayActorError):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise EngineError(f"a Ray worker could not start: {reason}") from None
 
     @property
     def num_workers(self) -> int:
         """The number of actors."""
-        return len(self._actors)
+        return len(self._actors.actors)
 
     def _put(self, shared: Arrays | NDArray[Any]) -> Any:
         size = shared.nbytes if isinstance(shared, np.ndarray) else num_bytes(shared)
@@ -87,19 +128,15 @@ class RayGrid(SimulatedGrid):
         return self._ray.put(shared)
 
     def close(self) -> None:
-        """End the workers, and Ray if this grid started it."""
-        for actor in self._actors:
-            self._ray.kill(actor)
-        self._actors = []
-        if self._own_ray:
-            self._ray.shutdown()
+        """End the workers, and Ray if it was started for them."""
+        self._actors.close()
 
     def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:
         # A worker that dies is replaced and its call made again.
         answers: dict[int, Any] = {}
         for _ in range(ATTEMPTS):
             pending: dict[int, ObjectRef[Any]] = {
-                worker: self._actors[worker].call.remote(*self._packed(method, arguments))
+                worker: self._actors.actors[worker].call.remote(*self._packed(method, arguments))
                 for worker, (method, arguments) in work.items()
                 if worker not in answers
             }
@@ -112,7 +149,8 @@ class RayGrid(SimulatedGrid):
                         f"({type(error).__name__})",
                         stacklevel=2,
                     )
-                    self._actors[worker] = self._start_worker()
+                    actor = self._actors.actors[worker] = self._actors.start()
+                    actor.begin.remote([self._task])
                 except self._ray.exceptions.RayTaskError as error:
                     # What the user can mend is one line here, too.
                     if isinstance(error.cause, UserError):
@@ -138,14 +176,6 @@ class RayGrid(SimulatedGrid):
         own = [None if place in shared else one for place, one in enumerate(arguments)]
         yield pickle.dumps((method, own, list(shared)), protocol=5)
         yield from shared.values()
-
-    def _start_worker(self) -> ActorHandle[Any]:
-        from fedsim.engine.ray_worker import RayWorker
-
-        actor: ActorHandle[Any] = self._ray.remote(num_cpus=1, num_gpus=self._gpus)(
-            RayWorker
-        ).remote(sys.path, [self._task])
-        return actor
 
 
 def _check_imports(found: dict[str, str], expected: dict[str, str]) -> None:

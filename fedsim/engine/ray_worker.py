@@ -15,21 +15,25 @@ if TYPE_CHECKING:
 
 
 class RayWorker(Worker):
-    """A worker that reads its task from shared memory.
+    """A worker that is there before its task: it imports what it needs in the meantime.
 
     Parameters
     ----------
     path : sequence of str
         Folders to search for the user's own modules.
-    task : list of ObjectRef
-        The task's one reference, in a list: Ray would unpack a bare one before ``path`` is set.
     """
 
-    def __init__(self, path: Sequence[str], task: list[ObjectRef[Task]]) -> None:
+    def __init__(self, path: Sequence[str]) -> None:
         extend_path(path)
+
+    def begin(self, task: list[ObjectRef[Task]]) -> dict[str, str]:
+        """Read the task from shared memory, and return which files this process imports.
+
+        The task's one reference comes in a list: Ray would unpack a bare one outside this method.
+        """
         contents = ray.get(task[0])
-        self._packages = contents.packages
         super().__init__(contents)
+        return fingerprint(contents.packages)
 
     def call(self, packed: bytes, *shared: Any) -> bytes:
         """Call a method: its name, its arguments, and where among them those of Ray's memory go."""
@@ -37,7 +41,3 @@ class RayWorker(Worker):
         for place, argument in zip(places, shared, strict=True):
             arguments[place] = argument
         return pickle.dumps(getattr(self, method)(*arguments), protocol=5)
-
-    def fingerprint(self) -> dict[str, str]:
-        """Return which files this process imports."""
-        return fingerprint(self._packages)

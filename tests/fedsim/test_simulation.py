@@ -3,6 +3,7 @@
 import copy
 import json
 import signal
+import time
 
 import numpy as np
 import pandas as pd
@@ -297,7 +298,36 @@ def test_an_interrupt_that_python_drops_still_ends_the_run(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+class Actors:
+    """Stands for Ray's."""
+
+    def __init__(self, *arguments):
+        started.append(self)
+        self.closed = False
+
+    def close(self):
+        self.closed = True
+
+
+started = []
+
+
 class TestSimulateFailure:
+    @pytest.mark.parametrize("seconds", [0.0, 60.0])
+    def test_a_mistake_while_ray_starts_ends_it(self, monkeypatch, seconds):
+        def deal_out(*arguments):
+            time.sleep(0.1)
+            raise DataError("nobody has any")
+
+        started.clear()
+        monkeypatch.setattr(simulation, "deal_out", deal_out)
+        monkeypatch.setattr(simulation, "DEALING_SECONDS", seconds)
+        monkeypatch.setattr("fedsim.engine.ray_grid.RayActors", Actors)
+        with pytest.raises(DataError, match="nobody has any"):
+            fedsim.simulate(experiment(engine={"backend": "ray"}))
+        # Known soon enough, it keeps Ray from being started at all.
+        assert [actors.closed for actors in started] == ([] if seconds else [True])
+
     def test_a_gpu_that_is_not_there(self, monkeypatch):
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         with pytest.raises(ConfigError, match=r"engine.device = 'cuda': PyTorch finds no CUDA"):

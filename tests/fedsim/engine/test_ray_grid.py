@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from clients import FedLoGe
 from fedsim.engine.grid import InlineGrid
-from fedsim.engine.ray_grid import RayGrid, _import_ray, _start_ray
+from fedsim.engine.ray_grid import RayActors, RayGrid, _import_ray, _start_ray
 from fedsim.engine.reduction import balance
 from fedsim.engine.update import LocalSGD
 from fedsim.errors import EngineError
@@ -53,7 +54,7 @@ def test_the_numbers_are_those_of_this_process(make_task, running_ray, workers, 
     tasks = [make_task(model=net, update=method, stacked=stacked) for _ in range(2)]
     arrays = initial_arrays(tasks[0])
     inline = InlineGrid(tasks[0])
-    grid = RayGrid(tasks[1], workers)
+    grid = RayGrid(tasks[1], RayActors(workers))
     try:
         for round, cohort in enumerate([[2, 0, 3], [3, 2]], start=1):
             both = []
@@ -94,7 +95,7 @@ def assert_equal(one, other):
 def test_a_worker_that_dies_is_replaced_and_its_clients_trained_again(make_task, running_ray):
     task = make_task(update=Dies())
     arrays = initial_arrays(task)
-    grid = RayGrid(task, 2)
+    grid = RayGrid(task, RayActors(2))
     try:
         with pytest.warns(UserWarning, match=r"worker \d died and is replaced"):
             found, _ = grid.train(arrays, 1, [0, 1, 2, 3])
@@ -111,7 +112,7 @@ def test_a_worker_that_dies_is_replaced_and_its_clients_trained_again(make_task,
 class TestRayGridFailure:
     def test_work_that_always_kills_its_worker(self, make_task, running_ray):
         task = make_task(update=AlwaysDies())
-        grid = RayGrid(task, 1)
+        grid = RayGrid(task, RayActors(1))
         try:
             with (
                 pytest.warns(UserWarning, match="died and is replaced"),
@@ -121,10 +122,14 @@ class TestRayGridFailure:
         finally:
             grid.close()
 
-    def test_a_ray_without_gpus(self, make_task, running_ray):
-        task = replace(make_task(), device="cuda", device_share=1 / 3)
+    def test_a_ray_without_gpus(self, running_ray):
         with pytest.raises(EngineError, match=r"2 workers need 0.3333 of a GPU each"):
-            RayGrid(task, 2)
+            RayActors(2, gpu=1 / 3)
+
+    def test_a_task_that_a_worker_cannot_take(self, make_task, running_ray):
+        task = replace(make_task(), model=partial(int, "no number"))
+        with pytest.raises(EngineError, match=r"could not start: ValueError: .*no number"):
+            RayGrid(task, RayActors(1))
 
     def test_a_worker_that_would_import_other_files(self, make_task, running_ray, monkeypatch):
         from fedsim.engine import ray_grid
@@ -133,7 +138,7 @@ class TestRayGridFailure:
             ray_grid, "fingerprint", lambda packages: dict.fromkeys(packages, "elsewhere")
         )
         with pytest.raises(EngineError, match=r"would import '\w+' from .*this process from else"):
-            RayGrid(make_task(), 1)
+            RayGrid(make_task(), RayActors(1))
 
 
 class AlwaysDies(LocalSGD):
