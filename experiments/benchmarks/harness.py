@@ -6,7 +6,8 @@ taken within each repeat, and the median of those is the one that counts.
 
 The seconds a round leave out the first two rounds, and the last, after which fedsim tests the
 model. Start-up is the time from starting the process to the end of the first round. Memory is the
-proportional set size (PSS) of all processes after the last round.
+proportional set size (PSS) of all processes after the last round, and the same without those of
+Ray's own: of the driver and the workers.
 
 Ray's own niceness of 15 would let anything else that runs take the cores away: its workers run at
 normal priority. The machine should be idle all the same.
@@ -168,13 +169,22 @@ def _run_here(function: str, arguments: str, file: str) -> None:
         Path(file).write_text(json.dumps(asdict(measured)))
 
 
-def pss_mib(root: int | None = None) -> float:
-    """Return the memory of a process (this one) and all below it in MiB, shared parts once."""
+RAYS_OWN = ("/ray/core/", "/ray/_private/", "/ray/autoscaler/", "/ray/dashboard/", "Agent")
+"""What the command lines of Ray's own processes have, and those of its workers haven't."""
+
+
+def pss_mib(root: int | None = None, *, without: Sequence[str] = ()) -> float:
+    """Return the memory of a process (this one) and all below it in MiB, shared parts once.
+
+    Those below it whose command line has one of the words of ``without`` are left out.
+    """
     me = psutil.Process(root)
-    total = 0
-    for process in (me, *me.children(recursive=True)):
+    total = me.memory_full_info().pss
+    for process in me.children(recursive=True):
         try:
-            total += process.memory_full_info().pss
+            command = " ".join(process.cmdline())
+            if not any(word in command for word in without):
+                total += process.memory_full_info().pss
         except psutil.NoSuchProcess:
             continue  # it ended since the list was made
     return total / 2**20
@@ -193,14 +203,15 @@ def run_fedsim(experiment: dict[str, Any], parts: bool = False) -> Measured:
     """Run an experiment in fedsim, with a run directory if its ``parts`` are asked for."""
     ends: list[float] = []
     memory: list[float] = []
+    more: dict[str, float] = {}
     work = Experiment(**experiment)
 
     def note(row: dict[str, Any]) -> None:
         ends.append(time.monotonic())
         if len(ends) == work.training.rounds:
             memory.extend((pss_mib(), peak_mib()))
+            more["without_ray_mib"] = pss_mib(without=RAYS_OWN)
 
-    more: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="fedsim-benchmark-") as folder:
         out = Path(folder) / "run"
         result = fedsim.simulate(work, out=out if parts else None, observer=note)
@@ -299,7 +310,8 @@ STARTUP: dict[str, Callable[[Row], str]] = {
     "start-up s": lambda row: f"{row.median(lambda run: run.startup_seconds):.1f}"
 }
 PSS: dict[str, Callable[[Row], str]] = {
-    "PSS MiB": lambda row: f"{row.median(lambda run: run.pss_mib):.0f}"
+    "PSS MiB": lambda row: f"{row.median(lambda run: run.pss_mib):.0f}",
+    "without Ray's": lambda row: f"{row.more('without_ray_mib'):.0f}",
 }
 
 

@@ -24,8 +24,9 @@ def main() -> None:
     args = harness.parse(harness.parser(__doc__, rounds=50))
     variants = [harness.of_fedsim(name, workload(name, args.rounds), parts=True) for name in NAMES]
     rows = harness.take_turns(variants, args.repeats)
-    # Whatever parts there are, in the order of the file; the accuracy isn't one.
-    parts = [part for part in rows[0].runs[0].more if part != "accuracy"]
+    # Whatever parts there are, in the order of the file.
+    others = ("accuracy", "without_ray_mib")
+    parts = [part for part in rows[0].runs[0].more if part not in others]
     columns: dict[str, Callable[[Row], str]] = {
         part: lambda row, part=part: f"{1000 * row.more(part):.1f}"  # type: ignore[misc]
         for part in parts

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fedsim
-from experiments.benchmarks.harness import Measured, peak_mib, pss_mib
+from experiments.benchmarks.harness import RAYS_OWN, Measured, peak_mib, pss_mib
 from experiments.benchmarks.workloads import workload
 from fedsim.data.federation import Federation
 from fedsim.engine import flower
@@ -68,7 +68,7 @@ def run_flower(name: str, rounds: int) -> Measured:
             num_rounds=rounds,
             train_config=ConfigRecord(config),
         )
-        memory.extend((pss_mib(), peak_mib()))
+        memory.extend((pss_mib(), peak_mib(), pss_mib(without=RAYS_OWN)))
         models.append(result.arrays)
 
     run_simulation(
@@ -83,7 +83,8 @@ def run_flower(name: str, rounds: int) -> Measured:
     tested = Worker(task).test(flower.from_record(models[0]), range(num_blocks(federation)))
     predicted, _ = tested.scores["generic"]
     accuracy = float((predicted == federation.source.y_test).mean())
-    return Measured(ends=ends, pss_mib=memory[0], peak_mib=memory[1], more={"accuracy": accuracy})
+    more = {"accuracy": accuracy, "without_ray_mib": memory[2]}
+    return Measured(ends=ends, pss_mib=memory[0], peak_mib=memory[1], more=more)
 
 
 def _flower_strategy(method: str, cohort: int, count: int) -> Strategy:
@@ -246,5 +247,5 @@ def run_pfl(name: str, rounds: int) -> Measured | None:
     with torch.no_grad():
         test = (torch.from_numpy(source.x_test).float() - mean) / std
         right = model(test).argmax(1).numpy() == source.y_test
-    more = {"accuracy": float(right.mean())}
+    more = {"accuracy": float(right.mean()), "without_ray_mib": memory}
     return Measured(ends=ends, pss_mib=memory, peak_mib=peak_mib(), more=more)
