@@ -257,9 +257,18 @@ def test_every_method_trains_to_the_same_bits_without_tapes(federation, name, st
 
     with patch.object(tape, "RECORD_AT", 10**9):
         plain = train()
-    with patch.object(tape, "_record", side_effect=tape._record) as record:
+    tapes = []
+
+    def watched(*arguments, record=tape._record):
+        outputs, made = record(*arguments)
+        tapes.append(made)
+        return outputs, made
+
+    with patch.object(tape, "_record", watched):
         taped = train()
-    assert record.called
+    assert tapes
+    # Otherwise its steps would be slow; CReFF's one-hot labels are looked at, once a round.
+    assert None not in tapes or name == "creff"
     for (one, counts), (other, same_counts) in zip(plain, taped, strict=True):
         assert counts == same_counts
         assert one.metrics == pytest.approx(other.metrics, rel=0, abs=0, nan_ok=True)
