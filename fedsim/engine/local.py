@@ -36,7 +36,7 @@ from fedsim.engine.update import (
 from fedsim.models.net import Net, Weights
 from fedsim.rng import generators
 
-PREDICT_BLOCK = 500
+PREDICT_BLOCK = 250
 """Examples in a forward pass of evaluation. Fixed, so that rounding doesn't depend on how the
 blocks are shared out among the workers."""
 

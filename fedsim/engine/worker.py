@@ -27,7 +27,7 @@ from fedsim.errors import EngineError
 from fedsim.models.layers import channels_last
 from fedsim.models.net import Arrays, Model, Net, Weights
 
-SIDE_BY_SIDE = 32
+SIDE_BY_SIDE = 40
 """Most clients that train side by side: enough to hide the overhead of a step, few enough for
 their weights to stay near the processor."""
 
@@ -316,15 +316,16 @@ def leaf_size(stacked: bool, cohort: int) -> int:
     """Return how many clients a leaf of the cohort's tree has at most.
 
     One by one it is a client. Side by side it depends on the cohort only, so that the numbers don't
-    depend on the workers: a quarter of it, for there are at least some workers, from 8 to
-    `SIDE_BY_SIDE`.
+    depend on the workers: two fifths of it, from 8 to `SIDE_BY_SIDE`. Halving cuts a cohort of
+    equal clients into quarters, for there are at least some workers; the few long ones of a skewed
+    cohort stay together, since each leaf takes as many steps as its longest client.
 
     Examples
     --------
     >>> leaf_size(False, 100), leaf_size(True, 20), leaf_size(True, 100), leaf_size(True, 1000)
-    (1, 8, 25, 32)
+    (1, 8, 40, 40)
     """
-    return min(max(8, ceil(cohort / 4)), SIDE_BY_SIDE) if stacked else 1
+    return min(max(8, ceil(0.4 * cohort)), SIDE_BY_SIDE) if stacked else 1
 
 
 def expected_work(
