@@ -126,7 +126,7 @@ def simulate(
         _warn_of_running_statistics(experiment, strategy, initial)
         arrays = flower.to_record(initial)
         recorder = Recorder(experiment, federation, num_workers(experiment), task.device, out)
-        grid = make_grid(task, actors)
+        grid = make_grid(experiment, task, actors)
         recorder.setup_seconds = time.perf_counter() - started
         try:
             with _noted_interrupts() as interrupted:
@@ -152,19 +152,15 @@ def simulate(
 
 
 def _deal_out_and_start(experiment: Experiment) -> tuple[Federation, RayActors | None]:
-    """Return the federation, and Ray's actors, which start while a large one is dealt out."""
+    """Return the federation, and Ray's actors if they started while a large one was dealt out."""
     source = load_source(experiment)
     with ThreadPoolExecutor(1) as beside:
         dealt = beside.submit(deal_out, experiment, source)
-        # Of a small one, mistakes are known before anything else is started.
+        # With a small one Ray waits until all else is known to be right.
         wait([dealt], timeout=DEALING_SECONDS)
-        if dealt.done() and dealt.exception() is not None:
-            dealt.result()
-        if experiment.engine.backend == "inline":
+        if dealt.done() or experiment.engine.backend == "inline":
             return dealt.result(), None
-        from fedsim.engine.ray_grid import RayActors
-
-        actors = RayActors(num_workers(experiment), gpu_share(experiment))
+        actors = _start_actors(experiment)
         try:
             return dealt.result(), actors
         except BaseException:
@@ -330,15 +326,21 @@ def _warn_of_running_statistics(experiment: Experiment, strategy: Strategy, arra
         )
 
 
-def make_grid(task: Task, actors: RayActors | None = None) -> SimulatedGrid:
-    """Return the grid: on Ray's actors, or without any in this process."""
-    if actors is None:
+def make_grid(experiment: Experiment, task: Task, actors: RayActors | None = None) -> SimulatedGrid:
+    """Return the grid; on Ray with the actors that have been started, or new ones."""
+    if experiment.engine.backend == "inline":
         from fedsim.engine.grid import InlineGrid
 
         return InlineGrid(task)
     from fedsim.engine.ray_grid import RayGrid
 
-    return RayGrid(task, actors)
+    return RayGrid(task, actors or _start_actors(experiment))
+
+
+def _start_actors(experiment: Experiment) -> RayActors:
+    from fedsim.engine.ray_grid import RayActors
+
+    return RayActors(num_workers(experiment), gpu_share(experiment))
 
 
 def num_workers(experiment: Experiment) -> int:

@@ -60,7 +60,13 @@ class RayActors:
                 f"{workers} workers need {self._gpu:g} of a GPU each, but the Ray that runs in "
                 "this process has been started without; start it with num_gpus, or not at all"
             )
-        self.actors = [self.start() for _ in range(workers)]
+        self.actors: list[ActorHandle[Any]] = []
+        try:
+            for _ in range(workers):
+                self.actors.append(self.start())
+        except BaseException:
+            self.close()
+            raise
 
     def start(self) -> ActorHandle[Any]:
         """Start one more actor."""
