@@ -52,9 +52,7 @@ def client_app(experiment: Experiment) -> ClientApp:
         client = _client(context, experiment)
         record, round = flower.instruction(message)
         arrays = flower.from_record(record)
-        worker = _worker(text)
-        state = [(client, _state(context))]
-        (answer,) = worker.train_clients(worker.weights(arrays), round, state)
+        answer = _worker(text).train_client(arrays, round, client, _state(context))
         if answer.keeps:
             context.state[STATE] = flower.to_record(answer.state)
         return flower.train_reply(message, answer)

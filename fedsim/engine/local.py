@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -103,6 +103,25 @@ class LocalTrainer:
         groups = torch.tensor(statistics.groups, device=self.device)
         self._setting = Setting(net, self.loader, training, groups, self.clock)
 
+    def clients(self, round: int, clients: Sequence[int]) -> list[Client]:
+        """Return clients as a client update sees them, without anything kept.
+
+        Their classes are counted together, which takes about as long as for one of them.
+        """
+        federation = self.federation
+        counts = federation.labelled_class_counts(clients)
+        by_class = torch.from_numpy(counts.astype(np.float32)).to(self.device).unbind()
+        return [
+            Client(
+                client,
+                round,
+                Examples(federation.labelled(client), True),
+                Examples(federation.unlabelled(client), False),
+                of_client,
+            )
+            for client, of_client in zip(clients, by_class, strict=True)
+        ]
+
     def update(
         self,
         method: ClientUpdate,
@@ -112,7 +131,8 @@ class LocalTrainer:
         state: Weights | None = None,
     ) -> tuple[Upload, Counts]:
         """Run ``method``'s update of one client: `update_all` of one, which raises its error."""
-        (found,) = self.update_all(method, w, round, [(client, state or {})])
+        (me,) = self.clients(round, [client])
+        (found,) = self.update_all(method, w, [replace(me, state=state or {})])
         if isinstance(found, Exception):
             raise found
         return found
@@ -121,8 +141,7 @@ class LocalTrainer:
         self,
         method: ClientUpdate,
         w: Weights,
-        round: int,
-        clients: Sequence[tuple[int, Weights]],
+        clients: Sequence[Client],
     ) -> list[tuple[Upload, Counts] | Exception]:
         """Run ``method``'s update of some clients from the global weights ``w``.
 
@@ -132,10 +151,8 @@ class LocalTrainer:
             What to do.
         w : Weights
             The round's global weights; not changed.
-        round : int
-            From 1.
-        clients : sequence of (int, Weights)
-            Each client, and what it kept from its last round; not changed.
+        clients : sequence of Client
+            In the same round, see `clients`; what they kept is not changed.
 
         Returns
         -------
@@ -143,29 +160,14 @@ class LocalTrainer:
             What each client sends and keeps, and how good its pseudo-labels were, which neither
             client nor server can know (`fedsim.engine.tally.audit`); or why it failed.
         """
-        runs = [_Run(one.id, self._update(method, w, one)) for one in self._clients(round, clients)]
-        self._drive(runs, "pass", round, self.stacked and method.stackable)
+        runs = [_Run(client.id, self._update(method, w, client)) for client in clients]
+        if runs:
+            self._drive(runs, "pass", clients[0].round, self.stacked and method.stackable)
         return [run.error or (run.result, run.counts) for run in runs]
 
     def _update(self, method: ClientUpdate, w: Weights, client: Client) -> Steps:
         """Start the update at its first request, so that one that fails at once fails alone."""
         return (yield from method.update(w, client))
-
-    def _clients(self, round: int, clients: Sequence[tuple[int, Weights]]) -> list[Client]:
-        """Return clients as a client update sees them, each with what it kept."""
-        counts = self.federation.labelled_class_counts([client for client, _ in clients])
-        by_class = torch.from_numpy(counts.astype(np.float32)).to(self.device)
-        return [
-            Client(
-                client,
-                round,
-                Examples(self.federation.labelled(client), True),
-                Examples(self.federation.unlabelled(client), False),
-                of_client,
-                state,
-            )
-            for (client, state), of_client in zip(clients, by_class.unbind(), strict=True)
-        ]
 
     def _drive(self, runs: list[_Run], purpose: str, round: int, stacked: bool) -> None:
         """Carry out what client updates ask for, until each has returned or failed."""
@@ -296,7 +298,7 @@ class LocalTrainer:
             Of each personal view.
         """
         index = self.federation.test(client)
-        (me,) = self._clients(round, [(client, state)])
+        me = replace(self.clients(round, [client])[0], state=state)
         run = _Run(client, method.personalise(w, me))
         self._drive([run], "personalise", round, stacked=False)
         if run.error is not None:

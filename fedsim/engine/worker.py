@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import chain
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,10 @@ from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
 from fedsim.engine.memory import client_bytes, fitting
-from fedsim.engine.reduction import Sum, climb
+from fedsim.engine.reduction import Flat, Sum, climb
 from fedsim.engine.sgd import LocalTraining
 from fedsim.engine.state import StateFiles
-from fedsim.engine.update import ClientUpdate, Upload
+from fedsim.engine.update import Client, ClientUpdate, Upload
 from fedsim.errors import EngineError
 from fedsim.models.layers import channels_last
 from fedsim.models.net import Arrays, Model, Net, Weights
@@ -170,31 +170,42 @@ class Worker:
         clock.restart()
         w = self.weights(arrays)
         clock.lap("serialise")
+        # Flower's names have hyphens, ours are Python's.
+        weighted = weights and {group: name.replace("-", "_") for group, name in weights.items()}
         replies: list[ClientReply] = []
         nodes: dict[int, Sum] = {}
         leaf = 0
+        ids = [client for _, clients in share for client, _ in clients]
+        known = dict(zip(ids, self._trainer.clients(round, ids), strict=True))
         for some in self._stacks(share, w):
-            clients = [(client, self._states.read(client, version)) for _, client, version in some]
+            clients = [
+                self._with_state(known[client], self._states.read(client, version))
+                for _, client, version in some
+            ]
             clock.lap("state")
-            found = self.train_clients(w, round, clients)
+            found = self._trainer.update_all(self._update, w, clients)
             clock.lap("train")
-            for (node, client, version), reply in zip(some, found, strict=True):
+            for (node, client, version), one in zip(some, found, strict=True):
+                reply, groups = _answer(client, one)
                 if reply.keeps:
+                    clock.lap("reduce")
                     self._states.write(client, version, reply.state)
+                    reply.state = {}
                     clock.lap("state")
                 if node != leaf:
                     climb(nodes, leaf)
                     leaf = node
                 total = nodes.setdefault(node, Sum())
-                if weights is not None and not reply.error:
-                    total.add_upload(reply.arrays, _weights_of(reply, weights))
-                    reply.arrays = {}
-                reply.state = {}
+                if weighted is None:
+                    reply.arrays = {group: _arrays(flat.w) for group, flat in groups.items()}
+                elif not reply.error:
+                    total.add_upload(groups, _weights_of(reply, groups, weighted))
                 replies.append(reply)
             clock.lap("reduce")
         climb(nodes, leaf)
+        sums = {node: total.to_host() for node, total in nodes.items()}
         clock.lap("reduce")
-        return replies, nodes if weights is not None else {}, clock.seconds
+        return replies, sums if weighted is not None else {}, clock.seconds
 
     def _stacks(self, share: Share, w: Weights) -> Iterator[list[tuple[int, int, int]]]:
         """Yield the clients that train at a time: node, client and version of its state.
@@ -225,13 +236,16 @@ class Worker:
         """Return copies of arrays as tensors on the worker's device, laid out for speed."""
         return as_weights(arrays, self._device)
 
-    def train_clients(
-        self, w: Weights, round: int, clients: Sequence[tuple[int, Arrays]]
-    ) -> list[ClientReply]:
-        """Run the updates of clients, each with what it kept from its last round."""
-        states = [(client, self.weights(state)) for client, state in clients]
-        found = self._trainer.update_all(self._update, w, round, states)
-        return [_reply(client, one) for (client, _), one in zip(clients, found, strict=True)]
+    def train_client(self, arrays: Arrays, round: int, client: int, state: Arrays) -> ClientReply:
+        """Run a client's update from the global ``arrays`` and what it kept from its last round."""
+        me = self._with_state(self._trainer.clients(round, [client])[0], state)
+        (found,) = self._trainer.update_all(self._update, self.weights(arrays), [me])
+        reply, groups = _answer(client, found)
+        reply.arrays = {group: _arrays(flat.w) for group, flat in groups.items()}
+        return reply
+
+    def _with_state(self, client: Client, state: Arrays) -> Client:
+        return replace(client, state=self.weights(state)) if state else client
 
     def test(self, arrays: Arrays, blocks: Sequence[int]) -> Tested:
         """Test the generic views on blocks of the global test set, joined.
@@ -390,26 +404,28 @@ def extend_path(folders: Iterable[str]) -> None:
     sys.path.extend(folder for folder in folders if folder not in sys.path)
 
 
-def _reply(client: int, found: tuple[Upload, dict[str, float]] | Exception) -> ClientReply:
-    """Return a client's answer as NumPy arrays, or why there is none."""
+def _answer(
+    client: int, found: tuple[Upload, dict[str, float]] | Exception
+) -> tuple[ClientReply, dict[str, Flat]]:
+    """Return a client's reply, or why there is none, and the arrays that it uploads."""
     if isinstance(found, Exception):
-        return ClientReply(client, error=f"{type(found).__name__}: {found}")
+        return ClientReply(client, error=f"{type(found).__name__}: {found}"), {}
     upload, audit = found
-    groups = {group: _arrays(weights) for group, weights in upload.arrays.items()}
-    kept = _arrays(upload.state)
-    broken = _first_not_finite({**groups, "state": kept})
+    groups = {group: Flat(w) for group, w in upload.arrays.items()}
+    flats = [*groups.values(), *([Flat(upload.state)] if upload.state else [])]
+    broken = [name for flat in flats for name in _not_finite(flat)]
     if broken:
-        return ClientReply(client, error=f"{broken} is not finite (NaN or inf)")
-    return ClientReply(
+        return ClientReply(client, error=f"{broken[0]} is not finite (NaN or inf)"), {}
+    reply = ClientReply(
         client,
-        groups,
-        sum(num_bytes(group) for group in groups.values()),
-        upload.num_examples,
-        dict(upload.metrics),
-        audit,
-        state=kept,
-        keeps=bool(kept),
+        num_bytes=sum(flat.vector.nbytes for flat in groups.values()),
+        num_examples=upload.num_examples,
+        metrics=dict(upload.metrics),
+        audit=audit,
+        state=_arrays(upload.state),
+        keeps=bool(upload.state),
     )
+    return reply, groups
 
 
 def num_bytes(arrays: Arrays) -> int:
@@ -417,23 +433,25 @@ def num_bytes(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def _weights_of(reply: ClientReply, weights: Mapping[str, str]) -> dict[str, float]:
+def _weights_of(
+    reply: ClientReply, groups: Mapping[str, Flat], weights: Mapping[str, str]
+) -> dict[str, float]:
     """Return the weight of each group that a strategy averages."""
-    lacking = sorted(set(weights) - set(reply.arrays))
-    if lacking:
-        raise EngineError(
-            f"the strategy averages the arrays {lacking[0]!r}, but the clients upload "
-            f"{', '.join(map(repr, reply.arrays))}; do method.name and method.client belong "
-            "together?"
-        )
-    numbers = {**reply.metrics, "num_examples": reply.num_examples}
-    names = {group: name.replace("-", "_") for group, name in weights.items()}
-    unknown = sorted(set(names.values()) - set(numbers))
-    if unknown:
-        raise EngineError(
-            f"the strategy weights by {unknown[0]!r}, but the clients report {', '.join(numbers)}"
-        )
-    return {group: float(numbers[name]) for group, name in names.items()}
+    numbers = {"num_examples": reply.num_examples, **reply.metrics}
+    found = {}
+    for group, name in weights.items():
+        if group not in groups:
+            raise EngineError(
+                f"the strategy averages the arrays {group!r}, but the clients upload "
+                f"{', '.join(map(repr, groups))}; do method.name and method.client belong "
+                "together?"
+            )
+        if name not in numbers:
+            raise EngineError(
+                f"the strategy weights by {name!r}, but the clients report {', '.join(numbers)}"
+            )
+        found[group] = float(numbers[name])
+    return found
 
 
 def as_weights(arrays: Arrays, device: torch.device) -> Weights:
@@ -445,9 +463,9 @@ def _arrays(w: Weights) -> Arrays:
     return {name: tensor.cpu().numpy() for name, tensor in w.items()}
 
 
-def _first_not_finite(groups: dict[str, Arrays]) -> str:
-    for arrays in groups.values():
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                return name
-    return ""
+def _not_finite(flat: Flat) -> list[str]:
+    """Return the names of arrays with a NaN or an infinity."""
+    # One look at their sum mostly does: it is neither, unless a number is or it grows too large.
+    if isfinite(float(flat.vector.sum())):
+        return []
+    return [name for name, tensor in flat.w.items() if not bool(tensor.isfinite().all())]

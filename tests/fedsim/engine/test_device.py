@@ -37,8 +37,7 @@ def train(federation, method, stacked, augmentation):
         net, federation, Statistics.of(federation), training, 7, stacked, device="meta"
     )
     there = {name: tensor.to("meta") for name, tensor in w.items()}
-    cohort = [(client, {}) for client in range(federation.num_clients)]
-    return trainer.update_all(method, there, 1, cohort)
+    return trainer.update_all(method, there, trainer.clients(1, range(federation.num_clients)))
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Sums of uploads: right, and the same bits for any number of workers."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
+import torch
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,15 +14,24 @@ import strategies
 from fedsim.engine import flower
 from fedsim.engine.grid import InlineGrid
 from fedsim.engine.loop import run_rounds
-from fedsim.engine.reduction import DEPTH, Sum, merge, share_out, tree
+from fedsim.engine.reduction import DEPTH, Flat, Sum, merge, share_out, tree
+from fedsim.errors import EngineError
 from fedsim.simulation import initial_arrays
 
 work = st.lists(st.integers(0, 500), min_size=1, max_size=150).map(np.array)
 
 
 def upload(client):
-    rng = np.random.default_rng(client)
-    return {"arrays": {"w": rng.normal(size=(3, 2)).astype(np.float32)}}
+    rng = torch.Generator().manual_seed(client)
+    arrays = {
+        "w": torch.randn(3, 2, generator=rng),
+        "b": torch.randn((), generator=rng),
+        "conv": torch.randn(2, 3, 1, 2, generator=rng),
+    }
+    if client % 3:  # the same numbers, laid out otherwise
+        arrays["conv"] = arrays["conv"].to(memory_format=torch.channels_last)
+    # Who comes first differs from client to client.
+    return Flat(dict(sorted(arrays.items(), reverse=bool(client % 2))))
 
 
 def total(cohort, workers, weight=lambda client: float(client % 4)):
@@ -31,7 +42,7 @@ def total(cohort, workers, weight=lambda client: float(client % 4)):
         for node, clients in share:
             mine[node] = Sum()
             for client in clients:
-                mine[node].add_upload(upload(client), {"arrays": weight(client)})
+                mine[node].add_upload({"arrays": upload(client)}, {"arrays": weight(client)})
         nodes |= merge(mine)
     (root,) = merge(nodes)
     assert root == 1
@@ -72,9 +83,9 @@ def test_clients_of_the_same_length_fill_leaves_of_the_same_size(size, doublings
 def test_any_number_of_workers_gives_the_same_bits(cohort, workers):
     one, many = total(cohort, 1), total(cohort, workers)
     assert one.weights == many.weights
-    for group, arrays in one.arrays.items():
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(array, many.arrays[group][name])
+    assert one.vectors.keys() == many.vectors.keys()
+    for group, vector in one.vectors.items():
+        assert torch.equal(vector, many.vectors[group])
 
 
 @given(work)
@@ -84,10 +95,39 @@ def test_the_means_are_numpys(cohort):
     if not any(weights):
         assert found == {}
         return
-    uploads = [upload(client)["arrays"]["w"].astype(np.float64) for client in range(len(cohort))]
-    expected = np.average(uploads, axis=0, weights=weights)
-    assert found["arrays"]["w"].dtype == np.float32
-    np.testing.assert_allclose(found["arrays"]["w"], expected, rtol=1e-6, atol=1e-9)
+    assert set(found["arrays"]) == {"w", "b", "conv"}
+    for name, array in found["arrays"].items():
+        uploads = [upload(client).w[name].double().numpy() for client in range(len(cohort))]
+        expected = np.average(uploads, axis=0, weights=weights)
+        assert array.dtype == np.float32
+        assert array.shape == expected.shape
+        np.testing.assert_allclose(array, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_sum_travels_whole_and_can_be_added_to():
+    sent = total(np.array([3, 1, 2]), 1)
+    found = pickle.loads(pickle.dumps(sent, protocol=5))
+    assert found == Sum(found.vectors, sent.weights, sent.forms)
+    assert torch.equal(found.vectors["arrays"], sent.vectors["arrays"])
+    found.add(sent)
+    np.testing.assert_array_equal(found.means()["arrays"]["w"], sent.means()["arrays"]["w"])
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [({"w": torch.ones(3)}, "'w'"), ({"w": torch.ones(2), "v": torch.ones(1)}, "'v'")],
+)
+def test_clients_that_upload_other_arrays_are_an_error_that_names_one(other, named):
+    mine = Sum()
+    mine.add_upload({"arrays": Flat({"w": torch.ones(2)})}, {"arrays": 1.0})
+    with pytest.raises(EngineError, match=f"can't be averaged: {named} in 'arrays' .*absent"):
+        mine.add_upload({"arrays": Flat(other)}, {"arrays": 1.0})
+
+
+def test_a_group_without_arrays_has_empty_means():
+    mine = Sum()
+    mine.add_upload({"arrays": Flat({})}, {"arrays": 2.0})
+    assert mine.means() == {"arrays": {}}
 
 
 def test_two_workers_take_the_two_halves():
@@ -95,7 +135,9 @@ def test_two_workers_take_the_two_halves():
     shares = share_out(tree(cohort), cohort, 2)
     assert [sum(len(leaf) for _, leaf in share) for share in shares] == [50, 50]
     for half, share in zip((2, 3), shares, strict=True):
-        nodes = {node: Sum({"g": {"w": np.ones(1)}}, {"g": 1.0}) for node, _ in share}
+        nodes = {node: Sum() for node, _ in share}
+        for sums in nodes.values():
+            sums.add_upload({"g": Flat({"w": torch.ones(1)})}, {"g": 1.0})
         assert list(merge(nodes)) == [half]  # one sum travels
 
 

@@ -6,6 +6,7 @@ of 1e-4 of the largest entry would already mean another computation.
 """
 
 import warnings
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -62,8 +63,10 @@ def run(net, federation, method, stacked, w, states, **training):
     trainer = LocalTrainer(
         net, federation, Statistics.of(federation), LocalTraining(**settings), 7, stacked
     )
-    cohort = [(client, states.get(client, {})) for client in range(federation.num_clients)]
-    return trainer.update_all(method, w, 2, cohort)
+    clients = trainer.clients(2, range(federation.num_clients))
+    return trainer.update_all(
+        method, w, [replace(client, state=states.get(client.id, {})) for client in clients]
+    )
 
 
 def assert_same(one, other, where):
@@ -252,8 +255,7 @@ def test_every_method_trains_to_the_same_bits_without_tapes(federation, name, st
         net = Net(make_model())
         w = method.initial(net, net.initial_weights(), np.random.default_rng(0))
         trainer = LocalTrainer(net, federation, statistics, training, 7, stacked)
-        clients = [(client, {}) for client in range(federation.num_clients)]
-        return trainer.update_all(method, w, 2, clients)
+        return trainer.update_all(method, w, trainer.clients(2, range(federation.num_clients)))
 
     with patch.object(tape, "RECORD_AT", 10**9):
         plain = train()
