@@ -51,7 +51,7 @@ def generators(
     """Return `generator` of several purposes and clients, a pair at a time.
 
     One by one, most of the time goes into NumPy's hash of the key; here it is worked out for all of
-    them at once.
+    them at once, unless they are few.
 
     Parameters
     ----------
@@ -69,7 +69,8 @@ def generators(
     assert len(purposes) == len(clients)
     codes = [_code(purpose) for purpose in purposes]
     columns = [codes, [round] * len(codes), list(clients)]
-    if max((number for column in columns for number in column), default=0) > _WORD:
+    highest = max((number for column in columns for number in column), default=0)
+    if len(codes) < _MANY or highest > _WORD:
         keys = zip(*columns, strict=True)
         return [np.random.default_rng([seed, *key]) for key in keys]
     words = [seed & _WORD]
@@ -100,6 +101,7 @@ class _Hashed(ISeedSequence):
 
 
 _WORD = 0xFFFFFFFF
+_MANY = 8
 _POOL = 4
 _SHIFT = np.uint32(16)
 

@@ -12,7 +12,7 @@ PURPOSES = st.sampled_from(["pass 0.0", "pass 0.1", "partition", ""])
 @given(
     st.integers(0, 2**100),
     st.integers(0, 2**33),
-    st.lists(st.tuples(PURPOSES, st.integers(0, 2**32 - 1)), max_size=5),
+    st.lists(st.tuples(PURPOSES, st.integers(0, 2**32 - 1)), max_size=20),
 )
 def test_several_at_once_give_the_numbers_of_one(seed, round, keys):
     purposes, clients = [purpose for purpose, _ in keys], [client for _, client in keys]
