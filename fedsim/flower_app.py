@@ -52,9 +52,9 @@ def client_app(experiment: Experiment) -> ClientApp:
         client = _client(context, experiment)
         record, round = flower.instruction(message)
         arrays = flower.from_record(record)
-        answer = _worker(text).train_client(arrays, round, client, _state(context))
+        answer, kept = _worker(text).train_client(arrays, round, client, _state(context))
         if answer.keeps:
-            context.state[STATE] = flower.to_record(answer.state)
+            context.state[STATE] = flower.to_record(kept)
         return flower.train_reply(message, answer)
 
     @app.evaluate()

@@ -32,7 +32,7 @@ from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from numpy.typing import NDArray
 
 from fedsim.engine.reduction import Sum
-from fedsim.engine.worker import ClientReply
+from fedsim.engine.uploads import ClientReply
 from fedsim.errors import EngineError
 from fedsim.models import Arrays
 from fedsim.rng import generator

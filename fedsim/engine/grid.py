@@ -27,8 +27,8 @@ from fedsim.engine.clock import Clock
 from fedsim.engine.local import Scores
 from fedsim.engine.reduction import Sum, balance, merge, share_out, tree
 from fedsim.engine.state import ClientStates
+from fedsim.engine.uploads import ClientReply
 from fedsim.engine.worker import (
-    ClientReply,
     Share,
     Task,
     Tested,

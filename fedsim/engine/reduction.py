@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,22 +32,29 @@ Form = tuple[tuple[str, tuple[int, ...]], ...]
 """Names and shapes of arrays that stand one after the other in a vector."""
 
 
-class Flat:
-    """A group of arrays in one vector: looked at and added up at once.
+class Flat(NamedTuple):
+    """A group of a client's arrays in one vector: looked at and added up at once.
 
     Those of four dimensions stand there with their channels innermost, as they lie in memory
     (`fedsim.models.layers.channels_last`).
-
-    Parameters
-    ----------
-    w : Weights
-        The arrays.
     """
 
-    def __init__(self, w: Weights) -> None:
-        self.w = w
-        self.form: Form = tuple((name, tensor.shape) for name, tensor in w.items())
-        self.vector = _join(w.values())
+    form: Form
+    vector: Tensor
+    """Float64 [P]; may be a view of many clients'."""
+    finite: bool
+    """False if any number is NaN or infinite."""
+
+
+def flatten(ws: Sequence[Weights]) -> list[Flat]:
+    """Return the same group of several clients as vectors, all worked out at once."""
+    forms: list[Form] = [tuple((name, t.shape) for name, t in w.items()) for w in ws]
+    if any(form != forms[0] for form in forms):
+        return [flat for w in ws for flat in flatten([w])]
+    joined = _join(tensor for w in ws for tensor in w.values()).double()
+    rows = joined.view(len(ws), len(joined) // len(ws))
+    finite = rows.sum(1).isfinite().tolist()
+    return [Flat(forms[0], row, ok) for row, ok in zip(rows.unbind(), finite, strict=True)]
 
 
 @dataclass(slots=True)
@@ -78,7 +85,7 @@ class Sum:
             if group in self.vectors:
                 self.vectors[group].add_(vector, alpha=weight)
             else:
-                self.vectors[group] = vector.double().mul_(weight)
+                self.vectors[group] = vector * weight
             self.weights[group] = self.weights.get(group, 0.0) + weight
 
     def add(self, other: Sum) -> None:

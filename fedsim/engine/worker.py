@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
+from fedsim.engine.clock import Clock
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
 from fedsim.engine.memory import client_bytes, fitting
-from fedsim.engine.reduction import Flat, Sum, climb
+from fedsim.engine.reduction import Sum
 from fedsim.engine.sgd import LocalTraining
 from fedsim.engine.state import StateFiles
-from fedsim.engine.update import Client, ClientUpdate, Upload
-from fedsim.errors import EngineError
+from fedsim.engine.update import Client, ClientUpdate
+from fedsim.engine.uploads import ClientReply, Intake
 from fedsim.models.layers import channels_last
 from fedsim.models.net import Arrays, Model, Net, Weights
 
@@ -57,43 +58,6 @@ class Task:
     """Share of a GPU that a worker has, in (0, 1]; 0 on the processor."""
     packages: tuple[str, ...] = ()
     """Top-level packages and modules that must be the same files in every process."""
-
-
-@dataclass  # without slots, which would double the time to unpack one
-class ClientReply:
-    """What training one client gave: an upload, or why there is none.
-
-    Attributes
-    ----------
-    client : int
-        The client.
-    arrays : dict
-        Uploaded groups of arrays; empty after a failure, or once they are in a sum.
-    num_bytes : int
-        What they would take on a real network.
-    num_examples : int
-        The client's weight in averages.
-    metrics : dict
-        Numbers about its training.
-    audit : dict
-        What only the simulator knows about it; recorded, never sent to the strategy.
-    state : dict
-        What the client keeps; empty once a worker has written it to the folder of states.
-    keeps : bool
-        Whether the client keeps anything.
-    error : str
-        Why the client is left out of the round; empty where all went well.
-    """
-
-    client: int
-    arrays: dict[str, Arrays] = field(default_factory=dict)
-    num_bytes: int = 0
-    num_examples: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    audit: dict[str, float] = field(default_factory=dict)
-    state: Arrays = field(default_factory=dict)
-    keeps: bool = False
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +134,7 @@ class Worker:
         clock.restart()
         w = self.weights(arrays)
         clock.lap("serialise")
-        # Flower's names have hyphens, ours are Python's.
-        weighted = weights and {group: name.replace("-", "_") for group, name in weights.items()}
-        replies: list[ClientReply] = []
-        nodes: dict[int, Sum] = {}
-        leaf = 0
+        intake = Intake(self._states.write, weights, clock)
         ids = [client for _, clients in share for client, _ in clients]
         known = dict(zip(ids, self._trainer.clients(round, ids), strict=True))
         for some in self._stacks(share, w):
@@ -186,26 +146,9 @@ class Worker:
             found = self._trainer.update_all(self._update, w, clients)
             clock.lap("train")
             for (node, client, version), one in zip(some, found, strict=True):
-                reply, groups = _answer(client, one)
-                if reply.keeps:
-                    clock.lap("reduce")
-                    self._states.write(client, version, reply.state)
-                    reply.state = {}
-                    clock.lap("state")
-                if node != leaf:
-                    climb(nodes, leaf)
-                    leaf = node
-                total = nodes.setdefault(node, Sum())
-                if weighted is None:
-                    reply.arrays = {group: _arrays(flat.w) for group, flat in groups.items()}
-                elif not reply.error:
-                    total.add_upload(groups, _weights_of(reply, groups, weighted))
-                replies.append(reply)
+                intake.take(node, client, version, one)
             clock.lap("reduce")
-        climb(nodes, leaf)
-        sums = {node: total.to_host() for node, total in nodes.items()}
-        clock.lap("reduce")
-        return replies, sums if weighted is not None else {}, clock.seconds
+        return *intake.end(), clock.seconds
 
     def _stacks(self, share: Share, w: Weights) -> Iterator[list[tuple[int, int, int]]]:
         """Yield the clients that train at a time: node, client and version of its state.
@@ -236,13 +179,20 @@ class Worker:
         """Return copies of arrays as tensors on the worker's device, laid out for speed."""
         return as_weights(arrays, self._device)
 
-    def train_client(self, arrays: Arrays, round: int, client: int, state: Arrays) -> ClientReply:
-        """Run a client's update from the global ``arrays`` and what it kept from its last round."""
+    def train_client(
+        self, arrays: Arrays, round: int, client: int, state: Arrays
+    ) -> tuple[ClientReply, Arrays]:
+        """Run a client's update from the global ``arrays`` and what it kept from its last round.
+
+        Returns its reply, and what it keeps now.
+        """
+        kept: list[Arrays] = [{}]
+        intake = Intake(lambda client, version, arrays: kept.append(arrays), None, Clock())
         me = self._with_state(self._trainer.clients(round, [client])[0], state)
         (found,) = self._trainer.update_all(self._update, self.weights(arrays), [me])
-        reply, groups = _answer(client, found)
-        reply.arrays = {group: _arrays(flat.w) for group, flat in groups.items()}
-        return reply
+        intake.take(1, client, -1, found)
+        ((reply,), _) = intake.end()
+        return reply, kept[-1]
 
     def _with_state(self, client: Client, state: Arrays) -> Client:
         return replace(client, state=self.weights(state)) if state else client
@@ -404,68 +354,11 @@ def extend_path(folders: Iterable[str]) -> None:
     sys.path.extend(folder for folder in folders if folder not in sys.path)
 
 
-def _answer(
-    client: int, found: tuple[Upload, dict[str, float]] | Exception
-) -> tuple[ClientReply, dict[str, Flat]]:
-    """Return a client's reply, or why there is none, and the arrays that it uploads."""
-    if isinstance(found, Exception):
-        return ClientReply(client, error=f"{type(found).__name__}: {found}"), {}
-    upload, audit = found
-    groups = {group: Flat(w) for group, w in upload.arrays.items()}
-    flats = [*groups.values(), *([Flat(upload.state)] if upload.state else [])]
-    broken = [name for flat in flats for name in _not_finite(flat)]
-    if broken:
-        return ClientReply(client, error=f"{broken[0]} is not finite (NaN or inf)"), {}
-    reply = ClientReply(
-        client,
-        num_bytes=sum(flat.vector.nbytes for flat in groups.values()),
-        num_examples=upload.num_examples,
-        metrics=dict(upload.metrics),
-        audit=audit,
-        state=_arrays(upload.state),
-        keeps=bool(upload.state),
-    )
-    return reply, groups
-
-
 def num_bytes(arrays: Arrays) -> int:
     """Return what arrays take on a network."""
     return sum(array.nbytes for array in arrays.values())
 
 
-def _weights_of(
-    reply: ClientReply, groups: Mapping[str, Flat], weights: Mapping[str, str]
-) -> dict[str, float]:
-    """Return the weight of each group that a strategy averages."""
-    numbers = {"num_examples": reply.num_examples, **reply.metrics}
-    found = {}
-    for group, name in weights.items():
-        if group not in groups:
-            raise EngineError(
-                f"the strategy averages the arrays {group!r}, but the clients upload "
-                f"{', '.join(map(repr, groups))}; do method.name and method.client belong "
-                "together?"
-            )
-        if name not in numbers:
-            raise EngineError(
-                f"the strategy weights by {name!r}, but the clients report {', '.join(numbers)}"
-            )
-        found[group] = float(numbers[name])
-    return found
-
-
 def as_weights(arrays: Arrays, device: torch.device) -> Weights:
     """Return copies of arrays as tensors on a device, laid out as `channels_last` says."""
     return {n: channels_last(torch.tensor(array, device=device)) for n, array in arrays.items()}
-
-
-def _arrays(w: Weights) -> Arrays:
-    return {name: tensor.cpu().numpy() for name, tensor in w.items()}
-
-
-def _not_finite(flat: Flat) -> list[str]:
-    """Return the names of arrays with a NaN or an infinity."""
-    # One look at their sum mostly does: it is neither, unless a number is or it grows too large.
-    if isfinite(float(flat.vector.sum())):
-        return []
-    return [name for name, tensor in flat.w.items() if not bool(tensor.isfinite().all())]

@@ -14,7 +14,7 @@ import strategies
 from fedsim.engine import flower
 from fedsim.engine.grid import InlineGrid
 from fedsim.engine.loop import run_rounds
-from fedsim.engine.reduction import DEPTH, Flat, Sum, merge, share_out, tree
+from fedsim.engine.reduction import DEPTH, Sum, flatten, merge, share_out, tree
 from fedsim.errors import EngineError
 from fedsim.simulation import initial_arrays
 
@@ -31,7 +31,12 @@ def upload(client):
     if client % 3:  # the same numbers, laid out otherwise
         arrays["conv"] = arrays["conv"].to(memory_format=torch.channels_last)
     # Who comes first differs from client to client.
-    return Flat(dict(sorted(arrays.items(), reverse=bool(client % 2))))
+    return dict(sorted(arrays.items(), reverse=bool(client % 2)))
+
+
+def add(total, w, weight=1.0):
+    (flat,) = flatten([w])
+    total.add_upload({"arrays": flat}, {"arrays": weight})
 
 
 def total(cohort, workers, weight=lambda client: float(client % 4)):
@@ -42,7 +47,7 @@ def total(cohort, workers, weight=lambda client: float(client % 4)):
         for node, clients in share:
             mine[node] = Sum()
             for client in clients:
-                mine[node].add_upload({"arrays": upload(client)}, {"arrays": weight(client)})
+                add(mine[node], upload(client), weight(client))
         nodes |= merge(mine)
     (root,) = merge(nodes)
     assert root == 1
@@ -79,6 +84,19 @@ def test_clients_of_the_same_length_fill_leaves_of_the_same_size(size, doublings
     assert [len(leaf) for leaf in leaves] == [size] * 2**doublings
 
 
+@given(st.lists(st.sampled_from([0, 1, 3]), max_size=6), st.integers(0, 9))
+def test_flattened_together_or_alone_the_vectors_are_the_same(clients, broken):
+    ws = [upload(client) for client in clients]
+    if broken < len(ws):
+        ws[broken]["w"] = ws[broken]["w"].clone()
+        ws[broken]["w"][1, 1] = [np.nan, np.inf, -np.inf][broken % 3]
+    for place, (w, found) in enumerate(zip(ws, flatten(ws) if ws else [], strict=True)):
+        (alone,) = flatten([w])
+        assert found.form == alone.form == tuple((name, t.shape) for name, t in w.items())
+        torch.testing.assert_close(found.vector, alone.vector, rtol=0, atol=0, equal_nan=True)
+        assert found.finite == alone.finite == (place != broken)
+
+
 @given(work, st.integers(1, 9))
 def test_any_number_of_workers_gives_the_same_bits(cohort, workers):
     one, many = total(cohort, 1), total(cohort, workers)
@@ -97,7 +115,7 @@ def test_the_means_are_numpys(cohort):
         return
     assert set(found["arrays"]) == {"w", "b", "conv"}
     for name, array in found["arrays"].items():
-        uploads = [upload(client).w[name].double().numpy() for client in range(len(cohort))]
+        uploads = [upload(client)[name].double().numpy() for client in range(len(cohort))]
         expected = np.average(uploads, axis=0, weights=weights)
         assert array.dtype == np.float32
         assert array.shape == expected.shape
@@ -119,14 +137,14 @@ def test_a_sum_travels_whole_and_can_be_added_to():
 )
 def test_clients_that_upload_other_arrays_are_an_error_that_names_one(other, named):
     mine = Sum()
-    mine.add_upload({"arrays": Flat({"w": torch.ones(2)})}, {"arrays": 1.0})
+    add(mine, {"w": torch.ones(2)})
     with pytest.raises(EngineError, match=f"can't be averaged: {named} in 'arrays' .*absent"):
-        mine.add_upload({"arrays": Flat(other)}, {"arrays": 1.0})
+        add(mine, other)
 
 
 def test_a_group_without_arrays_has_empty_means():
     mine = Sum()
-    mine.add_upload({"arrays": Flat({})}, {"arrays": 2.0})
+    add(mine, {}, 2.0)
     assert mine.means() == {"arrays": {}}
 
 
@@ -137,7 +155,7 @@ def test_two_workers_take_the_two_halves():
     for half, share in zip((2, 3), shares, strict=True):
         nodes = {node: Sum() for node, _ in share}
         for sums in nodes.values():
-            sums.add_upload({"g": Flat({"w": torch.ones(1)})}, {"g": 1.0})
+            add(sums, {"w": torch.ones(1)})
         assert list(merge(nodes)) == [half]  # one sum travels
 
 

@@ -1,0 +1,117 @@
+"""What a worker makes of its clients' results."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.engine import uploads as module
+from fedsim.engine.clock import Clock
+from fedsim.engine.update import Upload
+from fedsim.engine.uploads import Intake
+from fedsim.errors import EngineError
+
+WEIGHTS = {"arrays": "num-examples", "extra": "num-pseudo"}
+
+
+def result(client, **changes):
+    """Return what a client's update gives: two groups, and a state."""
+    rng = torch.Generator().manual_seed(client)
+    arrays = {
+        "arrays": {"w": torch.randn(2, 3, generator=rng), "b": torch.randn(2, generator=rng)},
+        "extra": {"v": torch.randn(4, generator=rng)},
+    }
+    state = {"own": torch.full((2,), float(client))}
+    found = {"arrays": arrays, "num_examples": client + 1, "metrics": {"num_pseudo": client % 3}}
+    return Upload(**{**found, "state": state, **changes}), {"seen": 1.0}
+
+
+def taken(results, weights=WEIGHTS, leaf=2):
+    """Take results in, by leaves of some clients; return replies, sums and what was kept."""
+    kept = {}
+    intake = Intake(
+        lambda client, version, arrays: kept.update({client: (version, arrays)}), weights, Clock()
+    )
+    first = 1 << (len(results) // leaf).bit_length()
+    for client, found in enumerate(results):
+        intake.take(first + client // leaf, client, client % 2, found)
+    return *intake.end(), kept
+
+
+BAD = torch.tensor([1.0, float("nan")])
+RESULTS = [
+    result(0),
+    ValueError("broken"),
+    result(2, arrays={"arrays": {"w": torch.ones(2, 3), "b": BAD}, "extra": {"v": torch.ones(4)}}),
+    result(3),
+    result(4, state={"own": -BAD}),
+    result(5, num_examples=0),
+    result(6),
+]
+
+
+@pytest.mark.parametrize("together", [1, 100, 1 << 20])
+def test_a_client_that_fails_is_left_out_alone(monkeypatch, together):
+    monkeypatch.setattr(module, "TOGETHER", together)
+    replies, sums, kept = taken(RESULTS)
+    assert [reply.client for reply in replies] == list(range(7))
+    assert [reply.error for reply in replies] == [
+        "",
+        "ValueError: broken",
+        "b is not finite (NaN or inf)",
+        "",
+        "own is not finite (NaN or inf)",
+        "",
+        "",
+    ]
+    assert [client for client, reply in enumerate(replies) if reply.keeps] == [0, 3, 5, 6]
+    assert {client: version for client, (version, _) in kept.items()} == {0: 0, 3: 1, 5: 1, 6: 0}
+    np.testing.assert_array_equal(kept[3][1]["own"], [3, 3])
+    assert not any(reply.arrays for reply in replies)
+    assert replies[0].num_bytes == 4 * (6 + 2 + 4)
+    for group, counts in {"arrays": {0: 1, 3: 4, 6: 7}, "extra": {5: 2}}.items():
+        found = sum(total.weights.get(group, 0.0) for total in sums.values())
+        assert found == sum(counts.values())
+        mean = dict.fromkeys(result(0)[0].arrays[group], 0.0)
+        for total in sums.values():
+            for name, array in total.means().get(group, {}).items():
+                mean[name] += array * total.weights[group] / found
+        for name, array in mean.items():
+            clients = [result(client)[0].arrays[group][name].numpy() for client in counts]
+            expected = np.average(clients, axis=0, weights=[*counts.values()])
+            np.testing.assert_allclose(array, expected, rtol=1e-6)
+
+
+def test_how_many_are_looked_at_together_changes_no_bit(monkeypatch):
+    found = []
+    for together in (1, 100, 1 << 20):
+        monkeypatch.setattr(module, "TOGETHER", together)
+        found.append(taken(RESULTS))
+    (replies, sums, _), *others = found
+    for other_replies, other_sums, _ in others:
+        assert replies == other_replies
+        assert list(sums) == list(other_sums)
+        for node, total in sums.items():
+            assert total.weights == other_sums[node].weights
+            for group, vector in total.vectors.items():
+                assert torch.equal(vector, other_sums[node].vectors[group])
+
+
+def test_without_weights_the_replies_have_the_arrays():
+    replies, sums, _ = taken(RESULTS, weights=None)
+    assert sums == {}
+    assert [sorted(reply.arrays) for reply in replies] == [
+        [] if client in (1, 2, 4) else ["arrays", "extra"] for client in range(7)
+    ]
+    np.testing.assert_array_equal(
+        replies[6].arrays["extra"]["v"], result(6)[0].arrays["extra"]["v"]
+    )
+
+
+class TestIntakeFailure:
+    def test_a_group_that_the_clients_do_not_upload(self):
+        with pytest.raises(EngineError, match=r"averages the arrays 'heads'.*upload 'arrays', 'ex"):
+            taken([result(0)], weights={"heads": "num-examples"})
+
+    def test_a_weight_that_the_clients_do_not_report(self):
+        with pytest.raises(EngineError, match=r"weights by 'steps'.*report num_examples, num_ps"):
+            taken([result(0)], weights={"arrays": "steps"})
