@@ -122,10 +122,10 @@ class Cohort:
     def round(self, trainer: LocalTrainer, at_a_time: int) -> Weights:
         """Return the mean of all clients' weights after a round of fedsim's."""
         total: dict[str, Tensor] = {}
-        clients = [(client, {}) for client in range(self.federation.num_clients)]
+        clients = trainer.clients(1, range(self.federation.num_clients))
         for begin in range(0, len(clients), at_a_time):
             chunk = clients[begin : begin + at_a_time]
-            for found in trainer.update_all(LocalSGD(), self.w, 1, chunk):
+            for found in trainer.update_all(LocalSGD(), self.w, chunk):
                 if isinstance(found, Exception):
                     raise found
                 add(total, uploaded(found[0]))

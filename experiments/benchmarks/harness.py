@@ -2,7 +2,10 @@
 
 Two minutes apart the same work may take 1.4 times as long on a shared machine. So the variants of a
 comparison run in turn, each in a fresh process, and all of them again for each repeat; a ratio is
-taken within each repeat, and the median of those is the one that counts.
+taken within each repeat, and the median of those is the one that counts. Where a benchmark asks for
+it, all variants of a repeat are there at once and take turns round by round, with a ratio for each
+round: that holds on a machine whose speed changes within seconds, but their memory can't be
+compared, for what they share is counted in parts.
 
 The seconds a round leave out the first two rounds, and the last, after which fedsim tests the
 model. Start-up is the time from starting the process to the end of the first round. Memory is the
@@ -19,6 +22,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
@@ -29,7 +33,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,8 @@ class Measured:
     ----------
     ends : list of float
         When each round ended, in seconds of the clock that all processes share.
+    begins : list of float
+        When each round but the first began; if empty, when the one before it ended.
     pss_mib : float
         Memory of the process and all below it, in MiB, what they share counted once.
     peak_mib : float
@@ -77,6 +82,7 @@ class Measured:
     ends: list[float]
     pss_mib: float
     peak_mib: float
+    begins: list[float] = field(default_factory=list)
     more: dict[str, float] = field(default_factory=dict)
 
 
@@ -124,31 +130,108 @@ class Variant:
     processes: int = 1
 
 
+class Stopwatch:
+    """Notes when rounds begin and end; where variants take turns, it waits in between."""
+
+    def __init__(self) -> None:
+        self.begins: list[float] = []
+        self.ends: list[float] = []
+        self._turns: socket.socket | None = None
+        if TURNS in os.environ:
+            self._turns = socket.socket(socket.AF_UNIX)
+            self._turns.connect(os.environ[TURNS])
+
+    def lap(self, last: bool) -> None:
+        """End a round, and begin the next."""
+        self.ends.append(time.monotonic())
+        if last:
+            return
+        if self._turns is not None:
+            self._turns.sendall(b".")
+            self._turns.recv(1)
+        self.begins.append(time.monotonic())
+
+
 def measure(variant: Variant) -> Run:
     """Run a variant in a fresh process, or several."""
     with tempfile.TemporaryDirectory(prefix="fedsim-benchmark-") as folder:
-        file = Path(folder) / "measured.json"
+        return _Process(variant, Path(folder), {}).run()
+
+
+def measure_together(variants: Sequence[Variant]) -> list[Run]:
+    """Run variants that use a `Stopwatch` in fresh processes, which take turns round by round.
+
+    Each is started when those before it have done their first round.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedsim-benchmark-") as folder:
+        processes: list[_Process] = []
+        lines: list[socket.socket] = []
+        try:
+            for place, variant in enumerate(variants):
+                mine = Path(folder) / str(place)
+                mine.mkdir()
+                with socket.socket(socket.AF_UNIX) as door:
+                    door.bind(str(mine / "turns"))
+                    door.listen()
+                    door.settimeout(FIRST_ROUND_SECONDS)
+                    processes.append(_Process(variant, mine, {TURNS: str(mine / "turns")}))
+                    lines.append(door.accept()[0])
+                lines[-1].recv(1)
+            running = list(lines)
+            while running:
+                for line in list(running):
+                    line.sendall(b".")
+                    if not line.recv(1):  # it answers after its round, or hangs up after the last
+                        running.remove(line)
+            return [process.run() for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+            for line in lines:
+                line.close()
+
+
+TURNS = "FEDSIM_BENCHMARK_TURNS"
+"""The environment's name for the socket at which a variant asks for its turn."""
+FIRST_ROUND_SECONDS = 300.0
+
+
+class _Process:
+    """The fresh process of a variant, under way."""
+
+    def __init__(self, variant: Variant, folder: Path, environment: Mapping[str, str]) -> None:
+        self._variant = variant
+        self._file = folder / "measured.json"
         command = [sys.executable]
         if variant.processes > 1:
             launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
             command += ["-m", *launcher, str(variant.processes)]
         command += ["-m", "experiments.benchmarks.harness"]
-        started = time.monotonic()
-        done = subprocess.run(
-            [*command, _name_of(variant.run), json.dumps(variant.arguments), str(file)],
-            env=os.environ | QUIET,
-            check=False,
+        self._started = time.monotonic()
+        self._process = subprocess.Popen(
+            [*command, _name_of(variant.run), json.dumps(variant.arguments), str(self._file)],
+            env={**os.environ, **QUIET, **environment},
         )
-        if done.returncode:
-            raise SystemExit(f"{variant.name} ended with exit code {done.returncode}")
-        measured = Measured(**json.loads(file.read_text()))
-    return Run(
-        startup_seconds=measured.ends[0] - started,
-        seconds=[after - before for before, after in pairwise(measured.ends)],
-        pss_mib=measured.pss_mib,
-        peak_mib=measured.peak_mib,
-        more=measured.more,
-    )
+
+    def run(self) -> Run:
+        """Wait until it has ended, and return what it measured."""
+        if code := self._process.wait():
+            raise SystemExit(f"{self._variant.name} ended with exit code {code}")
+        measured = Measured(**json.loads(self._file.read_text()))
+        begins = measured.begins or measured.ends[:-1]
+        return Run(
+            startup_seconds=measured.ends[0] - self._started,
+            seconds=[end - begin for begin, end in zip(begins, measured.ends[1:], strict=True)],
+            pss_mib=measured.pss_mib,
+            peak_mib=measured.peak_mib,
+            more=measured.more,
+        )
+
+    def kill(self) -> None:
+        """End it, unless it has ended."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -201,14 +284,14 @@ def peak_mib() -> float:
 
 def run_fedsim(experiment: dict[str, Any], parts: bool = False) -> Measured:
     """Run an experiment in fedsim, with a run directory if its ``parts`` are asked for."""
-    ends: list[float] = []
+    watch = Stopwatch()
     memory: list[float] = []
     more: dict[str, float] = {}
     work = Experiment(**experiment)
 
     def note(row: dict[str, Any]) -> None:
-        ends.append(time.monotonic())
-        if len(ends) == work.training.rounds:
+        watch.lap(last=row["round"] == work.training.rounds)
+        if row["round"] == work.training.rounds:
             memory.extend((pss_mib(), peak_mib()))
             more["without_ray_mib"] = pss_mib(without=RAYS_OWN)
 
@@ -221,7 +304,13 @@ def run_fedsim(experiment: dict[str, Any], parts: bool = False) -> Measured:
     if failures:
         raise SystemExit(f"fedsim: {failures} clients failed")
     more["accuracy"] = float(result.rounds["generic_accuracy"].iloc[-1])
-    return Measured(ends=ends, pss_mib=memory[0], peak_mib=memory[1], more=more)
+    return Measured(
+        ends=watch.ends,
+        begins=watch.begins,
+        pss_mib=memory[0],
+        peak_mib=memory[1],
+        more=more,
+    )
 
 
 def of_fedsim(name: str, experiment: Experiment, parts: bool = False) -> Variant:
@@ -266,17 +355,35 @@ def take_turns(
     rows = [Row(name=variant.name, runs=[]) for variant in variants]
     for repeat in range(repeats):
         for variant, row in zip(variants, rows, strict=True):
-            run = measure(variant)
-            row.runs.append(run)
-            place = f"repeat {repeat + 1} of {repeats}"
-            print(f"{place}, {row.name}: {run.round_seconds:.4f} s a round", file=sys.stderr)
+            row.runs.append(measure(variant))
+            _tell(row, repeat, repeats)
     return rows
+
+
+def take_turns_by_round(variants: Sequence[Variant], repeats: int) -> list[Row]:
+    """Measure the variants round by round, and say on stderr how it goes."""
+    rows = [Row(name=variant.name, runs=[]) for variant in variants]
+    for repeat in range(repeats):
+        for row, run in zip(rows, measure_together(variants), strict=True):
+            row.runs.append(run)
+            _tell(row, repeat, repeats)
+    return rows
+
+
+def _tell(row: Row, repeat: int, repeats: int) -> None:
+    place = f"repeat {repeat + 1} of {repeats}"
+    print(f"{place}, {row.name}: {row.runs[-1].round_seconds:.4f} s a round", file=sys.stderr)
 
 
 def ratio(over: Row, under: Row) -> float:
     """Return how many times as long a round takes: the median of the repeats' own ratios."""
     pairs = zip(over.runs, under.runs, strict=True)
     return statistics.median(a.round_seconds / b.round_seconds for a, b in pairs)
+
+
+def ratio_by_round(over: Row, under: Row) -> float:
+    """Return the median of the ratios of rounds that followed each other."""
+    return statistics.median(a / b for a, b in zip(over.counted, under.counted, strict=True))
 
 
 # ----- command line and output -------------------------------------------------------------

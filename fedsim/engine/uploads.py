@@ -12,8 +12,8 @@ from fedsim.errors import EngineError
 from fedsim.models.net import Arrays, Weights
 
 TOGETHER = 1 << 20
-"""Bytes of uploads that are looked at and added up together: of small ones, each alone takes longer
-to begin with than to do."""
+"""Bytes of uploads and states that are looked at and added up together: of small ones, each alone
+takes longer to begin with than to do."""
 
 
 @dataclass  # without slots, which would double the time to unpack one
@@ -112,7 +112,7 @@ class Intake:
                 audit=audit,
                 keeps=bool(upload.state),
             )
-            self._num_bytes += reply.num_bytes
+            self._num_bytes += reply.num_bytes + sum(t.nbytes for t in upload.state.values())
         self._replies.append(reply)
         self._waiting.append(_Waiting(node, version, reply, upload))
         if self._num_bytes >= TOGETHER:

@@ -82,6 +82,46 @@ def test_a_variant_runs_in_a_fresh_process(monkeypatch, tmp_path):
     assert run.more["process"] != os.getpid()
 
 
+def test_variants_take_turns_round_by_round(monkeypatch, tmp_path):
+    (tmp_path / "rounds.py").write_text(
+        "import time\n"
+        "from experiments.benchmarks.harness import Measured, Stopwatch\n"
+        "def run(name, log, rounds=4):\n"
+        "    watch = Stopwatch()\n"
+        "    for done in range(1, rounds + 1):\n"
+        "        with open(log, 'a') as file:\n"
+        "            file.write(name)\n"
+        "        watch.lap(last=done == rounds)\n"
+        "        if name == 'x':\n"
+        "            raise SystemExit(7)\n"
+        "    return Measured(ends=watch.ends, begins=watch.begins, pss_mib=2.0, peak_mib=3.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    import rounds
+
+    log = tmp_path / "log"
+
+    def variant(name):
+        return Variant(name=name, run=rounds.run, arguments={"name": name, "log": str(log)})
+
+    a, b = harness.take_turns_by_round([variant("a"), variant("b")], 1)
+
+    assert log.read_text() == "abababab"
+    assert [len(row.runs[0].seconds) for row in (a, b)] == [3, 3]
+    assert b.runs[0].startup_seconds > 0
+    with pytest.raises(SystemExit, match="x ended with exit code 7"):
+        harness.take_turns_by_round([variant("a"), variant("x")], 1)
+
+
+def test_a_ratio_by_round_is_that_of_rounds_that_followed_each_other():
+    # The machine is half as fast from round to round; each pair's ratio is 3, 3 and 2.
+    ours = Row(name="ours", runs=[a_run(0.0, 1.0, 2.0, 4.0, 0.0)])
+    theirs = Row(name="theirs", runs=[a_run(0.0, 3.0, 6.0, 8.0, 0.0)])
+
+    assert harness.ratio_by_round(theirs, ours) == 3.0
+
+
 def test_the_report_ends_with_the_ratio_and_writes_everything_down(capsys, tmp_path):
     file = tmp_path / "found.json"
     args = argparse.Namespace(rounds=6, repeats=1, json=file, described={"commit": "abc"})
