@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
@@ -156,6 +156,11 @@ def measure(variant: Variant) -> Run:
     """Run a variant in a fresh process, or several."""
     with tempfile.TemporaryDirectory(prefix="fedsim-benchmark-") as folder:
         return _Process(variant, Path(folder), {}).run()
+
+
+def measure_in_turn(variants: Sequence[Variant]) -> Iterable[Run]:
+    """Run variants one after the other, A B A B ... over the repeats; see `measure`."""
+    return map(measure, variants)
 
 
 def measure_together(variants: Sequence[Variant]) -> list[Run]:
@@ -349,30 +354,21 @@ class Row:
 
 
 def take_turns(
-    variants: Sequence[Variant], repeats: int, measure: Callable[[Variant], Run] = measure
+    variants: Sequence[Variant],
+    repeats: int,
+    measure_all: Callable[[Sequence[Variant]], Iterable[Run]] = measure_in_turn,
 ) -> list[Row]:
-    """Measure the variants in turn, A B A B ..., and say on stderr how it goes."""
+    """Measure the variants again and again, and say on stderr how it goes.
+
+    ``measure_all`` is `measure_in_turn` or `measure_together`.
+    """
     rows = [Row(name=variant.name, runs=[]) for variant in variants]
     for repeat in range(repeats):
-        for variant, row in zip(variants, rows, strict=True):
-            row.runs.append(measure(variant))
-            _tell(row, repeat, repeats)
-    return rows
-
-
-def take_turns_by_round(variants: Sequence[Variant], repeats: int) -> list[Row]:
-    """Measure the variants round by round, and say on stderr how it goes."""
-    rows = [Row(name=variant.name, runs=[]) for variant in variants]
-    for repeat in range(repeats):
-        for row, run in zip(rows, measure_together(variants), strict=True):
+        for row, run in zip(rows, measure_all(variants), strict=True):
             row.runs.append(run)
-            _tell(row, repeat, repeats)
+            place = f"repeat {repeat + 1} of {repeats}"
+            print(f"{place}, {row.name}: {run.round_seconds:.4f} s a round", file=sys.stderr)
     return rows
-
-
-def _tell(row: Row, repeat: int, repeats: int) -> None:
-    place = f"repeat {repeat + 1} of {repeats}"
-    print(f"{place}, {row.name}: {row.runs[-1].round_seconds:.4f} s a round", file=sys.stderr)
 
 
 def ratio(over: Row, under: Row) -> float:

@@ -258,7 +258,7 @@ def main() -> None:
         harness.Variant(name="bare steps, 2 processes", run=run_bare, arguments=same),
         harness.Variant(name="plain loop, 1 process", run=run_loop, arguments=same),
     ]
-    rows = harness.take_turns_by_round(variants, args.repeats)
+    rows = harness.take_turns(variants, args.repeats, harness.measure_together)
     columns = {
         **harness.SECONDS,
         "/ bare": lambda row: f"{harness.ratio_by_round(row, rows[1]):.2f}",

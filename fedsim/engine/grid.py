@@ -37,11 +37,11 @@ from fedsim.engine.worker import (
     join_scores,
     leaf_size,
     num_blocks,
-    num_bytes,
 )
 from fedsim.errors import EngineError
 from fedsim.metrics import client_metrics, global_metrics
 from fedsim.models import Arrays
+from fedsim.models.net import num_bytes
 
 
 @dataclass(slots=True)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.engine.grid import SimulatedGrid
-from fedsim.engine.worker import Task, fingerprint, num_bytes
+from fedsim.engine.worker import Task, fingerprint
 from fedsim.errors import EngineError, UserError
 from fedsim.models import Arrays
+from fedsim.models.net import num_bytes
 
 if TYPE_CHECKING:
     from ray import ObjectRef

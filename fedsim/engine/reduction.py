@@ -195,9 +195,7 @@ def tree(work: NDArray[np.int64], leaf_size: int = 1) -> list[tuple[int, list[in
     >>> tree(np.array([1, 9, 3, 2, 2, 1]), leaf_size=3)
     [(2, [1]), (6, [2, 3]), (7, [0, 4, 5])]
     """
-    # A job without examples still costs a moment. Plain numbers: NumPy would take longer to look
-    # at one than to add it.
-    costs = (work + 1).tolist()
+    costs = _costs(work)
 
     def cut(node: int, clients: list[int], depth: int) -> list[tuple[int, list[int]]]:
         if depth == DEPTH or len(clients) <= leaf_size:
@@ -224,8 +222,7 @@ def share_out(
     >>> share_out(tree(work), work, 2)
     [[(4, [1]), (5, [0])], [(6, [2]), (7, [3])]]
     """
-    # A job without examples still costs a moment.
-    of_client = (work + 1).tolist()
+    of_client = _costs(work)
     costs = np.array([sum(of_client[client] for client in clients) for _, clients in leaves])
     middles = np.cumsum(costs) - costs / 2
     owners = (middles * workers / costs.sum()).astype(np.int64)
@@ -274,7 +271,13 @@ def balance(work: NDArray[np.int64], workers: int) -> list[list[int]]:
     >>> balance(np.array([1, 5, 3, 2]), 2)
     [[1, 0], [2, 3]]
     """
-    return _balance(_longest_first(work), (work + 1).tolist(), workers)
+    return _balance(_longest_first(work), _costs(work), workers)
+
+
+def _costs(work: NDArray[np.int64]) -> list[int]:
+    """Return plain numbers: NumPy would take longer to look at one than to add it."""
+    costs: list[int] = (work + 1).tolist()  # a job without examples still costs a moment
+    return costs
 
 
 def _longest_first(work: NDArray[np.int64]) -> list[int]:

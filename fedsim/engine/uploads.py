@@ -9,7 +9,7 @@ from fedsim.engine.clock import Clock
 from fedsim.engine.reduction import Flat, Sum, climb, flatten
 from fedsim.engine.update import Upload
 from fedsim.errors import EngineError
-from fedsim.models.net import Arrays, Weights
+from fedsim.models.net import Arrays, Weights, num_bytes
 
 TOGETHER = 1 << 20
 """Bytes of uploads and states that are looked at and added up together: of small ones, each alone
@@ -106,13 +106,13 @@ class Intake:
             upload, audit = found
             reply = ClientReply(
                 client,
-                num_bytes=sum(t.nbytes for w in upload.arrays.values() for t in w.values()),
+                num_bytes=sum(map(num_bytes, upload.arrays.values())),
                 num_examples=upload.num_examples,
                 metrics=dict(upload.metrics),
                 audit=audit,
                 keeps=bool(upload.state),
             )
-            self._num_bytes += reply.num_bytes + sum(t.nbytes for t in upload.state.values())
+            self._num_bytes += reply.num_bytes + num_bytes(upload.state)
         self._replies.append(reply)
         self._waiting.append(_Waiting(node, version, reply, upload))
         if self._num_bytes >= TOGETHER:

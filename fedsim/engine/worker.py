@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
-from fedsim.engine.clock import Clock
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
 from fedsim.engine.memory import client_bytes, fitting
 from fedsim.engine.reduction import Sum
@@ -187,7 +186,9 @@ class Worker:
         Returns its reply, and what it keeps now.
         """
         kept: list[Arrays] = [{}]
-        intake = Intake(lambda client, version, arrays: kept.append(arrays), None, Clock())
+        intake = Intake(
+            lambda client, version, arrays: kept.append(arrays), None, self._trainer.clock
+        )
         me = self._with_state(self._trainer.clients(round, [client])[0], state)
         (found,) = self._trainer.update_all(self._update, self.weights(arrays), [me])
         intake.take(1, client, -1, found)
@@ -352,11 +353,6 @@ def fingerprint(packages: Iterable[str]) -> dict[str, str]:
 def extend_path(folders: Iterable[str]) -> None:
     """Search ``folders`` for modules, after everything else."""
     sys.path.extend(folder for folder in folders if folder not in sys.path)
-
-
-def num_bytes(arrays: Arrays) -> int:
-    """Return what arrays take on a network."""
-    return sum(array.nbytes for array in arrays.values())
 
 
 def as_weights(arrays: Arrays, device: torch.device) -> Weights:

@@ -151,6 +151,11 @@ class _Shell:
         return features
 
 
+def num_bytes(arrays: Arrays | Weights) -> int:
+    """Return what arrays take on a network."""
+    return sum(array.nbytes for array in arrays.values())
+
+
 def parts(w: Weights, names: Iterable[str]) -> Weights:
     """Return the arrays of some parts of a model: the part is the name up to the first dot.
 

@@ -39,7 +39,7 @@ def test_variants_take_turns():
         order.append(variant.name)
         return steady(float(len(order)))
 
-    a, b = take_turns(variants("a", "b"), 3, measure)
+    a, b = take_turns(variants("a", "b"), 3, lambda all_: map(measure, all_))
 
     assert order == ["a", "b", "a", "b", "a", "b"]
     assert [run.round_seconds for run in a.runs] == [1.0, 3.0, 5.0]
@@ -105,13 +105,13 @@ def test_variants_take_turns_round_by_round(monkeypatch, tmp_path):
     def variant(name):
         return Variant(name=name, run=rounds.run, arguments={"name": name, "log": str(log)})
 
-    a, b = harness.take_turns_by_round([variant("a"), variant("b")], 1)
+    a, b = take_turns([variant("a"), variant("b")], 1, harness.measure_together)
 
     assert log.read_text() == "abababab"
     assert [len(row.runs[0].seconds) for row in (a, b)] == [3, 3]
     assert b.runs[0].startup_seconds > 0
     with pytest.raises(SystemExit, match="x ended with exit code 7"):
-        harness.take_turns_by_round([variant("a"), variant("x")], 1)
+        take_turns([variant("a"), variant("x")], 1, harness.measure_together)
 
 
 def test_a_ratio_by_round_is_that_of_rounds_that_followed_each_other():
