@@ -90,9 +90,23 @@ class Federation:
         """Return the training examples of a client that keep their label (a view)."""
         return self.train(client)[: self.num_labelled[client]]
 
+    def split(self, clients: Sequence[int]) -> list[tuple[Index, Index]]:
+        """Return the labelled and the unlabelled training examples of each client (views).
+
+        For many clients faster than looking each up alone.
+        """
+        ids = np.asarray(clients, dtype=np.int64)
+        for client in ids[(ids < 0) | (ids >= self.num_clients)].tolist():
+            raise self._unknown(client)
+        begin, end = self.train_offsets[ids], self.train_offsets[ids + 1]
+        ends = (begin + self.num_labelled[ids]).tolist()
+        spans = zip(begin.tolist(), ends, end.tolist(), strict=True)
+        index = self.train_index
+        return [(index[first:middle], index[middle:last]) for first, middle, last in spans]
+
     def labelled_class_counts(self, clients: Sequence[int]) -> Ints:
         """Count the labelled examples of each class of some clients, int64 [len(clients), C]."""
-        parts = [self.labelled(client) for client in clients]
+        parts = [labelled for labelled, _ in self.split(clients)]
         classes = self.source.num_classes
         row = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         cells = row * classes + self.source.y_train[np.concatenate([*parts, row[:0]])]
@@ -140,8 +154,11 @@ class Federation:
 
     def _span(self, offsets: Ints, client: int) -> slice:
         if not 0 <= client < self.num_clients:
-            raise IndexError(f"client {client}: clients are 0..{self.num_clients - 1}")
+            raise self._unknown(client)
         return slice(offsets[client], offsets[client + 1])
+
+    def _unknown(self, client: int) -> IndexError:
+        return IndexError(f"client {client}: clients are 0..{self.num_clients - 1}")
 
 
 def federate(

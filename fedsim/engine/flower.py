@@ -108,7 +108,8 @@ def to_record(arrays: Arrays) -> ArrayRecord:
 
 def _serialise(array: NDArray[Any]) -> Array:
     """Return ``Array(array)``: NumPy's file format, whose header takes longer than all else."""
-    data = _header(array.dtype, array.shape) + array.tobytes()
+    numbers = np.ascontiguousarray(array).data if array.size else b""  # no memory to look at
+    data = b"".join((_header(array.dtype, array.shape), numbers))
     return Array(str(array.dtype), array.shape, SType.NUMPY, data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fedsim.engine.clock import Clock
 from fedsim.engine.reduction import Flat, Sum, climb, flatten
@@ -50,8 +51,7 @@ class ClientReply:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(NamedTuple):
     node: int
     version: int
     reply: ClientReply
@@ -137,7 +137,7 @@ class Intake:
             if one.node != self._leaf:
                 climb(self._nodes, self._leaf)
                 self._leaf = one.node
-            total = self._nodes.setdefault(one.node, Sum())
+                self._nodes[one.node] = Sum()
             if one.upload is None:
                 continue
             flats = next(laid_out)
@@ -146,7 +146,8 @@ class Intake:
                 one.reply.keeps = False
                 continue
             if self._weights is not None:
-                total.add_upload(flats, _weights_of(one.reply, flats, self._weights))
+                weights = _weights_of(one.reply, flats, self._weights)
+                self._nodes[one.node].add_upload(flats, weights)
             else:
                 one.reply.arrays = {g: as_arrays(w) for g, w in one.upload.arrays.items()}
             if one.upload.state:

@@ -153,7 +153,7 @@ class _Shell:
 
 def num_bytes(arrays: Arrays | Weights) -> int:
     """Return what arrays take on a network."""
-    return sum(array.nbytes for array in arrays.values())
+    return sum([array.nbytes for array in arrays.values()])
 
 
 def parts(w: Weights, names: Iterable[str]) -> Weights:

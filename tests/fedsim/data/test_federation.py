@@ -60,6 +60,17 @@ def test_labelled_examples_are_counted_by_class():
     assert federation.labelled_class_counts([]).shape == (0, 4)
 
 
+@pytest.mark.parametrize("clients", [[3, 0, 3], [], range(5)], ids=["twice", "none", "all"])
+def test_clients_looked_up_together_have_what_each_has_alone(clients):
+    federation = federate(toy(), num_clients=5, partition=partition.iid, labelled=0.4, seed=1)
+    found = federation.split(clients)
+    assert [(labelled.tolist(), unlabelled.tolist()) for labelled, unlabelled in found] == [
+        (federation.labelled(client).tolist(), federation.unlabelled(client).tolist())
+        for client in clients
+    ]
+    assert all(np.shares_memory(one, federation.train_index) for one, _ in found)
+
+
 class TestFederate:
     @settings(max_examples=60)
     @given(
@@ -332,6 +343,7 @@ class TestFederationFailure:
             federation.labelled,
             federation.unlabelled,
             federation.test,
+            lambda client: federation.split([0, client]),
         ):
             with pytest.raises(IndexError, match=f"client {client}: clients are 0..4"):
                 view(client)
