@@ -6,8 +6,12 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
 from math import ceil, floor
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +29,91 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3
 """How often work is given to a fresh worker after its worker died."""
-SMALL = 1 << 20
+SMALL = 8 << 20
 """Bytes up to which a call carries its arrays along, for all workers together: what goes through
-shared memory arrives a few milliseconds later, and is there once for any number of workers."""
+shared memory arrives ten milliseconds later, and is there once for any number of workers."""
+
+
+class RayActor:
+    """An actor on this machine, and the socket over which it is called.
+
+    Parameters
+    ----------
+    ray : module
+        Ray.
+    handle : ActorHandle
+        The actor, a `fedsim.engine.ray_worker.RayWorker`.
+    address : str
+        A path at which nothing is yet, for the socket.
+    """
+
+    def __init__(self, ray: Any, handle: ActorHandle[Any], address: str) -> None:
+        self._ray = ray
+        self.handle = handle
+        self._address = address
+        self._begun: ObjectRef[dict[str, str]] | None = None
+        self._serving: ObjectRef[None] | None = None
+        self._connection: Connection | None = None
+        self._waiting = False
+
+    def begin(self, task: ObjectRef[Task]) -> ObjectRef[dict[str, str]]:
+        """Give it its task; returns what `RayWorker.begin` will return."""
+        self._begun = self.handle.begin.remote([task], self._address)
+        return self._begun
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> None:
+        """Call a method, some of whose arguments may be in Ray's memory; `answer` waits for it."""
+        own = list(arguments)
+        shared: list[ObjectRef[Any]] = []
+        places: dict[int, int] = {}
+        for place, argument in enumerate(arguments):
+            if isinstance(argument, self._ray.ObjectRef):
+                places[place] = len(shared)
+                shared.append(argument)
+                own[place] = None
+        if self._waiting:  # an exception has come in between: that answer is not for us
+            self.hang_up()
+        if self._connection is None:
+            self._connect(shared)
+        elif shared:
+            self._send(b"")  # ends what it serves now
+            self._serving = self.handle.serve.remote(*shared)
+        self._waiting = True
+        self._send(pickle.dumps((method, own, places), protocol=5))
+
+    def answer(self) -> Any:
+        """Return what the method returned.
+
+        Raises Ray's exceptions: RayTaskError if it raised, RayActorError if the actor died.
+        """
+        try:
+            if self._connection is None:
+                raise EOFError
+            packed = self._connection.recv_bytes()
+        except (EOFError, ConnectionError):
+            self.hang_up()
+            self._ray.get(self._serving)
+            raise AssertionError("a worker hangs up only if it fails") from None
+        self._waiting = False
+        return pickle.loads(packed)
+
+    def hang_up(self) -> None:
+        """Close the connection; the next call opens another."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection, self._waiting = None, False
+
+    def _connect(self, shared: list[ObjectRef[Any]]) -> None:
+        assert self._begun is not None
+        self._serving = self.handle.serve.remote(*shared)
+        self._ray.wait([self._begun])
+        with suppress(OSError):  # where nobody listens, `answer` says why
+            self._connection = Client(self._address, "AF_UNIX")
+
+    def _send(self, packed: bytes) -> None:
+        if self._connection is not None:
+            with suppress(ConnectionError):  # `answer` says why
+                self._connection.send_bytes(packed)
 
 
 class RayActors:
@@ -61,7 +147,9 @@ class RayActors:
                 f"{workers} workers need {self._gpu:g} of a GPU each, but the Ray that runs in "
                 "this process has been started without; start it with num_gpus, or not at all"
             )
-        self.actors: list[ActorHandle[Any]] = []
+        self._folder = TemporaryDirectory(prefix="fedsim-")
+        self._numbers = count()
+        self.actors: list[RayActor] = []
         try:
             for _ in range(workers):
                 self.actors.append(self.start())
@@ -69,19 +157,28 @@ class RayActors:
             self.close()
             raise
 
-    def start(self) -> ActorHandle[Any]:
-        """Start one more actor."""
+    def start(self) -> RayActor:
+        """Start one more actor, on this machine: it shares our files, and a socket with us."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         from fedsim.engine.ray_worker import RayWorker
 
-        remote = self.ray.remote(num_cpus=1, num_gpus=self._gpu)(RayWorker)
-        actor: ActorHandle[Any] = remote.remote(sys.path)
-        return actor
+        here = self.ray.get_runtime_context().get_node_id()
+        remote = self.ray.remote(
+            num_cpus=1,
+            num_gpus=self._gpu,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+        )(RayWorker)
+        address = Path(self._folder.name) / str(next(self._numbers))
+        return RayActor(self.ray, remote.remote(sys.path), str(address))
 
     def close(self) -> None:
         """End the actors, and Ray if it was started here."""
         for actor in self.actors:
-            self.ray.kill(actor)
+            actor.hang_up()
+            self.ray.kill(actor.handle)
         self.actors = []
+        self._folder.cleanup()
         if self._own_ray:
             self.ray.shutdown()
 
@@ -109,7 +206,7 @@ class RayGrid(SimulatedGrid):
         try:
             self._task = self._ray.put(task)
             expected = fingerprint(task.packages)
-            begun = [actor.begin.remote([self._task]) for actor in actors.actors]
+            begun = [actor.begin(self._task) for actor in actors.actors]
             for found in self._ray.get(begun):
                 _check_imports(found, expected)
         except BaseException as error:
@@ -141,23 +238,22 @@ class RayGrid(SimulatedGrid):
     def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:
         # A worker that dies is replaced and its call made again.
         answers: dict[int, Any] = {}
+        actors = self._actors.actors
         for _ in range(ATTEMPTS):
-            pending: dict[int, ObjectRef[Any]] = {
-                worker: self._actors.actors[worker].call.remote(*self._packed(method, arguments))
-                for worker, (method, arguments) in work.items()
-                if worker not in answers
-            }
-            for worker, result in pending.items():
+            pending = [worker for worker in work if worker not in answers]
+            for worker in pending:
+                actors[worker].call(*work[worker])
+            for worker in pending:
                 try:
-                    answers[worker] = pickle.loads(self._ray.get(result))
+                    answers[worker] = actors[worker].answer()
                 except self._ray.exceptions.RayActorError as error:
                     warnings.warn(
                         f"worker {worker} died and is replaced; its work is done again "
                         f"({type(error).__name__})",
                         stacklevel=2,
                     )
-                    actor = self._actors.actors[worker] = self._actors.start()
-                    actor.begin.remote([self._task])
+                    actors[worker] = self._actors.start()
+                    actors[worker].begin(self._task)
                 except self._ray.exceptions.RayTaskError as error:
                     # What the user can mend is one line here, too.
                     if isinstance(error.cause, UserError):
@@ -169,20 +265,6 @@ class RayGrid(SimulatedGrid):
             f"a worker died {ATTEMPTS} times on the same work; is there enough memory? "
             "engine.workers = 1 needs the least"
         )
-
-    def _packed(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
-        """Yield what `RayWorker.call` takes: what Ray doesn't share in one piece, then the rest.
-
-        Ray takes longer to pack each argument than a short round lasts.
-        """
-        shared = {
-            place: argument
-            for place, argument in enumerate(arguments)
-            if isinstance(argument, self._ray.ObjectRef)
-        }
-        own = [None if place in shared else one for place, one in enumerate(arguments)]
-        yield pickle.dumps((method, own, list(shared)), protocol=5)
-        yield from shared.values()
 
 
 def _check_imports(found: dict[str, str], expected: dict[str, str]) -> None:
@@ -203,8 +285,6 @@ def _import_ray() -> Any:
     # Ray starts its workers with the lowest priority but a few; they are the work here.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # What is smaller comes and goes with the call, what is larger through shared memory.
-    os.environ.setdefault("RAY_max_direct_call_object_size", str(SMALL))
     import ray
 
     return ray

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, Listener
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 class RayWorker(Worker):
     """A worker that is there before its task: it imports what it needs in the meantime.
 
+    Ray starts it, gives it what is in shared memory, and says why it failed. The calls themselves
+    come over a socket, in a tenth of the time that Ray's own take.
+
     Parameters
     ----------
     path : sequence of str
@@ -26,18 +31,48 @@ class RayWorker(Worker):
     def __init__(self, path: Sequence[str]) -> None:
         extend_path(path)
 
-    def begin(self, task: list[ObjectRef[Task]]) -> dict[str, str]:
-        """Read the task from shared memory, and return which files this process imports.
+    def begin(self, task: list[ObjectRef[Task]], address: str) -> dict[str, str]:
+        """Read the task from shared memory, and listen on a Unix socket that is made for it.
 
-        The task's one reference comes in a list: Ray would unpack a bare one outside this method.
+        Returns which files this process imports. The task's one reference comes in a list: Ray
+        would unpack a bare one outside this method.
         """
         contents = ray.get(task[0])
         super().__init__(contents)
+        self._listener = Listener(address, "AF_UNIX")
+        self._driver: Connection | None = None
         return fingerprint(contents.packages)
 
-    def call(self, packed: bytes, *shared: Any) -> bytes:
-        """Call a method: its name, its arguments, and where among them those of Ray's memory go."""
-        method, arguments, places = pickle.loads(packed)
-        for place, argument in zip(places, shared, strict=True):
-            arguments[place] = argument
-        return pickle.dumps(getattr(self, method)(*arguments), protocol=5)
+    def serve(self, *shared: Any) -> None:
+        """Answer calls until an empty one comes, or the driver hangs up.
+
+        A call is a method's name, its arguments, and which of them are to be found in ``shared``,
+        Ray's memory: place -> place there. One that raises ends this, too, so that Ray tells the
+        driver.
+        """
+        if self._driver is None:
+            self._driver = self._listener.accept()
+        try:
+            while packed := self._next():
+                method, arguments, places = pickle.loads(packed)
+                for place, there in places.items():
+                    arguments[place] = shared[there]
+                answer = pickle.dumps(getattr(self, method)(*arguments), protocol=5)
+                with suppress(ConnectionError):  # then there is no next call, either
+                    self._driver.send_bytes(answer)
+        except BaseException:
+            self._hang_up()
+            raise
+
+    def _next(self) -> bytes:
+        assert self._driver is not None
+        try:
+            return self._driver.recv_bytes()
+        except (EOFError, ConnectionError):
+            self._hang_up()
+            return b""
+
+    def _hang_up(self) -> None:
+        assert self._driver is not None
+        self._driver.close()
+        self._driver = None

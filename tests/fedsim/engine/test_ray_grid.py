@@ -1,6 +1,7 @@
 """The Ray grid: the same numbers as in this process, and dying workers."""
 
 import os
+import tempfile
 from dataclasses import replace
 from functools import partial
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients import FedLoGe
+from fedsim.engine import ray_grid
 from fedsim.engine.grid import InlineGrid
 from fedsim.engine.ray_grid import RayActors, RayGrid, _import_ray, _start_ray
 from fedsim.engine.reduction import balance
@@ -42,10 +44,15 @@ def running_ray(tmp_path_factory):
     del os.environ["FEDSIM_TEST_FLAG"]
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_numbers_are_those_of_this_process(make_task, running_ray, workers, stacked):
+@pytest.mark.parametrize(
+    ("workers", "stacked", "small"),
+    [(1, False, ray_grid.SMALL), (2, True, ray_grid.SMALL), (2, False, 0)],
+)
+def test_the_numbers_are_those_of_this_process(
+    make_task, running_ray, monkeypatch, workers, stacked, small
+):
     """FedLoGe: BatchNorm, arrays that the clients keep, and personal views."""
+    monkeypatch.setattr(ray_grid, "SMALL", small)  # 0: all arrays go through shared memory
 
     def net(shape, classes):
         return cnn(shape, classes, channels=(4,), norm="batch")
@@ -110,7 +117,43 @@ def test_a_worker_that_dies_is_replaced_and_its_clients_trained_again(make_task,
             np.testing.assert_array_equal(array, other.arrays["arrays"][name])
 
 
+def test_an_answer_that_nobody_waited_for_is_never_taken_for_another(make_task, running_ray):
+    task = make_task()
+    arrays = initial_arrays(task)
+    grid = RayGrid(task, actors := RayActors(1))
+    try:
+        actors.actors[0].call("train_client", (arrays, 1, 3, {}))  # and then, say, Ctrl-C
+        found, _ = grid.train(arrays, 1, [0])
+    finally:
+        grid.close()
+    assert [reply.client for reply in found] == [0]
+
+
+def test_nothing_stays_behind(make_task, running_ray, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    task = make_task()
+    grid = RayGrid(task, RayActors(1))
+    grid.train(initial_arrays(task), 1, [0])
+    assert list(tmp_path.iterdir())
+    grid.close()
+    assert not list(tmp_path.iterdir())
+
+
 class TestRayGridFailure:
+    def test_work_that_a_worker_refuses(self, make_task, running_ray):
+        task = make_task()
+        arrays = initial_arrays(task)
+        grid = RayGrid(task, RayActors(2))
+        try:
+            grid.weights = {"head": "num-examples"}
+            with pytest.raises(EngineError, match=r"averages the arrays 'head', but the clients"):
+                grid.train(arrays, 1, [0, 1, 2, 3])
+            grid.weights = None
+            found, _ = grid.train(arrays, 1, [3, 2, 1, 0])  # both workers take work again
+        finally:
+            grid.close()
+        assert [(reply.client, reply.error) for reply in found] == [(k, "") for k in (3, 2, 1, 0)]
+
     def test_work_that_always_kills_its_worker(self, make_task, running_ray):
         task = make_task(update=AlwaysDies())
         grid = RayGrid(task, RayActors(1))
@@ -133,8 +176,6 @@ class TestRayGridFailure:
             RayGrid(task, RayActors(1))
 
     def test_a_worker_that_would_import_other_files(self, make_task, running_ray, monkeypatch):
-        from fedsim.engine import ray_grid
-
         monkeypatch.setattr(
             ray_grid, "fingerprint", lambda packages: dict.fromkeys(packages, "elsewhere")
         )
