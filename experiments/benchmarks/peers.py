@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fedsim
-from experiments.benchmarks.harness import RAYS_OWN, Measured, peak_mib, pss_mib
+from experiments.benchmarks.harness import RAYS_OWN, Measured, Stopwatch, peak_mib, pss_mib
 from experiments.benchmarks.workloads import workload
 from fedsim.data.federation import Federation
 from fedsim.engine import flower
@@ -51,7 +51,7 @@ def run_flower(name: str, rounds: int) -> Measured:
     federation = load_federation(work)
     task = make_task(work, federation, Path("unused"))
     training = work.training
-    ends: list[float] = []
+    watch = Stopwatch()
     memory: list[float] = []
     models: list[ArrayRecord] = []
     server = ServerApp()
@@ -60,7 +60,7 @@ def run_flower(name: str, rounds: int) -> Measured:
     def main(grid: Grid, context: Context) -> None:
         count = work.clients.count
         strategy = _flower_strategy(work.method.name, int(training.participation), count)
-        _note_rounds(strategy, ends)
+        _note_rounds(strategy, watch, rounds)
         config: Any = {"workload": name, "lr": training.lr, "batch-size": training.batch_size}
         result = strategy.start(
             grid=grid,
@@ -84,7 +84,9 @@ def run_flower(name: str, rounds: int) -> Measured:
     predicted, _ = tested.scores["generic"]
     accuracy = float((predicted == federation.source.y_test).mean())
     more = {"accuracy": accuracy, "without_ray_mib": memory[2]}
-    return Measured(ends=ends, pss_mib=memory[0], peak_mib=memory[1], more=more)
+    return Measured(
+        ends=watch.ends, begins=watch.begins, pss_mib=memory[0], peak_mib=memory[1], more=more
+    )
 
 
 def _flower_strategy(method: str, cohort: int, count: int) -> Strategy:
@@ -99,7 +101,7 @@ def _flower_strategy(method: str, cohort: int, count: int) -> Strategy:
     return strategy
 
 
-def _note_rounds(strategy: Strategy, ends: list[float]) -> None:
+def _note_rounds(strategy: Strategy, watch: Stopwatch, rounds: int) -> None:
     """Let a strategy note when each round ends, and refuse rounds that lack a client."""
     aggregate = strategy.aggregate_train
 
@@ -111,7 +113,7 @@ def _note_rounds(strategy: Strategy, ends: list[float]) -> None:
         if failed:
             raise RuntimeError(f"Flower: {len(failed)} clients failed, the first: {failed[0]}")
         answer = aggregate(server_round, replies)
-        ends.append(time.monotonic())
+        watch.lap(last=server_round == rounds)
         return answer
 
     strategy.aggregate_train = aggregate_train  # type: ignore[method-assign]
