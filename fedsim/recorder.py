@@ -83,7 +83,7 @@ class Recorder:
         self._partition = federation.table()
         self._rounds: list[dict[str, Any]] = []
         self._clients: list[pd.DataFrame] = []
-        self._training: list[pd.DataFrame] = []
+        self._training: list[dict[str, list[Any]]] = []
         self._training_columns: list[str] = []
         self._seconds: list[dict[str, float]] = []
         self._started = datetime.now(UTC)
@@ -97,7 +97,7 @@ class Recorder:
         begun = time.perf_counter()
         row, clients = finished.row, finished.clients
         self._rounds.append(row)
-        if not finished.training.empty:
+        if finished.training:
             self._training.append(finished.training)
             self._write_training(finished.training)
         rows = None if clients is None or clients.empty else self._client_rows(row, clients)
@@ -109,16 +109,21 @@ class Recorder:
                 self._folder.append("clients.csv", rows)
         self._seconds.append({**finished.seconds, "write": time.perf_counter() - begun})
 
-    def _write_training(self, rows: pd.DataFrame) -> None:
+    def _write_training(self, columns: dict[str, list[Any]]) -> None:
         """Add rows to training.csv; a method may have more to say after its warm-up."""
         if self._folder is None:
             return
-        if list(rows.columns) == self._training_columns:
-            self._folder.append("training.csv", rows)
+        if list(columns) == self._training_columns:
+            self._folder.append("training.csv", pd.DataFrame(columns))
             return
-        table = pd.concat(self._training, ignore_index=True)
+        table = self._whole_training()
         self._folder.write_table("training.csv", table)
         self._training_columns = list(table.columns)
+
+    def _whole_training(self) -> pd.DataFrame:
+        # One frame a round, made only here, would be a twentieth of a round without training.
+        frames = [pd.DataFrame(columns) for columns in self._training]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
     def _client_rows(self, row: dict[str, Any], clients: pd.DataFrame) -> pd.DataFrame:
         index = clients["client"].to_numpy()
@@ -142,9 +147,7 @@ class Recorder:
             clients=pd.concat(self._clients, ignore_index=True)
             if self._clients
             else pd.DataFrame(),
-            training=pd.concat(self._training, ignore_index=True)
-            if self._training
-            else pd.DataFrame(),
+            training=self._whole_training(),
             partition=self._partition,
             arrays=arrays,
             path=self._folder.path if self._folder is not None else None,

@@ -33,8 +33,8 @@ class Round:
     ----------
     row : dict
         The round's row of ``rounds.csv``.
-    training : pandas.DataFrame
-        A row for each client that trained, as in ``training.csv``.
+    training : dict of list
+        The columns of ``training.csv``, with a value for each client that trained.
     clients : pandas.DataFrame or None
         A row for each tested client, if the round was evaluated.
     seconds : dict
@@ -44,7 +44,7 @@ class Round:
     """
 
     row: dict[str, Any]
-    training: pd.DataFrame
+    training: dict[str, list[Any]]
     clients: pd.DataFrame | None
     seconds: dict[str, float]
     arrays: ArrayRecord
@@ -103,8 +103,7 @@ def run_rounds(
             figures = _figures(generic, clients)
             clock.lap("evaluate")
         row = _row(round, grid, figures, sum(clock.seconds.values()))
-        training = pd.DataFrame(grid.report.metrics)
-        yield Round(row, training, clients, clock.seconds, arrays)
+        yield Round(row, grid.report.metrics, clients, clock.seconds, arrays)
 
 
 def _split(seconds: dict[str, float], part: str, of_part: dict[str, float]) -> None:

@@ -201,7 +201,7 @@ def tree(work: NDArray[np.int64], leaf_size: int = 1) -> list[tuple[int, list[in
         if depth == DEPTH or len(clients) <= leaf_size:
             return [(node, sorted(clients))]
         if leaf_size == 1:
-            left, right = _balance(clients, costs, 2)
+            left, right = _halves(clients, costs)
         else:
             done = np.cumsum([costs[client] for client in clients])
             middle = int(np.abs(2 * done[:-1] - done[-1]).argmin()) + 1
@@ -283,6 +283,21 @@ def _costs(work: NDArray[np.int64]) -> list[int]:
 def _longest_first(work: NDArray[np.int64]) -> list[int]:
     order: list[int] = np.argsort(-work, kind="stable").tolist()
     return order
+
+
+def _halves(jobs: Sequence[int], costs: Sequence[int]) -> tuple[list[int], list[int]]:
+    """`_balance` for two, which a cohort's tree does at each of its nodes."""
+    left: list[int] = []
+    right: list[int] = []
+    ahead = 0
+    for job in jobs:
+        if ahead <= 0:
+            left.append(job)
+            ahead += costs[job]
+        else:
+            right.append(job)
+            ahead -= costs[job]
+    return left, right
 
 
 def _balance(jobs: Sequence[int], costs: Sequence[int], workers: int) -> list[list[int]]:

@@ -165,7 +165,7 @@ def test_a_round_in_which_nobody_is_asked_keeps_the_model(run):
     assert [finished.row["clients"] for finished in found] == [4, 0]
     assert found[1].arrays is found[0].arrays
     assert found[1].row["bytes_up"] == 0
-    assert found[1].training.empty
+    assert found[1].training == {}
 
 
 def test_the_seconds_of_the_parts_add_up(run):

@@ -206,7 +206,7 @@ def test_means_of_means_are_the_means_of_all(make_task, strategy):
         grid.send_and_receive = count
         (found,) = run_rounds(made, grid, record, rounds=1, evaluate_every=9, seed=0)
         models.append(flower.from_record(found.arrays))
-        assert len(found.training) == 4
+        assert len(found.training["client"]) == 4
     assert replies[0] == 1
     assert 4 in replies
     for name, array in models[0].items():
