@@ -184,7 +184,7 @@ class RayActors:
 
 
 class RayGrid(SimulatedGrid):
-    """A grid on Ray: the data and each round's model are put once into shared memory.
+    """A grid on Ray, whose shared memory holds the data once, and what else is large.
 
     Parameters
     ----------
