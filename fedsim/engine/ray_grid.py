@@ -63,23 +63,21 @@ class RayActor:
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> None:
         """Call a method, some of whose arguments may be in Ray's memory; `answer` waits for it."""
-        own = list(arguments)
-        shared: list[ObjectRef[Any]] = []
-        places: dict[int, int] = {}
-        for place, argument in enumerate(arguments):
-            if isinstance(argument, self._ray.ObjectRef):
-                places[place] = len(shared)
-                shared.append(argument)
-                own[place] = None
+        shared = {
+            place: argument
+            for place, argument in enumerate(arguments)
+            if isinstance(argument, self._ray.ObjectRef)
+        }
+        own = [None if place in shared else one for place, one in enumerate(arguments)]
         if self._waiting:  # an exception has come in between: that answer is not for us
             self.hang_up()
         if self._connection is None:
-            self._connect(shared)
+            self._connect(*shared.values())
         elif shared:
             self._send(b"")  # ends what it serves now
-            self._serving = self.handle.serve.remote(*shared)
+            self._serving = self.handle.serve.remote(*shared.values())
         self._waiting = True
-        self._send(pickle.dumps((method, own, places), protocol=5))
+        self._send(pickle.dumps((method, own, list(shared)), protocol=5))
 
     def answer(self) -> Any:
         """Return what the method returned.
@@ -103,7 +101,7 @@ class RayActor:
             self._connection.close()
         self._connection, self._waiting = None, False
 
-    def _connect(self, shared: list[ObjectRef[Any]]) -> None:
+    def _connect(self, *shared: ObjectRef[Any]) -> None:
         assert self._begun is not None
         self._serving = self.handle.serve.remote(*shared)
         self._ray.wait([self._begun])

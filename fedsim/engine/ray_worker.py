@@ -46,17 +46,17 @@ class RayWorker(Worker):
     def serve(self, *shared: Any) -> None:
         """Answer calls until an empty one comes, or the driver hangs up.
 
-        A call is a method's name, its arguments, and which of them are to be found in ``shared``,
-        Ray's memory: place -> place there. One that raises ends this, too, so that Ray tells the
-        driver.
+        A call is a method's name, its arguments, and where among them those of Ray's memory go:
+        ``shared``, which later calls need not use. One that raises ends this, too, so that Ray
+        tells the driver.
         """
         if self._driver is None:
             self._driver = self._listener.accept()
         try:
             while packed := self._next():
                 method, arguments, places = pickle.loads(packed)
-                for place, there in places.items():
-                    arguments[place] = shared[there]
+                for place, argument in zip(places, shared, strict=False):
+                    arguments[place] = argument
                 answer = pickle.dumps(getattr(self, method)(*arguments), protocol=5)
                 with suppress(ConnectionError):  # then there is no next call, either
                     self._driver.send_bytes(answer)

@@ -44,10 +44,9 @@ def running_ray(tmp_path_factory):
     del os.environ["FEDSIM_TEST_FLAG"]
 
 
-@pytest.mark.parametrize(
-    ("workers", "stacked", "small"),
-    [(1, False, ray_grid.SMALL), (2, True, ray_grid.SMALL), (2, False, 0)],
-)
+@pytest.mark.parametrize("small", [0, ray_grid.SMALL])
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_the_numbers_are_those_of_this_process(
     make_task, running_ray, monkeypatch, workers, stacked, small
 ):

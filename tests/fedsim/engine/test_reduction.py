@@ -14,7 +14,7 @@ import strategies
 from fedsim.engine import flower
 from fedsim.engine.grid import InlineGrid
 from fedsim.engine.loop import run_rounds
-from fedsim.engine.reduction import DEPTH, Sum, flatten, merge, share_out, tree
+from fedsim.engine.reduction import DEPTH, Sum, balance, flatten, merge, share_out, tree
 from fedsim.errors import EngineError
 from fedsim.simulation import initial_arrays
 
@@ -68,6 +68,17 @@ def test_the_leaves_hold_every_client_once_and_halves_are_balanced(cohort):
             costs[node - 2] += sum(cohort[client] + 1 for client in leaf)
         # Longest first to the less busy half: they differ by no more than one client.
         assert abs(costs[0] - costs[1]) <= cohort.max() + 1
+
+
+@given(work)
+def test_a_tree_is_halved_as_two_workers_would_share_it(cohort):
+    halves = [[], []]
+    for node, leaf in tree(cohort):
+        while node > 3:
+            node //= 2
+        halves[node % 2] += leaf
+    if len(cohort) > 1:
+        assert [sorted(half) for half in halves] == list(map(sorted, balance(cohort, 2)))
 
 
 @given(work, st.integers(2, 40))
