@@ -19,7 +19,7 @@ from fedsim.data.augment import StrongAugmentation, WeakAugmentation
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.update import SGD, Batch, Examples
-from fedsim.models.layers import channels_last, take
+from fedsim.models.layers import channels_last
 
 LOOK_AHEAD = 256
 """Examples that are looked up and augmented at a time: many steps' where batches are small, so
@@ -161,24 +161,23 @@ class Loader:
         The blocks of two passes of as many steps go over as many of them each.
         """
         index = np.asarray(examples.index)
-        raw, truth = self.train.inputs(index), self.train.labels(index)
-        y = truth if examples.labelled else torch.full_like(truth, -1)
-        # Without augmentation the inputs of all epochs are the same: normalise them once.
-        x = self.normalise(raw) if self._weak is None else None
         planned = plan(rng, len(index), self._batch_size, steps)
         while ahead := list(islice(planned, max(1, LOOK_AHEAD // self._batch_size))):
             sizes = [len(positions) for positions in ahead]
-            chosen = torch.from_numpy(np.concatenate(ahead)).to(self._device)
-            if x is not None:
-                view = take(x, chosen)
-            else:
-                assert self._weak is not None, "no augmentation means normalised inputs"
-                view = self.normalise(
-                    self._weak(take(raw, chosen), self._weak.draw(rng, len(chosen)))
-                )
-            strong_view = self._strong_view(take(raw, chosen), rng) if strong else None
-            mask = torch.ones(len(chosen), device=self._device)
-            yield Batch(view, y[chosen], mask, strong_view, padded=False), truth[chosen], sizes
+            chosen = index[np.concatenate(ahead)]
+            # As bytes, as long as it goes: normalised inputs are four times as much to move.
+            raw, truth = self.train.inputs(chosen), self.train.labels(chosen)
+            weak = raw
+            if self._weak is not None:
+                weak = self._weak(raw, self._weak.draw(rng, len(chosen)))
+            batch = Batch(
+                self.normalise(weak),
+                truth if examples.labelled else torch.full_like(truth, -1),
+                torch.ones(len(chosen), device=self._device),
+                self._strong_view(raw, rng) if strong else None,
+                padded=False,
+            )
+            yield batch, truth, sizes
 
     def inputs(self, examples: Examples) -> Tensor:
         """Return all inputs, normalised, in order."""
@@ -295,7 +294,6 @@ class Loader:
             # The number of examples falls: to the end, clients leave.
             end = done + max(1, LOOK_AHEAD // lengths[done])
             some = lengths[done:end]
-            # Looked up as bytes: normalised inputs are four times as much to move.
             yield from torch.split(
                 self.normalise(self.train.inputs(index[begin : begin + sum(some)])), some
             )

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from itertools import groupby
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.engine.update import Targets
@@ -34,28 +36,28 @@ class Tally:
         """Keep values of the same names as ever, for some rows."""
         self._noted.append((rows, values))
 
-    def totals(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the sums, float64 [K] or [], and how often each row was noted."""
-        times = torch.zeros(self._lead, dtype=torch.int64)
-        totals: dict[str, Tensor] = {}
-        if not self._noted:
-            return totals, times
+    def totals(self) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
+        """Return the sums [K] or [], and how often each row was noted."""
         if not self._lead:
-            for name in self._noted[0][1]:
-                values = torch.stack([noted[name] for _, noted in self._noted])
-                totals[name] = values.double().sum().cpu()
-            return totals, times + len(self._noted)
-        first = next(iter(self._noted[0][1].values()))
-        times = times.to(first.device)
+            steps = [values for _, values in self._noted]
+            names = steps[0] if steps else ()
+            # Brought over together: from a GPU, one by one would be slow.
+            noted = {name: torch.stack([step[name] for step in steps]).tolist() for name in names}
+            sums = {name: np.array(values).sum(dtype=np.float64) for name, values in noted.items()}
+            return sums, np.array(len(steps))
+        times = np.zeros(self._lead, np.int64)
+        totals: dict[str, Tensor] = {}
         # Mostly the same rows take several steps one after the other.
         for _, group in groupby(self._noted, key=lambda noted: _key(noted[0])):
             run = list(group)
             rows, steps = run[0][0], [values for _, values in run]
-            times[rows] += len(steps)
+            times[rows.cpu().numpy() if isinstance(rows, Tensor) else rows] += len(steps)
             for name in steps[0]:
-                total = totals.setdefault(name, torch.zeros_like(times, dtype=torch.float64))
-                total[rows] += torch.stack([values[name] for values in steps]).double().sum(0)
-        return {name: total.cpu() for name, total in totals.items()}, times.cpu()
+                found = torch.stack([values[name] for values in steps]).double().sum(0)
+                if name not in totals:
+                    totals[name] = found.new_zeros(self._lead)
+                totals[name][rows] += found
+        return {name: total.cpu().numpy() for name, total in totals.items()}, times
 
 
 def _key(rows: Rows) -> tuple[bool, int]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Norm = Literal["none", "batch", "group"]
 
@@ -42,14 +43,57 @@ def channels_last(x: Tensor) -> Tensor:
     return x.to(memory_format=torch.channels_last)
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Return some rows [B, ...] of ``x`` [N, ...]; images laid out as they were.
+class GreyConv2d(nn.Conv2d):
+    """A convolution of images with one channel, as a product of its weights with their patches.
 
-    ``x[index]``, which takes three to five times as long.
+    Made of a layer for which `fits` holds. Where no gradient in the images is asked for, training
+    on a CPU takes 0.6 to 0.9 of the time, as long as the patches stay near the processor.
     """
-    if x.dim() != 4 or x.stride(1) != 1:
-        return x.index_select(0, index)
-    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+    MOST_PIXELS = 1 << 17
+    """About as many may be in all patches of a batch for it to be faster: half a MiB of them."""
+    LEAST_WIDTH = 12
+    """Output channels from which it is faster."""
+
+    @classmethod
+    def fits(cls, layer: nn.Module) -> bool:
+        """Tell whether a layer is such a convolution, and wide enough to gain by this."""
+        return (
+            type(layer) is nn.Conv2d
+            and layer.in_channels == 1
+            and layer.out_channels >= cls.LEAST_WIDTH
+            and layer.dilation == (1, 1)
+            and layer.padding_mode == "zeros"
+            and not isinstance(layer.padding, str)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs [B, out_channels, ...] of inputs [B, 1, height, width]."""
+        (up, left), (down, right) = map(int, self.padding), self.stride
+        height, width = self.kernel_size
+        pixels = x.numel() * height * width // (down * right)
+        if x.device.type != "cpu" or pixels > self.MOST_PIXELS:
+            return super().forward(x)
+        padded = F.pad(x.squeeze(1), (left, left, up, up))
+        patches = padded.unfold(1, height, down).unfold(2, width, right)
+        b, h, w = patches.shape[:3]
+        # Pixel by pixel of the patches, whose rows are then long.
+        by_pixel = patches.permute(3, 4, 0, 1, 2).reshape(height * width, b * h * w)
+        # Laid out so that autograd takes the faster order of the two for the weights' gradient.
+        weight = self.weight.reshape(self.out_channels, height * width).t().contiguous()
+        if self.bias is None:
+            y = by_pixel.t() @ weight
+        else:
+            y = torch.addmm(self.bias, by_pixel.t(), weight)
+        return y.view(b, h, w, self.out_channels).permute(0, 3, 1, 2)
+
+
+def quicken(module: nn.Module) -> nn.Module:
+    """Let the layers of a module that is trained one client at a time compute the faster way."""
+    for layer in module.modules():
+        if GreyConv2d.fits(layer):
+            layer.__class__ = GreyConv2d
+    return module
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,11 +9,12 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.models.layers import linear
+from fedsim.models.layers import linear, quicken
 
 Weights = dict[str, Tensor]
 """Arrays by name: a model's parameters and the buffers of its normalisation layers, and what
@@ -83,7 +84,7 @@ class Net:
         self.num_features = model.features
         self.num_classes = model.head.out_features
         # The weights always come from outside: keep the two modes as empty shells.
-        self._train = _Shell(copy.deepcopy(model.backbone).to("meta").train())
+        self._train = _Shell(quicken(copy.deepcopy(model.backbone).to("meta").train()))
         self._eval = _Shell(copy.deepcopy(model.backbone).to("meta").eval())
         self._linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
 
@@ -149,6 +150,35 @@ class _Shell:
             held[local] = w[name]
         features: Tensor = self._backbone(x)
         return features
+
+
+def flops(model: Model, shape: tuple[int, ...]) -> int:
+    """Return the floating-point operations of a forward pass of one example.
+
+    Those of products and convolutions: two for each weight at each place where it is used. What
+    isn't a layer with a ``weight`` doesn't count.
+
+    Examples
+    --------
+    >>> from fedsim.models.small import mlp
+    >>> flops(mlp((4,), 3, hidden=(5,)), (4,))  # 2 x (4 x 5 + 5 x 3)
+    70
+    """
+    counts = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = layer._parameters.get("weight")
+        if weight is not None and weight.dim() > 1:
+            counts.append(2 * weight.numel() * (output[0].numel() // len(weight)))
+
+    handles = [layer.register_forward_hook(count) for layer in model.modules()]
+    training = model.training
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, *shape))
+    model.train(training)
+    for handle in handles:
+        handle.remove()
+    return sum(counts)
 
 
 def num_bytes(arrays: Arrays | Weights) -> int:

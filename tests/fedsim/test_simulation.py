@@ -234,6 +234,25 @@ def test_whole_runs_side_by_side_and_one_by_one_agree(method):
 
 
 @pytest.mark.parametrize(
+    ("changes", "stacked"),
+    [
+        # Three times 2 x 64 x 10 x 8 operations a step.
+        ({}, True),
+        # Three times 2 x (64 x 9 x 16 + 16 x 144 x 32 + 128 x 10) x B: 4 million, and 12.6.
+        ({"model": {"name": "cnn"}, "training": {"batch_size": 8}}, True),
+        ({"model": {"name": "cnn"}, "training": {"batch_size": 25}}, False),
+        ({"model": {"name": "cnn"}, "engine": {"cohort": "one-by-one"}}, False),
+        ({"model": {"name": "mlp", "hidden": (2000, 2000)}}, False),
+        ({"model": {"name": "mlp", "hidden": (2000, 2000)}, "engine": {"cohort": "stacked"}}, True),
+    ],
+    ids=str,
+)
+def test_clients_train_side_by_side_where_steps_are_short(tmp_path, changes, stacked):
+    given = experiment(**changes)
+    assert make_task(given, load_federation(given), tmp_path).stacked is stacked
+
+
+@pytest.mark.parametrize(
     ("gpus", "engine", "device", "workers", "share"),
     [
         (0, {}, "cpu", 3, 0.0),
