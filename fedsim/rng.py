@@ -45,42 +45,56 @@ def generator(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> np
     return np.random.default_rng([seed, _code(purpose), round, client])
 
 
-def generators(
-    seed: int, purposes: Sequence[str], clients: Sequence[int], *, round: int = 0
-) -> list[np.random.Generator]:
-    """Return `generator` of several purposes and clients, a pair at a time.
+class Generators:
+    """`generator` for the clients of a round.
 
     One by one, most of the time goes into NumPy's hash of the key; here it is worked out for all of
-    them at once, unless they are few.
+    them when one is asked for, unless they are few.
 
     Parameters
     ----------
     seed, round : int
         As for `generator`.
-    purposes, clients : sequence
-        As many of one as of the other.
+    clients : sequence of int
+        Who is going to ask; others may, too.
 
     Examples
     --------
-    >>> a, b = generators(0, ["batches", "batches"], [7, 8], round=3)
-    >>> float(a.random()) == float(generator(0, "batches", round=3, client=7).random())
+    >>> of_round = Generators(0, round=3, clients=range(10))
+    >>> a = of_round.of("batches", 7).random()
+    >>> a == generator(0, "batches", round=3, client=7).random()
     True
     """
-    assert len(purposes) == len(clients)
-    codes = [_code(purpose) for purpose in purposes]
-    columns = [codes, [round] * len(codes), list(clients)]
-    highest = max((number for column in columns for number in column), default=0)
-    if len(codes) < _MANY or highest > _WORD:
-        keys = zip(*columns, strict=True)
-        return [np.random.default_rng([seed, *key]) for key in keys]
-    words = [seed & _WORD]
-    while seed := seed >> 32:
-        words.append(seed & _WORD)
-    key = [np.full(len(codes), word, np.uint32) for word in words]
-    key += [np.array(column, dtype=np.uint32) for column in columns]
-    # NumPy's annotations know of no other seed sequence than its own.
-    found: list[Any] = [_Hashed(state) for state in _hash(key)]
-    return [np.random.Generator(np.random.PCG64(one)) for one in found]
+
+    def __init__(self, seed: int, *, round: int, clients: Sequence[int]) -> None:
+        self.round = round
+        self._seed = seed
+        self._clients = clients
+        self._hashed: dict[str, dict[int, NDArray[np.uint64]]] = {}
+
+    def of(self, purpose: str, client: int) -> np.random.Generator:
+        """Return a new generator of one purpose of one client."""
+        if purpose not in self._hashed:
+            self._hashed[purpose] = self._hash(purpose)
+        state = self._hashed[purpose].get(client)
+        if state is None:
+            return generator(self._seed, purpose, round=self.round, client=client)
+        # NumPy's annotations know of no other seed sequence than its own.
+        sequence: Any = _Hashed(state)
+        return np.random.Generator(np.random.PCG64(sequence))
+
+    def _hash(self, purpose: str) -> dict[int, NDArray[np.uint64]]:
+        clients = self._clients
+        if len(clients) < _MANY or max(*clients, self.round) > _WORD:
+            return {}
+        seed = self._seed
+        words = [seed & _WORD]
+        while seed := seed >> 32:
+            words.append(seed & _WORD)
+        words += [_code(purpose), self.round]
+        key = [np.full(len(clients), word, np.uint32) for word in words]
+        hashed = _hash([*key, np.array(clients, dtype=np.uint32)])
+        return dict(zip(clients, hashed, strict=True))
 
 
 def _code(purpose: str) -> int:

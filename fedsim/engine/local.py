@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from fedsim.engine.update import (
     Upload,
 )
 from fedsim.models.net import Net, Weights
-from fedsim.rng import generators
+from fedsim.rng import Generators
 
 PREDICT_BLOCK = 250
 """Examples in a forward pass of evaluation. Fixed, so that rounding doesn't depend on how the
@@ -95,6 +94,7 @@ class LocalTrainer:
         self.federation = federation
         self.training = training
         self.seed = seed
+        self._generators = Generators(seed, round=0, clients=())
         self.clock = Clock()
         """Where the time of the updates goes; the owner reads it and starts it anew."""
         self.loader = Loader(
@@ -108,6 +108,7 @@ class LocalTrainer:
 
         All are looked up together, which takes little longer than one of them.
         """
+        self._generators = Generators(self.seed, round=round, clients=clients)
         counts = self.federation.labelled_class_counts(clients)
         by_class = torch.from_numpy(counts.astype(np.float32)).to(self.device).unbind()
         return [
@@ -229,13 +230,18 @@ class LocalTrainer:
         """Return requests with random numbers of their own for each kind of their examples."""
         asked = [(run, request) for run, request in group if isinstance(request, SGD)]
         assert len(asked) == len(group), "predictions have no random numbers"
-        keys = [
-            (f"{purpose} {run.passes}.{kind}", run.client)
+        if self._generators.round != round:
+            self._generators = Generators(self.seed, round=round, clients=())
+        return [
+            (
+                request,
+                [
+                    self._generators.of(f"{purpose} {run.passes}.{kind}", run.client)
+                    for kind in range(len(request.kinds))
+                ],
+            )
             for run, request in asked
-            for kind in range(len(request.kinds))
         ]
-        drawn = iter(generators(self.seed, *zip(*keys, strict=True), round=round))
-        return [(request, list(islice(drawn, len(request.kinds)))) for _, request in asked]
 
     @torch.no_grad()
     def _predict(self, request: Predict) -> Tensor:

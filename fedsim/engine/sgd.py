@@ -131,7 +131,7 @@ def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
         loop.take_block([block for block, _, _ in found], found[-1][1], [s for _, _, s in found])
         setting.clock.lap("train")
     loop.end()
-    return loop.result(...)
+    return loop.result(())
 
 
 def run_stacked(setting: Setting, passes: Sequence[Pass]) -> list[tuple[Trained, Counts]]:
@@ -357,12 +357,13 @@ class _Loop:
         self._audited, _ = self._counts.totals()
 
     def result(self, row: Any) -> tuple[Trained, Counts]:
-        """Return what came out, after `end`, for a row of the stack; ``...`` for a client alone."""
+        """Return what came out, after `end`, for a row of the stack; ``()`` for a client alone."""
         log = {name: float(total[row]) for name, total in self._log.items()}
         loss, steps = log.pop("loss of", 0.0), int(self._steps[row])
         log["train_loss"] = loss / steps if steps else float("nan")
         counts = {f"pseudo_{name}": float(total[row]) for name, total in self._audited.items()}
-        return Trained({n: tensor[row] for n, tensor in self._w.items()}, log), counts
+        w = {name: tensor[row] for name, tensor in self._w.items()} if self._lead else self._w
+        return Trained(w, log), counts
 
 
 def _batch(padded: bool, x: Tensor, y: Tensor, mask: Tensor, strong: Tensor | None = None) -> Batch:

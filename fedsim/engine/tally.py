@@ -37,14 +37,13 @@ class Tally:
         self._noted.append((rows, values))
 
     def totals(self) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
-        """Return the sums [K] or [], and how often each row was noted."""
+        """Return the sums, float64 [K] or [], and how often each row was noted."""
         if not self._lead:
             steps = [values for _, values in self._noted]
             names = steps[0] if steps else ()
             # Brought over together: from a GPU, one by one would be slow.
             noted = {name: torch.stack([step[name] for step in steps]).tolist() for name in names}
-            sums = {name: np.array(values).sum(dtype=np.float64) for name, values in noted.items()}
-            return sums, np.array(len(steps))
+            return {name: np.array(sum(of)) for name, of in noted.items()}, np.array(len(steps))
         times = np.zeros(self._lead, np.int64)
         totals: dict[str, Tensor] = {}
         # Mostly the same rows take several steps one after the other.
