@@ -52,10 +52,11 @@ def client_app(experiment: Experiment) -> ClientApp:
         client = _client(context, experiment)
         record, round = flower.instruction(message)
         arrays = flower.from_record(record)
-        answer, kept = _worker(text).train_client(arrays, round, client, _state(context))
-        if answer.keeps:
+        replies, kept = _worker(text).train_client(arrays, round, client, _state(context))
+        if kept:
             context.state[STATE] = flower.to_record(kept)
-        return flower.train_reply(message, answer)
+        (answer,) = flower.train_replies({client: message}, replies)
+        return answer
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

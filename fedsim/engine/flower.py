@@ -32,7 +32,7 @@ from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from numpy.typing import NDArray
 
 from fedsim.engine.reduction import Sum
-from fedsim.engine.uploads import ClientReply
+from fedsim.engine.replies import Column, Replies
 from fedsim.errors import EngineError
 from fedsim.models import Arrays
 from fedsim.rng import generator
@@ -177,40 +177,50 @@ def reply(message: Message, groups: dict[str, Arrays], metrics: Mapping[str, flo
     return Message(content, reply_to=message)
 
 
-def together(
-    replies: list[ClientReply], total: Sum, weights: Mapping[str, str]
-) -> list[ClientReply]:
+def together(replies: Replies, total: Sum, weights: Mapping[str, str]) -> Replies:
     """Return the failures, and one reply that stands for all other clients.
 
     Its arrays are weighted means, its weights sums, its other numbers means weighted by examples.
     """
-    failed = [reply for reply in replies if reply.error]
-    usable = [reply for reply in replies if not reply.error]
-    if not usable:
-        return failed
-    examples = np.array([reply.num_examples for reply in usable])
+    if not replies.clients:
+        return replies
+    examples = np.array(replies.metrics["num_examples"])
     sums = {name.replace("-", "_") for name in weights.values()}
-    counted = [reply for reply in usable if reply.num_examples] or usable
-    metrics = {}
-    for name in counted[0].metrics:
+    # Without examples a client has no other numbers.
+    counted = examples > 0 if examples.any() else np.ones(len(examples), bool)
+    shares = examples[counted] if examples.any() else None
+    metrics: dict[str, Column] = {}
+    for name, column in replies.metrics.items():
+        values = np.array(column, float)
         if name in sums:
-            metrics[name] = float(sum(reply.metrics[name] for reply in usable))
+            metrics[name] = [float(values.sum())]
         else:
-            shares = examples[examples > 0] if examples.any() else None
-            metrics[name] = float(np.average([r.metrics[name] for r in counted], weights=shares))
-    one = ClientReply(
-        usable[0].client, total.means(), num_examples=int(examples.sum()), metrics=metrics
+            metrics[name] = [float(np.average(values[counted], weights=shares))]
+    metrics["num_examples"] = [int(examples.sum())]
+    return Replies(
+        clients=replies.clients[:1],
+        metrics=metrics,
+        arrays=[total.means()],
+        failures=replies.failures,
     )
-    return [*failed, one]
 
 
-def train_reply(message: Message, answer: ClientReply) -> Message:
-    """Return what a client sends after training; an error where it failed."""
-    if answer.error:
-        return error_reply(message, answer.error)
-    metrics: dict[str, float] = {NUM_EXAMPLES: answer.num_examples}
-    metrics |= {name.replace("_", "-"): value for name, value in answer.metrics.items()}
-    return reply(message, answer.arrays, metrics)
+def train_replies(messages: Mapping[int, Message], replies: Replies) -> list[Message]:
+    """Return what the clients send after training; an error where one failed.
+
+    In the order of ``messages``, which are by client; without those for whom another stands.
+    """
+    places = {client: place for place, client in enumerate(replies.clients)}
+    answers = []
+    for client, message in messages.items():
+        if client in replies.failures:
+            answers.append(error_reply(message, replies.failures[client]))
+        elif client in places:
+            place = places[client]
+            numbers = {name: column[place] for name, column in replies.metrics.items()}
+            metrics = {n.replace("_", "-"): v for n, v in numbers.items() if v is not None}
+            answers.append(reply(message, replies.arrays[place], metrics))
+    return answers
 
 
 def evaluate_reply(message: Message, num_test: int, loss: float, accuracy: float) -> Message:

@@ -26,8 +26,8 @@ from fedsim.engine import flower
 from fedsim.engine.clock import Clock
 from fedsim.engine.local import Scores
 from fedsim.engine.reduction import Sum, balance, merge, share_out, tree
+from fedsim.engine.replies import Column, Replies
 from fedsim.engine.state import ClientStates
-from fedsim.engine.uploads import ClientReply
 from fedsim.engine.worker import (
     Share,
     Task,
@@ -71,6 +71,23 @@ class TrainReport:
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, round: int, clients: Sequence[int], replies: Replies) -> None:
+        """Add what some clients answered who were asked together."""
+        before, more = len(self.metrics.get("client", ())), len(replies.clients)
+        self.clients += clients
+        self.failures |= replies.failures
+        self.bytes_up += sum(replies.num_bytes)
+        columns: dict[str, Column] = {
+            "round": [round] * more,
+            "client": replies.clients,
+            **replies.metrics,
+            **replies.audit,
+        }
+        for name in dict.fromkeys((*self.metrics, *columns)):
+            column = columns.get(name, [None] * more)
+            whole = self.metrics.get(name, [nan] * before)
+            self.metrics[name] = whole + [nan if value is None else value for value in column]
 
 
 class SimulatedGrid(Grid):
@@ -129,14 +146,12 @@ class SimulatedGrid(Grid):
 
     # ----- training ------------------------------------------------------------------------
 
-    def train(
-        self, arrays: Arrays, round: int, clients: Sequence[int]
-    ) -> tuple[list[ClientReply], Sum]:
+    def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> tuple[Replies, Sum]:
         """Train clients from the global arrays.
 
         Returns
         -------
-        replies : list of ClientReply
+        replies : Replies
             In the order of ``clients``.
         total : Sum
             Of their uploads, if the strategy has `weights`.
@@ -149,7 +164,7 @@ class SimulatedGrid(Grid):
             [(node, [(clients[i], versions[i]) for i in leaf]) for node, leaf in leaves]
             for leaves in share_out(tree(work, size), work, self.num_workers)
         ]
-        replies: dict[int, ClientReply] = {}
+        parts: list[Replies] = []
         nodes: dict[int, Sum] = {}
         weights = None if self.weights is None else dict(self.weights)
         clock = Clock()
@@ -163,20 +178,21 @@ class SimulatedGrid(Grid):
             }
         )
         clock.lap("wait")
-        for answer, sums, seconds in answers.values():
-            replies |= {reply.client: reply for reply in answer}
+        for found, sums, seconds in answers.values():
+            parts.append(found)
             nodes |= sums
             for part, spent in seconds.items():
                 share = spent / self.num_workers
                 clock.seconds[part] = clock.seconds.get(part, 0.0) + share
                 clock.seconds["wait"] -= share
-        self.states.commit([client for client in clients if replies[client].keeps])
+        replies = Replies.joined(parts, clients)
+        self.states.commit(list(itertools.compress(replies.clients, replies.keeps)))
         clock.lap("state")
         total = merge(nodes).get(1, Sum())
         clock.lap("reduce")
         for part, spent in clock.seconds.items():
             self.report.seconds[part] = self.report.seconds.get(part, 0.0) + spent
-        return [replies[client] for client in clients], total
+        return replies, total
 
     # ----- testing -------------------------------------------------------------------------
 
@@ -354,29 +370,18 @@ class SimulatedGrid(Grid):
 
     def _answer_train(self, messages: list[Message]) -> list[Message]:
         report = self.report = TrainReport()
-        rows: list[dict[str, Any]] = []
         answers: list[Message] = []
         # A strategy sends all clients of a round one and the same record: look at it once.
         for record, round, group in _by_record(messages):
             arrays = flower.from_record(record)
             clients = [message.metadata.dst_node_id for message in group]
             self._check_clients(clients)
-            report.clients += clients
             report.bytes_down += len(group) * num_bytes(arrays)
-            found, total = self.train(arrays, round, clients)
-            for answer in found:
-                if answer.error:
-                    report.failures[answer.client] = answer.error
-                    continue
-                report.bytes_up += answer.num_bytes
-                numbers = {"num_examples": answer.num_examples, **answer.metrics, **answer.audit}
-                rows.append({"round": round, "client": answer.client, **numbers})
+            replies, total = self.train(arrays, round, clients)
+            report.add(round, clients, replies)
             if self.weights is not None:
-                found = flower.together(found, total, self.weights)
-            by_client = dict(zip(clients, group, strict=True))
-            answers += [flower.train_reply(by_client[a.client], a) for a in found]
-        names = dict.fromkeys(name for row in rows for name in row)
-        report.metrics = {name: [row.get(name, nan) for row in rows] for name in names}
+                replies = flower.together(replies, total, self.weights)
+            answers += flower.train_replies(dict(zip(clients, group, strict=True)), replies)
         return answers
 
     def _answer_evaluate(self, messages: list[Message]) -> list[Message]:

@@ -1,13 +1,13 @@
-"""What the clients' updates give: a reply each, what they keep, and sums of what they upload."""
+"""What the clients' updates give: replies, what they keep, and sums of what they upload."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedsim.engine.clock import Clock
 from fedsim.engine.reduction import Flat, Sum, climb, flatten
+from fedsim.engine.replies import Replies, columns
 from fedsim.engine.update import Upload
 from fedsim.errors import EngineError
 from fedsim.models.net import Arrays, Weights, num_bytes
@@ -17,45 +17,13 @@ TOGETHER = 1 << 20
 takes longer to begin with than to do."""
 
 
-@dataclass  # without slots, which would double the time to unpack one
-class ClientReply:
-    """What training one client gave: an upload, or why there is none.
-
-    Attributes
-    ----------
-    client : int
-        The client.
-    arrays : dict
-        Uploaded groups of arrays; empty after a failure, or where they are in a sum.
-    num_bytes : int
-        What they would take on a real network.
-    num_examples : int
-        The client's weight in averages.
-    metrics : dict
-        Numbers about its training.
-    audit : dict
-        What only the simulator knows about it; recorded, never sent to the strategy.
-    keeps : bool
-        Whether the client keeps anything.
-    error : str
-        Why the client is left out of the round; empty where all went well.
-    """
-
-    client: int
-    arrays: dict[str, Arrays] = field(default_factory=dict)
-    num_bytes: int = 0
-    num_examples: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    audit: dict[str, float] = field(default_factory=dict)
-    keeps: bool = False
-    error: str = ""
-
-
 class _Waiting(NamedTuple):
     node: int
+    client: int
     version: int
-    reply: ClientReply
-    upload: Upload | None
+    upload: Upload
+    audit: dict[str, float]
+    num_bytes: int
 
 
 class Intake:
@@ -82,9 +50,12 @@ class Intake:
         if weights is not None:  # Flower's names have hyphens, ours are Python's
             self._weights = {group: name.replace("-", "_") for group, name in weights.items()}
         self._clock = clock
-        self._replies: list[ClientReply] = []
+        self._replies = Replies()
+        self._metrics: list[dict[str, float]] = []
+        self._audits: list[dict[str, float]] = []
         self._nodes: dict[int, Sum] = {}
         self._leaf = 0
+        """Whose sum is under way; those before it are added up."""
         self._waiting: list[_Waiting] = []
         self._num_bytes = 0
 
@@ -99,60 +70,59 @@ class Intake:
 
         ``node`` is the client's leaf, ``version`` that of the state it started from.
         """
-        upload = None
         if isinstance(found, Exception):
-            reply = ClientReply(client, error=f"{type(found).__name__}: {found}")
-        else:
-            upload, audit = found
-            reply = ClientReply(
-                client,
-                num_bytes=sum(map(num_bytes, upload.arrays.values())),
-                num_examples=upload.num_examples,
-                metrics=dict(upload.metrics),
-                audit=audit,
-                keeps=bool(upload.state),
-            )
-            self._num_bytes += reply.num_bytes + num_bytes(upload.state)
-        self._replies.append(reply)
-        self._waiting.append(_Waiting(node, version, reply, upload))
+            self._replies.failures[client] = f"{type(found).__name__}: {found}"
+            found = Upload({}, 0), {}  # it has its place in its leaf all the same
+        upload, audit = found
+        size = sum(map(num_bytes, upload.arrays.values()))
+        self._waiting.append(_Waiting(node, client, version, upload, audit, size))
+        self._num_bytes += size + num_bytes(upload.state)
         if self._num_bytes >= TOGETHER:
             self._work_off()
 
-    def end(self) -> tuple[list[ClientReply], dict[int, Sum]]:
-        """Return a reply for each client, and the sums at the topmost nodes of their leaves.
+    def end(self) -> tuple[Replies, dict[int, Sum]]:
+        """Return the clients' replies, and the sums at the topmost nodes of their leaves.
 
-        A client that failed, or whose arrays aren't finite, has an error. Where sums are wanted the
-        replies have no arrays, and otherwise there are no sums.
+        A client whose arrays aren't finite has failed, too. Where sums are wanted the replies have
+        no arrays, and otherwise there are no sums.
         """
         self._work_off()
         climb(self._nodes, self._leaf)
         sums = {node: total.to_host() for node, total in self._nodes.items()}
+        self._replies.metrics = columns(self._metrics)
+        self._replies.audit = columns(self._audits)
         self._clock.lap("reduce")
         return self._replies, sums if self._weights is not None else {}
 
     def _work_off(self) -> None:
         waiting, self._waiting, self._num_bytes = self._waiting, [], 0
-        laid_out = _lay_out([one.upload for one in waiting if one.upload is not None])
-        for one in waiting:
-            if one.node != self._leaf:
+        replies = self._replies
+        laid_out = _lay_out([one.upload for one in waiting])
+        for (node, client, version, upload, audit, size), flats in zip(
+            waiting, laid_out, strict=True
+        ):
+            if node != self._leaf:
                 climb(self._nodes, self._leaf)
-                self._leaf = one.node
-                self._nodes[one.node] = Sum()
-            if one.upload is None:
+                self._leaf = node
+                self._nodes[node] = Sum()  # a leaf whose clients all fail has one, too
+            if broken := _not_finite(upload, flats):
+                replies.failures[client] = f"{broken} is not finite (NaN or inf)"
+            if client in replies.failures:
                 continue
-            flats = next(laid_out)
-            if broken := _not_finite(one.upload, flats):
-                one.reply.error = f"{broken} is not finite (NaN or inf)"
-                one.reply.keeps = False
-                continue
+            numbers = {"num_examples": upload.num_examples, **upload.metrics}
             if self._weights is not None:
-                weights = _weights_of(one.reply, flats, self._weights)
-                self._nodes[one.node].add_upload(flats, weights)
+                self._nodes[node].add_upload(flats, _weights_of(numbers, flats, self._weights))
+                replies.arrays.append({})
             else:
-                one.reply.arrays = {g: as_arrays(w) for g, w in one.upload.arrays.items()}
-            if one.upload.state:
+                replies.arrays.append({g: as_arrays(w) for g, w in upload.arrays.items()})
+            self._metrics.append(numbers)
+            self._audits.append(audit)
+            replies.clients.append(client)
+            replies.num_bytes.append(size)
+            replies.keeps.append(bool(upload.state))
+            if upload.state:
                 self._clock.lap("reduce")
-                self._keep(one.reply.client, one.version, as_arrays(one.upload.state))
+                self._keep(client, version, as_arrays(upload.state))
                 self._clock.lap("state")
 
 
@@ -160,8 +130,8 @@ STATE = "(state)"
 """Stands for what a client keeps, among its groups of arrays."""
 
 
-def _lay_out(uploads: Sequence[Upload]) -> Iterator[dict[str, Flat]]:
-    """Yield for each upload its groups, and its state, as vectors."""
+def _lay_out(uploads: Sequence[Upload]) -> list[dict[str, Flat]]:
+    """Return for each upload its groups, and its state, as vectors."""
     vectors: list[dict[str, Flat]] = [{} for _ in uploads]
     by_group: dict[str, list[tuple[dict[str, Flat], Weights]]] = {}
     for mine, upload in zip(vectors, uploads, strict=True):
@@ -173,7 +143,7 @@ def _lay_out(uploads: Sequence[Upload]) -> Iterator[dict[str, Flat]]:
         flats = flatten([w for _, w in found])
         for (mine, _), flat in zip(found, flats, strict=True):
             mine[group] = flat
-    return iter(vectors)
+    return vectors
 
 
 def _not_finite(upload: Upload, flats: Mapping[str, Flat]) -> str:
@@ -188,10 +158,9 @@ def _not_finite(upload: Upload, flats: Mapping[str, Flat]) -> str:
 
 
 def _weights_of(
-    reply: ClientReply, groups: Mapping[str, Flat], weights: Mapping[str, str]
+    numbers: Mapping[str, float], groups: Mapping[str, Flat], weights: Mapping[str, str]
 ) -> dict[str, float]:
     """Return the weight of each group that a strategy averages."""
-    numbers = {"num_examples": reply.num_examples, **reply.metrics}
     found = {}
     for group, name in weights.items():
         if group not in groups:

@@ -20,10 +20,11 @@ from fedsim.data.statistics import Statistics
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
 from fedsim.engine.memory import client_bytes, fitting
 from fedsim.engine.reduction import Sum
+from fedsim.engine.replies import Replies
 from fedsim.engine.sgd import LocalTraining
 from fedsim.engine.state import StateFiles
 from fedsim.engine.update import Client, ClientUpdate
-from fedsim.engine.uploads import ClientReply, Intake
+from fedsim.engine.uploads import Intake
 from fedsim.models.layers import channels_last
 from fedsim.models.net import Arrays, Model, Net, Weights
 
@@ -104,7 +105,7 @@ class Worker:
 
     def train(
         self, arrays: Arrays, round: int, share: Share, weights: Mapping[str, str] | None
-    ) -> tuple[list[ClientReply], dict[int, Sum], dict[str, float]]:
+    ) -> tuple[Replies, dict[int, Sum], dict[str, float]]:
         """Run the client update of each client of some leaves, from the global ``arrays``.
 
         Parameters
@@ -120,9 +121,9 @@ class Worker:
 
         Returns
         -------
-        replies : list of ClientReply
-            In the order of ``share``. A client that raises, or whose upload isn't finite, gives a
-            reply with an error.
+        replies : Replies
+            In the order of ``share``. A client that raises, or whose upload isn't finite, has
+            failed.
         sums : dict
             With ``weights``, the sums at the topmost nodes that these leaves make up; the replies
             have then no arrays.
@@ -180,10 +181,10 @@ class Worker:
 
     def train_client(
         self, arrays: Arrays, round: int, client: int, state: Arrays
-    ) -> tuple[ClientReply, Arrays]:
+    ) -> tuple[Replies, Arrays]:
         """Run a client's update from the global ``arrays`` and what it kept from its last round.
 
-        Returns its reply, and what it keeps now.
+        Returns its reply, and what it keeps now, if anything.
         """
         kept: list[Arrays] = [{}]
         intake = Intake(
@@ -192,8 +193,8 @@ class Worker:
         me = self._with_state(self._trainer.clients(round, [client])[0], state)
         (found,) = self._trainer.update_all(self._update, self.weights(arrays), [me])
         intake.take(1, client, -1, found)
-        ((reply,), _) = intake.end()
-        return reply, kept[-1]
+        replies, _ = intake.end()
+        return replies, kept[-1]
 
     def _with_state(self, client: Client, state: Arrays) -> Client:
         return replace(client, state=self.weights(state)) if state else client

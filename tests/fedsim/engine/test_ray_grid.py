@@ -68,10 +68,10 @@ def test_the_numbers_are_those_of_this_process(
                 backend.weights = {"arrays": "num-examples"} if round == 2 else None
                 both.append(backend.train(arrays, round, cohort))
             (replies, total), (ray_replies, ray_total) = both
-            assert [reply.client for reply in ray_replies] == cohort
-            for one, other in zip(replies, ray_replies, strict=True):
-                assert one.metrics == other.metrics
-                assert_equal(one.arrays.get("arrays", {}), other.arrays.get("arrays", {}))
+            assert replies.clients == ray_replies.clients == cohort
+            assert replies.metrics == ray_replies.metrics
+            for one, other in zip(replies.arrays, ray_replies.arrays, strict=True):
+                assert_equal(one.get("arrays", {}), other.get("arrays", {}))
             assert total.weights == ray_total.weights
             assert total.forms == ray_total.forms
             assert_equal(total.vectors, ray_total.vectors)
@@ -110,10 +110,9 @@ def test_a_worker_that_dies_is_replaced_and_its_clients_trained_again(make_task,
         grid.close()
     assert running_ray.exists()
     expected, _ = InlineGrid(make_task()).train(arrays, 1, [0, 1, 2, 3])
-    for one, other in zip(expected, found, strict=True):
-        assert (other.client, other.error) == (one.client, "")
-        for name, array in one.arrays["arrays"].items():
-            np.testing.assert_array_equal(array, other.arrays["arrays"][name])
+    assert (found.clients, found.failures) == (expected.clients, {})
+    for one, other in zip(expected.arrays, found.arrays, strict=True):
+        assert_equal(one["arrays"], other["arrays"])
 
 
 def test_an_answer_that_nobody_waited_for_is_never_taken_for_another(make_task, running_ray):
@@ -125,7 +124,7 @@ def test_an_answer_that_nobody_waited_for_is_never_taken_for_another(make_task, 
         found, _ = grid.train(arrays, 1, [0])
     finally:
         grid.close()
-    assert [reply.client for reply in found] == [0]
+    assert found.clients == [0]
 
 
 def test_nothing_stays_behind(make_task, running_ray, monkeypatch, tmp_path):
@@ -151,7 +150,7 @@ class TestRayGridFailure:
             found, _ = grid.train(arrays, 1, [3, 2, 1, 0])  # both workers take work again
         finally:
             grid.close()
-        assert [(reply.client, reply.error) for reply in found] == [(k, "") for k in (3, 2, 1, 0)]
+        assert (found.clients, found.failures) == ([3, 2, 1, 0], {})
 
     def test_work_that_always_kills_its_worker(self, make_task, running_ray):
         task = make_task(update=AlwaysDies())

@@ -53,21 +53,19 @@ RESULTS = [
 def test_a_client_that_fails_is_left_out_alone(monkeypatch, together):
     monkeypatch.setattr(module, "TOGETHER", together)
     replies, sums, kept = taken(RESULTS)
-    assert [reply.client for reply in replies] == list(range(7))
-    assert [reply.error for reply in replies] == [
-        "",
-        "ValueError: broken",
-        "b is not finite (NaN or inf)",
-        "",
-        "own is not finite (NaN or inf)",
-        "",
-        "",
-    ]
-    assert [client for client, reply in enumerate(replies) if reply.keeps] == [0, 3, 5, 6]
+    assert replies.clients == [0, 3, 5, 6]
+    assert replies.failures == {
+        1: "ValueError: broken",
+        2: "b is not finite (NaN or inf)",
+        4: "own is not finite (NaN or inf)",
+    }
+    assert replies.metrics == {"num_examples": [1, 4, 0, 7], "num_pseudo": [0, 0, 2, 0]}
+    assert replies.audit == {"seen": [1.0] * 4}
+    assert replies.keeps == [True] * 4
     assert {client: version for client, (version, _) in kept.items()} == {0: 0, 3: 1, 5: 1, 6: 0}
     np.testing.assert_array_equal(kept[3][1]["own"], [3, 3])
-    assert not any(reply.arrays for reply in replies)
-    assert replies[0].num_bytes == 4 * (6 + 2 + 4)
+    assert not any(replies.arrays)
+    assert replies.num_bytes == [4 * (6 + 2 + 4)] * 4
     for group, counts in {"arrays": {0: 1, 3: 4, 6: 7}, "extra": {5: 2}}.items():
         found = sum(total.weights.get(group, 0.0) for total in sums.values())
         assert found == sum(counts.values())
@@ -96,14 +94,18 @@ def test_how_many_are_looked_at_together_changes_no_bit(monkeypatch):
                 assert torch.equal(vector, other_sums[node].vectors[group])
 
 
+def test_a_leaf_whose_clients_all_fail_still_has_a_sum():
+    _, sums, _ = taken([result(0), result(1), ValueError("broken"), ValueError("broken")])
+    assert list(sums) == [2]
+    assert sums[2].weights["arrays"] == 1 + 2
+
+
 def test_without_weights_the_replies_have_the_arrays():
     replies, sums, _ = taken(RESULTS, weights=None)
     assert sums == {}
-    assert [sorted(reply.arrays) for reply in replies] == [
-        [] if client in (1, 2, 4) else ["arrays", "extra"] for client in range(7)
-    ]
+    assert [sorted(groups) for groups in replies.arrays] == [["arrays", "extra"]] * 4
     np.testing.assert_array_equal(
-        replies[6].arrays["extra"]["v"], result(6)[0].arrays["extra"]["v"]
+        replies.arrays[3]["extra"]["v"], result(6)[0].arrays["extra"]["v"]
     )
 
 

@@ -1,0 +1,90 @@
+"""What the clients of a round answer, in columns: a cohort's is a few lists, not many objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedsim.models.net import Arrays
+
+Column = list[Any]
+"""A number of each client; None where one has none of that name."""
+
+
+@dataclass  # without slots, which would double the time to unpack one
+class Replies:
+    """What training some clients gave: an entry of each list for every client that didn't fail.
+
+    Attributes
+    ----------
+    clients : list of int
+        The clients.
+    metrics : dict of list
+        Numbers about their training, which are sent to the strategy: ``num_examples``, a client's
+        weight in averages, and those of its upload.
+    audit : dict of list
+        What only the simulator knows about it; recorded, never sent.
+    arrays : list of dict
+        Uploaded groups of arrays; empty where they are in a sum.
+    num_bytes : list of int
+        What the arrays would take on a real network.
+    keeps : list of bool
+        Whether a client keeps anything.
+    failures : dict
+        Client -> why it is left out of the round.
+    """
+
+    clients: list[int] = field(default_factory=list)
+    metrics: dict[str, Column] = field(default_factory=dict)
+    audit: dict[str, Column] = field(default_factory=dict)
+    arrays: list[dict[str, Arrays]] = field(default_factory=list)
+    num_bytes: list[int] = field(default_factory=list)
+    keeps: list[bool] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Replies], clients: Sequence[int]) -> Replies:
+        """Return the replies of several workers as one, in the order of ``clients``."""
+        found = [client for part in parts for client in part.clients]
+        places = {client: place for place, client in enumerate(found)}
+        order = [places[client] for client in clients if client in places]
+
+        def ordered(columns: Sequence[Column]) -> Column:
+            whole = [value for column in columns for value in column]
+            return [whole[place] for place in order]
+
+        def in_columns(tables: Sequence[dict[str, Column]]) -> dict[str, Column]:
+            names = dict.fromkeys(name for table in tables for name in table)
+            return {
+                name: ordered(
+                    [
+                        table.get(name) or [None] * len(part.clients)
+                        for table, part in zip(tables, parts, strict=True)
+                    ]
+                )
+                for name in names
+            }
+
+        failures = {client: why for part in parts for client, why in part.failures.items()}
+        return cls(
+            clients=[found[place] for place in order],
+            metrics=in_columns([part.metrics for part in parts]),
+            audit=in_columns([part.audit for part in parts]),
+            arrays=ordered([part.arrays for part in parts]),
+            num_bytes=ordered([part.num_bytes for part in parts]),
+            keeps=ordered([part.keeps for part in parts]),
+            failures={client: failures[client] for client in clients if client in failures},
+        )
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    """Return the columns of a table that is given by rows.
+
+    Examples
+    --------
+    >>> columns([{"a": 1}, {"a": 2, "b": 3}])
+    {'a': [1, 2], 'b': [None, 3]}
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
