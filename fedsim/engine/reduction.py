@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import isfinite, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,9 +51,11 @@ def flatten(ws: Sequence[Weights]) -> list[Flat]:
     forms: list[Form] = [tuple((name, t.shape) for name, t in w.items()) for w in ws]
     if any(form != forms[0] for form in forms):
         return [flat for w in ws for flat in flatten([w])]
-    joined = _join(tensor for w in ws for tensor in w.values()).double()
-    rows = joined.view(len(ws), len(joined) // len(ws))
-    finite = rows.sum(1).isfinite().tolist()
+    joined = _join(tensor for w in ws for tensor in w.values())
+    all_finite = isfinite(joined.sum().item())
+    rows = joined.double().view(len(ws), len(joined) // len(ws))
+    # Whose it is, if any: the sum of many may be infinite where no number is.
+    finite = [True] * len(ws) if all_finite else rows.sum(1).isfinite().tolist()
     return [Flat(forms[0], row, ok) for row, ok in zip(rows.unbind(), finite, strict=True)]
 
 
