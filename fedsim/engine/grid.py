@@ -170,13 +170,7 @@ class SimulatedGrid(Grid):
         clock = Clock()
         shared = self._put(arrays)
         clock.lap("serialise")
-        answers = self._call(
-            {
-                worker: ("train", (shared, round, share, weights))
-                for worker, share in enumerate(shares)
-                if share
-            }
-        )
+        answers = self._train(shared, round, shares, weights)
         clock.lap("wait")
         for found, sums, seconds in answers.values():
             parts.append(found)
@@ -193,6 +187,18 @@ class SimulatedGrid(Grid):
         for part, spent in clock.seconds.items():
             self.report.seconds[part] = self.report.seconds.get(part, 0.0) + spent
         return replies, total
+
+    def _train(
+        self, shared: Any, round: int, shares: list[Share], weights: dict[str, str] | None
+    ) -> dict[int, Any]:
+        """Have each worker `train` its share, where it has one; return their answers."""
+        return self._call(
+            {
+                worker: ("train", (shared, round, share, weights))
+                for worker, share in enumerate(shares)
+                if share
+            }
+        )
 
     # ----- testing -------------------------------------------------------------------------
 

@@ -8,17 +8,19 @@ import sys
 import warnings
 from contextlib import suppress
 from itertools import count
-from math import ceil, floor
+from math import ceil, floor, inf
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.engine.claims import Claims
 from fedsim.engine.grid import SimulatedGrid
-from fedsim.engine.worker import Task, fingerprint
+from fedsim.engine.worker import Share, Task, fingerprint
 from fedsim.errors import EngineError, UserError
 from fedsim.models import Arrays
 from fedsim.models.net import num_bytes
@@ -32,6 +34,10 @@ ATTEMPTS = 3
 SMALL = 8 << 20
 """Bytes up to which a call carries its arrays along, for all workers together: what goes through
 shared memory arrives ten milliseconds later, and is there once for any number of workers."""
+
+SHORT = 0.05
+"""Seconds of training below which workers keep to their shares in the next round: to take over from
+others costs a round a millisecond or two."""
 
 
 class RayActor:
@@ -56,9 +62,9 @@ class RayActor:
         self._connection: Connection | None = None
         self._waiting = False
 
-    def begin(self, task: ObjectRef[Task]) -> ObjectRef[dict[str, str]]:
+    def begin(self, task: ObjectRef[Task], claims: Path) -> ObjectRef[dict[str, str]]:
         """Give it its task; returns what `RayWorker.begin` will return."""
-        self._begun = self.handle.begin.remote([task], self._address)
+        self._begun = self.handle.begin.remote([task], self._address, claims)
         return self._begun
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> None:
@@ -146,6 +152,8 @@ class RayActors:
                 "this process has been started without; start it with num_gpus, or not at all"
             )
         self._folder = TemporaryDirectory(prefix="fedsim-")
+        self.claims = Path(self._folder.name) / "claims"
+        """A file for `fedsim.engine.claims.Claims`."""
         self._numbers = count()
         self.actors: list[RayActor] = []
         try:
@@ -201,10 +209,13 @@ class RayGrid(SimulatedGrid):
         super().__init__(task)
         self._actors = actors
         self._ray = actors.ray
+        self._seconds = inf
+        """How long the workers trained in the last round."""
         try:
             self._task = self._ray.put(task)
             expected = fingerprint(task.packages)
-            begun = [actor.begin(self._task) for actor in actors.actors]
+            self._claims = Claims(actors.claims)
+            begun = [actor.begin(self._task, actors.claims) for actor in actors.actors]
             for found in self._ray.get(begun):
                 _check_imports(found, expected)
         except BaseException as error:
@@ -229,6 +240,24 @@ class RayGrid(SimulatedGrid):
             return shared
         return self._ray.put(shared)
 
+    def _train(
+        self, shared: Any, round: int, shares: list[Share], weights: dict[str, str] | None
+    ) -> dict[int, Any]:
+        begin = perf_counter()
+        if self._seconds < SHORT:
+            answers = super()._train(shared, round, shares, weights)
+        else:
+            begun = self._claims.begin(sum(map(len, shares)))
+            answers = self._call(
+                {
+                    worker: ("train_some", (shared, round, shares, weights, begun, worker))
+                    for worker, share in enumerate(shares)
+                    if share
+                }
+            )
+        self._seconds = perf_counter() - begin
+        return answers
+
     def close(self) -> None:
         """End the workers, and Ray if it was started for them."""
         self._actors.close()
@@ -238,6 +267,7 @@ class RayGrid(SimulatedGrid):
         answers: dict[int, Any] = {}
         actors = self._actors.actors
         for _ in range(ATTEMPTS):
+            dead: list[int] = []
             pending = [worker for worker in work if worker not in answers]
             for worker in pending:
                 actors[worker].call(*work[worker])
@@ -251,14 +281,17 @@ class RayGrid(SimulatedGrid):
                         stacklevel=2,
                     )
                     actors[worker] = self._actors.start()
-                    actors[worker].begin(self._task)
+                    actors[worker].begin(self._task, self._actors.claims)
+                    dead.append(worker)
                 except self._ray.exceptions.RayTaskError as error:
                     # What the user can mend is one line here, too.
                     if isinstance(error.cause, UserError):
                         raise error.cause from None
                     raise
-            if len(answers) == len(work):
+            if not dead:
                 return answers
+            for worker in dead:  # only now, so that nobody else dies of what it has taken
+                self._claims.release(worker)
         raise EngineError(
             f"a worker died {ATTEMPTS} times on the same work; is there enough memory? "
             "engine.workers = 1 needs the least"

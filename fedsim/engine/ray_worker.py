@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Listener
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 
-from fedsim.engine.worker import Task, Worker, extend_path, fingerprint
+from fedsim.engine.claims import Claims
+from fedsim.engine.reduction import Sum
+from fedsim.engine.replies import Replies
+from fedsim.engine.worker import Share, Task, Worker, extend_path, fingerprint
+from fedsim.models.net import Arrays
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -31,14 +36,17 @@ class RayWorker(Worker):
     def __init__(self, path: Sequence[str]) -> None:
         extend_path(path)
 
-    def begin(self, task: list[ObjectRef[Task]], address: str) -> dict[str, str]:
+    def begin(self, task: list[ObjectRef[Task]], address: str, claims: Path) -> dict[str, str]:
         """Read the task from shared memory, and listen on a Unix socket that is made for it.
+
+        ``claims`` is the file in which the workers say what they take.
 
         Returns which files this process imports. The task's one reference comes in a list: Ray
         would unpack a bare one outside this method.
         """
         contents = ray.get(task[0])
         super().__init__(contents)
+        self._claims = Claims(claims)
         self._listener = Listener(address, "AF_UNIX")
         self._driver: Connection | None = None
         return fingerprint(contents.packages)
@@ -63,6 +71,36 @@ class RayWorker(Worker):
         except BaseException:
             self._hang_up()
             raise
+
+    def train_some(
+        self,
+        arrays: Arrays,
+        round: int,
+        shares: Sequence[Share],
+        weights: Mapping[str, str] | None,
+        begun: int,
+        worker: int,
+    ) -> tuple[Replies, dict[int, Sum], dict[str, float]]:
+        """`train` the share of a worker, and of the others what they haven't begun.
+
+        On a GPU, where as many as fit train at a time, only its own.
+
+        Parameters
+        ----------
+        shares : sequence of Share
+            Of all workers.
+        begun, worker : int
+            As `fedsim.engine.claims.Claims.take` asks for them.
+        """
+        leaves = [leaf for share in shares for leaf in share]
+        sizes = [len(share) for share in shares]
+
+        def taken() -> Iterator[Share]:
+            while places := self._claims.take(begun, worker, sizes):
+                yield [leaves[place] for place in places]
+
+        alone = self._device.type != "cpu"
+        return self.train(arrays, round, shares[worker], weights, None if alone else taken())
 
     def _next(self) -> bytes:
         assert self._driver is not None

@@ -104,7 +104,12 @@ class Worker:
         self._at_once = 0
 
     def train(
-        self, arrays: Arrays, round: int, share: Share, weights: Mapping[str, str] | None
+        self,
+        arrays: Arrays,
+        round: int,
+        share: Share,
+        weights: Mapping[str, str] | None,
+        taken: Iterable[Share] | None = None,
     ) -> tuple[Replies, dict[int, Sum], dict[str, float]]:
         """Run the client update of each client of some leaves, from the global ``arrays``.
 
@@ -118,12 +123,15 @@ class Worker:
             Who trains.
         weights : mapping, optional
             Array group -> the number by which a client's is weighted, if only sums are wanted.
+        taken : iterable of Share, optional
+            What is really trained, some leaves at a time: mostly those of ``share``, whose clients
+            are looked up together, and then maybe others.
 
         Returns
         -------
         replies : Replies
-            In the order of ``share``. A client that raises, or whose upload isn't finite, has
-            failed.
+            In the order in which they are trained. A client that raises, or whose upload isn't
+            finite, has failed.
         sums : dict
             With ``weights``, the sums at the topmost nodes that these leaves make up; the replies
             have then no arrays.
@@ -135,20 +143,26 @@ class Worker:
         w = self.weights(arrays)
         clock.lap("serialise")
         intake = Intake(self._states.write, weights, clock)
-        ids = [client for _, clients in share for client, _ in clients]
-        known = dict(zip(ids, self._trainer.clients(round, ids), strict=True))
-        for some in self._stacks(share, w):
-            clients = [
-                self._with_state(known[client], self._states.read(client, version))
-                for _, client, version in some
-            ]
-            clock.lap("state")
-            found = self._trainer.update_all(self._update, w, clients)
-            clock.lap("train")
-            for (node, client, version), one in zip(some, found, strict=True):
-                intake.take(node, client, version, one)
-            clock.lap("reduce")
+        known = self._look_up(round, share)
+        for leaves in (share,) if taken is None else taken:
+            if leaves[0][1][0][0] not in known:
+                known = self._look_up(round, leaves)
+            for some in self._stacks(leaves, w):
+                clients = [
+                    self._with_state(known[client], self._states.read(client, version))
+                    for _, client, version in some
+                ]
+                clock.lap("state")
+                found = self._trainer.update_all(self._update, w, clients)
+                clock.lap("train")
+                for (node, client, version), one in zip(some, found, strict=True):
+                    intake.take(node, client, version, one)
+                clock.lap("reduce")
         return *intake.end(), clock.seconds
+
+    def _look_up(self, round: int, share: Share) -> dict[int, Client]:
+        ids = [client for _, clients in share for client, _ in clients]
+        return dict(zip(ids, self._trainer.clients(round, ids), strict=True))
 
     def _stacks(self, share: Share, w: Weights) -> Iterator[list[tuple[int, int, int]]]:
         """Yield the clients that train at a time: node, client and version of its state.

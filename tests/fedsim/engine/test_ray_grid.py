@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -32,6 +33,16 @@ class Dies(LocalSGD):
                 with open(flag if flag != "always" else os.devnull, "w"):  # noqa: PTH123
                     os._exit(1)
         return (yield from super().update(w, client))
+
+
+class Slow(LocalSGD):
+    """The first client takes a while; each says where it was trained."""
+
+    def update(self, w, client):
+        if client.id == 0:
+            time.sleep(1.0)
+        upload = yield from super().update(w, client)
+        return replace(upload, metrics={"process": os.getpid()})
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +124,24 @@ def test_a_worker_that_dies_is_replaced_and_its_clients_trained_again(make_task,
     assert (found.clients, found.failures) == (expected.clients, {})
     for one, other in zip(expected.arrays, found.arrays, strict=True):
         assert_equal(one["arrays"], other["arrays"])
+
+
+def test_a_worker_that_is_done_early_takes_over_from_another(make_task, running_ray):
+    task = make_task(update=Slow())
+    arrays = initial_arrays(task)
+    cohort = [0, 1, 2, 3]
+    inline, grid = InlineGrid(task), RayGrid(task, RayActors(2))
+    try:
+        both = []
+        for backend in (inline, grid):
+            backend.weights = {"arrays": "num-examples"}
+            both.append(backend.train(arrays, 1, cohort))
+    finally:
+        grid.close()
+    (_, expected), (replies, total) = both
+    slow, *others = replies.metrics["process"]
+    assert slow not in others  # though half of the cohort was its worker's share
+    assert_equal(total.vectors, expected.vectors)
 
 
 def test_an_answer_that_nobody_waited_for_is_never_taken_for_another(make_task, running_ray):
