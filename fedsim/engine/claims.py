@@ -38,7 +38,8 @@ class Claims:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._opened = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+        self._file = self._opened.fileno()
 
     def begin(self, leaves: int) -> int:
         """Begin with so many leaves of which none is taken; returns a number for `take`."""
@@ -85,6 +86,10 @@ class Claims:
             for place, owner in enumerate(self._read()[1:]):
                 if owner == worker + 1:
                     self._write(place, FREE)
+
+    def close(self) -> None:
+        """Close the file; nothing can be taken afterwards."""
+        self._opened.close()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -86,8 +86,8 @@ class TrainReport:
         }
         for name in dict.fromkeys((*self.metrics, *columns)):
             column = columns.get(name, [None] * more)
-            whole = self.metrics.get(name, [nan] * before)
-            self.metrics[name] = whole + [nan if value is None else value for value in column]
+            whole = self.metrics.setdefault(name, [nan] * before)
+            whole += [nan if value is None else value for value in column]
 
 
 class SimulatedGrid(Grid):

@@ -209,12 +209,12 @@ class RayGrid(SimulatedGrid):
         super().__init__(task)
         self._actors = actors
         self._ray = actors.ray
+        self._claims = Claims(actors.claims)
         self._seconds = inf
         """How long the workers trained in the last round."""
         try:
             self._task = self._ray.put(task)
             expected = fingerprint(task.packages)
-            self._claims = Claims(actors.claims)
             begun = [actor.begin(self._task, actors.claims) for actor in actors.actors]
             for found in self._ray.get(begun):
                 _check_imports(found, expected)
@@ -260,6 +260,7 @@ class RayGrid(SimulatedGrid):
 
     def close(self) -> None:
         """End the workers, and Ray if it was started for them."""
+        self._claims.close()
         self._actors.close()
 
     def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:

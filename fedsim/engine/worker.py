@@ -145,7 +145,7 @@ class Worker:
         intake = Intake(self._states.write, weights, clock)
         known = self._look_up(round, share)
         for leaves in (share,) if taken is None else taken:
-            if leaves[0][1][0][0] not in known:
+            if any(client not in known for _, clients in leaves for client, _ in clients):
                 known = self._look_up(round, leaves)
             for some in self._stacks(leaves, w):
                 clients = [

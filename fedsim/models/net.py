@@ -166,9 +166,9 @@ def flops(model: Model, shape: tuple[int, ...]) -> int:
     """
     counts = []
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         weight = layer._parameters.get("weight")
-        if weight is not None and weight.dim() > 1:
+        if weight is not None and weight.dim() > 1 and isinstance(output, Tensor):
             counts.append(2 * weight.numel() * (output[0].numel() // len(weight)))
 
     handles = [layer.register_forward_hook(count) for layer in model.modules()]
