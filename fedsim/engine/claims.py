@@ -34,6 +34,7 @@ class Claims:
     ...     claims = Claims(Path(folder) / "claims")
     ...     round = claims.begin(6)
     ...     [claims.take(round, worker, [4, 2]) for worker in (0, 1, 1, 1, 0)]
+    ...     claims.close()
     [[0, 1], [4], [5], [3], [2]]
     """
 
