@@ -277,7 +277,7 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
 
 SMALL_STEP = 12e6
 """Floating-point operations of a step of SGD up to which many clients' steps together take less
-time on a CPU than one by one: 0.3 to 0.8 of it, and from twice as many on mostly more."""
+time on a CPU than one by one (`experiments.benchmarks.stacking`); from a few times as many, more."""
 
 
 def _trains_stacked(
