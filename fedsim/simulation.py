@@ -277,7 +277,7 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
 
 SMALL_STEP = 12e6
 """Floating-point operations of a step of SGD up to which many clients' steps together take less
-time on a CPU than one by one (`experiments.benchmarks.stacking`); from a few times as many, more."""
+time on a CPU than one by one (`experiments.benchmarks.stacking`), and with many more not."""
 
 
 def _trains_stacked(
