@@ -288,14 +288,14 @@ def _trains_stacked(
     On a CPU that pays where a step is little arithmetic and much overhead. A GPU waits for the next
     operation rather than for arithmetic, whatever the model.
     """
-    from fedsim.models.net import flops
+    from fedsim.models.net import step_flops
 
     if experiment.engine.cohort != "auto":
         return experiment.engine.cohort == "stacked"
     if device(experiment) != "cpu":
         return True
-    forward = flops(_new_model(make_model, experiment.seed), shape) * experiment.training.batch_size
-    return 3 * forward <= SMALL_STEP  # the backward pass is twice the forward one
+    model = _new_model(make_model, experiment.seed)
+    return step_flops(model, shape, experiment.training.batch_size) <= SMALL_STEP
 
 
 def _new_model(make_model: Callable[[], Model], seed: int) -> Model:

@@ -16,7 +16,7 @@ from typing import Any
 from experiments.benchmarks import harness
 from experiments.benchmarks.workloads import HERE
 from fedsim import Experiment
-from fedsim.models.net import flops
+from fedsim.models.net import step_flops
 from fedsim.models.small import cnn
 from fedsim.simulation import SMALL_STEP
 
@@ -52,7 +52,8 @@ def main() -> None:
             for cohort in COHORTS
         ]
         stacked, alone = harness.take_turns(variants, args.repeats, harness.measure_together)
-        step = 3 * batch_size * flops(cnn((1, side, side), CLASSES), (1, side, side))
+        shape = (1, side, side)
+        step = step_flops(cnn(shape, CLASSES), shape, batch_size)
         ratios[stacked.name] = step, harness.ratio_by_round(stacked, alone)
         rows += [stacked, alone]
 

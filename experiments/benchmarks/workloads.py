@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,40 +86,33 @@ def vectors(*, examples: int) -> Source:
     """Return made-up vectors [N, `FEATURES`] of ten equally frequent classes."""
     rng = np.random.default_rng(0)
 
-    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
-        y = np.arange(count) % 10
-        x = rng.standard_normal((count, FEATURES), np.float32)
-        x[np.arange(count), y % FEATURES] += 2
-        return x, y
+    def draw(y: np.ndarray) -> np.ndarray:
+        x = rng.standard_normal((len(y), FEATURES), np.float32)
+        x[np.arange(len(y)), y % FEATURES] += 2
+        return x
 
-    x_train, y_train = draw(examples)
-    x_test, y_test = draw(1000)
-    return Source(
-        name="vectors",
-        x_train=x_train,
-        y_train=y_train,
-        x_test=x_test,
-        y_test=y_test,
-        num_classes=10,
-    )
+    return _made_up("vectors", draw, examples)
 
 
 def images(*, side: int, examples: int) -> Source:
     """Return made-up grey images of ten equally frequent classes: noise, brighter by class."""
     rng = np.random.default_rng(0)
 
-    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
-        y = np.arange(count) % 10
-        x = rng.integers(0, 160, (count, 1, side, side)) + 9 * y[:, None, None, None]
-        return x.astype(np.uint8), y
+    def draw(y: np.ndarray) -> np.ndarray:
+        x = rng.integers(0, 160, (len(y), 1, side, side)) + 9 * y[:, None, None, None]
+        return x.astype(np.uint8)
 
-    x_train, y_train = draw(examples)
-    x_test, y_test = draw(200)
+    return _made_up("images", draw, examples)
+
+
+def _made_up(name: str, draw: Callable[[np.ndarray], np.ndarray], examples: int) -> Source:
+    """Return so many training examples and 1000 to test, drawn for labels 0, 1 ... 9, 0 ..."""
+    y_train, y_test = np.arange(examples) % 10, np.arange(1000) % 10
     return Source(
-        name="images",
-        x_train=x_train,
+        name=name,
+        x_train=draw(y_train),
         y_train=y_train,
-        x_test=x_test,
+        x_test=draw(y_test),
         y_test=y_test,
         num_classes=10,
     )

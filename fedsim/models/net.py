@@ -152,17 +152,17 @@ class _Shell:
         return features
 
 
-def flops(model: Model, shape: tuple[int, ...]) -> int:
-    """Return the floating-point operations of a forward pass of one example.
+def step_flops(model: Model, shape: tuple[int, ...], batch_size: int) -> int:
+    """Return the floating-point operations of a step of SGD on a batch of inputs of a shape.
 
-    Those of products and convolutions: two for each weight at each place where it is used. What
-    isn't a layer with a ``weight`` doesn't count.
+    Those of products and convolutions: two for each weight at each place where it is used, and
+    twice as many in the backward pass. What isn't a layer with a ``weight`` doesn't count.
 
     Examples
     --------
     >>> from fedsim.models.small import mlp
-    >>> flops(mlp((4,), 3, hidden=(5,)), (4,))  # 2 x (4 x 5 + 5 x 3)
-    70
+    >>> step_flops(mlp((4,), 3, hidden=(5,)), (4,), 10)  # 3 x 10 x 2 x (4 x 5 + 5 x 3)
+    2100
     """
     counts = []
 
@@ -178,7 +178,7 @@ def flops(model: Model, shape: tuple[int, ...]) -> int:
     model.train(training)
     for handle in handles:
         handle.remove()
-    return sum(counts)
+    return 3 * batch_size * sum(counts)
 
 
 def num_bytes(arrays: Arrays | Weights) -> int:
