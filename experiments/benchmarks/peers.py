@@ -8,7 +8,9 @@ documentation says.
 
 All start from the same weights and train as many clients of the same federation in each round, with
 batches of the same size, as many steps, and the learning rate of plain SGD. (pfl doesn't shuffle a
-client's examples and takes the clients in their order, which spares it a little.)
+client's examples and takes the clients in their order, which spares it a little. A CNN's features
+are flattened channel by channel, by ``torch.nn.Flatten``: in the memory layout that plain PyTorch
+has, the project's order of them would take a step 2 % longer.)
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from experiments.benchmarks.workloads import workload
 from fedsim.data.federation import Federation
 from fedsim.engine import flower
 from fedsim.engine.worker import Worker, num_blocks
+from fedsim.models.layers import Flatten
 from fedsim.simulation import initial_arrays, load_federation, make_task
 from strategies import FedLabel, FedLoGe
 
@@ -80,9 +83,14 @@ def run_flower(name: str, rounds: int) -> Measured:
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         },
     )
-    tested = Worker(task).test(flower.from_record(models[0]), range(num_blocks(federation)))
-    predicted, _ = tested.scores["generic"]
-    accuracy = float((predicted == federation.source.y_test).mean())
+    if work.method.name == "fedavg":
+        _, model, mean, std = _prepare(name)
+        model.load_state_dict(models[0].to_torch_state_dict())
+        accuracy = _accuracy(federation, model, mean, std)
+    else:
+        tested = Worker(task).test(flower.from_record(models[0]), range(num_blocks(federation)))
+        predicted, _ = tested.scores["generic"]
+        accuracy = float((predicted == federation.source.y_test).mean())
     more = {"accuracy": accuracy, "without_ray_mib": memory[2]}
     return Measured(
         ends=watch.ends, begins=watch.begins, pss_mib=memory[0], peak_mib=memory[1], more=more
@@ -157,9 +165,19 @@ def _prepare(name: str) -> tuple[Federation, nn.Module, Tensor, Tensor]:
     work = workload(name, rounds=1)
     federation = load_federation(work)
     model = make_task(work, federation, Path("unused")).model()
+    for place, layer in model.backbone.named_children():
+        if isinstance(layer, Flatten):
+            setattr(model.backbone, place, nn.Flatten())
     trailing = (1,) * (federation.source.x_train.ndim - 2)
     mean, std = (torch.tensor(a).view(-1, *trailing) for a in federation.source.normalisation())
     return federation, model, mean, std
+
+
+@torch.no_grad()
+def _accuracy(federation: Federation, model: nn.Module, mean: Tensor, std: Tensor) -> float:
+    """Return a model's accuracy on the test examples."""
+    x = (torch.from_numpy(federation.source.x_test).float() - mean) / std
+    return float((model(x).argmax(1).numpy() == federation.source.y_test).mean())
 
 
 # ----- pfl ---------------------------------------------------------------------------------
@@ -246,8 +264,6 @@ def run_pfl(name: str, rounds: int) -> Measured | None:
     if os.environ.get("RANK", "0") != "0":
         return None
     memory = pss_mib(os.getppid() if "RANK" in os.environ else None)
-    with torch.no_grad():
-        test = (torch.from_numpy(source.x_test).float() - mean) / std
-        right = model(test).argmax(1).numpy() == source.y_test
-    more = {"accuracy": float(right.mean()), "without_ray_mib": memory}
+    accuracy = _accuracy(federation, model, mean, std)
+    more = {"accuracy": accuracy, "without_ray_mib": memory}
     return Measured(ends=ends, pss_mib=memory, peak_mib=peak_mib(), more=more)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -182,8 +183,10 @@ class _Own:
     velocity: Weights
     flat: list[Tensor]
     """The weights and what is given, one after the other."""
-    layout: tuple[Any, ...]
-    """Of ``flat``."""
+    leaves: list[Tensor]
+    """Those that are trained."""
+    form: int
+    """Stands for which these are and for their layout."""
 
 
 class _Loop:
@@ -258,7 +261,8 @@ class _Loop:
             for arrays in (self._w, *self._given, self._velocity)
         )
         flat = [tensor for arrays in (w, *given) for tensor in arrays.values()]
-        return _Own(rows, w, velocity, flat, layout(flat))
+        form = self._tapes.number((self._names, self._trained, layout(flat)))
+        return _Own(rows, w, velocity, flat, [flat[place] for place in self._trained], form)
 
     def _label(self, own: _Own, batches: list[Batch], truth: Tensor) -> Targets:
         """Return what the teacher says, and count how much of it is true."""
@@ -283,15 +287,14 @@ class _Loop:
     def _descend(self, own: _Own, batches: list[Batch], targets: Targets) -> None:
         settings = self._training
         counts, gradient = self._call(self._loss, own, batches, targets, descends=True)
-        leaves = [own.flat[place] for place in self._trained]
         if settings.weight_decay:
-            torch._foreach_add_(gradient, leaves, alpha=settings.weight_decay)
+            torch._foreach_add_(gradient, own.leaves, alpha=settings.weight_decay)
         if settings.momentum:
             moving = list(own.velocity.values())
             torch._foreach_mul_(moving, settings.momentum)
             torch._foreach_add_(moving, gradient)
             gradient = moving
-        torch._foreach_add_(leaves, gradient, alpha=-settings.lr)
+        torch._foreach_add_(own.leaves, gradient, alpha=-settings.lr)
         if isinstance(own.rows, Tensor):  # these were copies
             for name in self._moving:
                 self._w[name][own.rows] = own.w[name]
@@ -314,42 +317,49 @@ class _Loop:
         """
         # Flat arguments, for vmap takes no None, which a batch without strong views has, and
         # looking through nested ones would take longer than a step of a small model.
-        names = (*self._names, tuple(targets))
-        fields = [[one for one in batch[:4] if isinstance(one, Tensor)] for batch in batches]
-        widths = tuple(map(len, fields))
-        padded = batches[0].padded
-        rest = [*targets.values(), *chain.from_iterable(fields)]
+        fields = [one for batch in batches for one in batch[:4] if isinstance(one, Tensor)]
+        widths = tuple(3 + (one.strong is not None) for one in batches)
+        rest = [*targets.values(), *fields]
+        how = (function, tuple(targets), widths, batches[0].padded)
+        form = (how, own.form, layout(rest))
+        compute = partial(self._compute, *how, descends)
+        return self._tapes.call(form, compute, [*own.flat, *rest])
+
+    def _compute(
+        self,
+        function: Callable[..., Any],
+        targets: tuple[str, ...],
+        widths: tuple[int, ...],
+        padded: bool,
+        descends: bool,
+        *tensors: Tensor,
+    ) -> Outputs:
+        """Work out what `_call` returns; ``widths`` are the numbers of tensors of the batches."""
 
         def of_one(*tensors: Tensor) -> Any:
             found = iter(tensors)
+            names = (*self._names, targets)
             w, *given, of_teacher = ({name: next(found) for name in one} for one in names)
             kinds = tuple(_batch(padded, *islice(found, width)) for width in widths)
             batch = kinds if len(kinds) > 1 else kinds[0]
             return function(self._net, w, batch, *((of_teacher,) if targets else ()), *given)
 
-        def of_all(*tensors: Tensor) -> Any:
-            return vmap(of_one)(*tensors) if self._lead else of_one(*tensors)
-
-        def teach(*tensors: Tensor) -> Outputs:
+        of_all = vmap(of_one) if self._lead else of_one
+        if not descends:
             with torch.no_grad(), self._precision:
                 return of_all(*tensors), []
-
-        def differentiate(*tensors: Tensor) -> Outputs:
-            free = list(tensors)
-            for place in self._trained:
-                free[place] = tensors[place].detach().requires_grad_()
-            leaves = [free[place] for place in self._trained]
-            with self._precision:
-                loss, counts = of_all(*free)
-                # The clients' losses don't touch each other: their gradients come in one go.
-                gradient = torch.autograd.grad(
-                    loss, leaves, torch.ones_like(loss), materialize_grads=True
-                )
-            made = {name: value.detach() for name, value in counts.items()}
-            return made | {"loss of": loss.detach()}, list(gradient)
-
-        form = (function, names, self._trained, widths, own.layout, layout(rest))
-        return self._tapes.call(form, differentiate if descends else teach, [*own.flat, *rest])
+        free = list(tensors)
+        for place in self._trained:
+            free[place] = tensors[place].detach().requires_grad_()
+        leaves = [free[place] for place in self._trained]
+        with self._precision:
+            loss, counts = of_all(*free)
+            # The clients' losses don't touch each other: their gradients come in one go.
+            gradient = torch.autograd.grad(
+                loss, leaves, torch.ones_like(loss), materialize_grads=True
+            )
+        made = {name: value.detach() for name, value in counts.items()}
+        return made | {"loss of": loss.detach()}, list(gradient)
 
     def end(self) -> None:
         """Add up what was noted, once for all rows."""

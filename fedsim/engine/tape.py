@@ -53,6 +53,11 @@ class Tapes:
 
     def __init__(self) -> None:
         self._forms: OrderedDict[Hashable, int | Function] = OrderedDict()
+        self._numbers: dict[Hashable, int] = {}
+
+    def number(self, part: Hashable) -> int:
+        """Return a number that stands for a part of forms: it is looked up sooner."""
+        return self._numbers.setdefault(part, len(self._numbers))
 
     def call(self, form: Hashable, function: Function, tensors: Sequence[Tensor]) -> Outputs:
         """Return ``function(*tensors)``, without gradients.

@@ -43,6 +43,24 @@ def channels_last(x: Tensor) -> Tensor:
     return x.to(memory_format=torch.channels_last)
 
 
+class Flatten(nn.Module):
+    """Flattens feature maps [B, channels, height, width] pixel by pixel, the channels innermost.
+
+    As they lie in memory, see `channels_last`: unlike with ``torch.nn.Flatten``, which goes channel
+    by channel, there is nothing to copy.
+
+    Examples
+    --------
+    >>> x = torch.arange(8).view(1, 2, 2, 2)
+    >>> Flatten()(x)
+    tensor([[0, 4, 1, 5, 2, 6, 3, 7]])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features [B, height * width * channels] of maps."""
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
 class GreyConv2d(nn.Conv2d):
     """A convolution of images with one channel, as a product of its weights with their patches.
 

@@ -12,7 +12,7 @@ from math import prod
 from torch import nn
 
 from fedsim.errors import ConfigError
-from fedsim.models.layers import Linear, Norm, norm_layer
+from fedsim.models.layers import Flatten, Linear, Norm, norm_layer
 from fedsim.models.net import Model
 
 
@@ -64,7 +64,7 @@ def cnn(
         Widths of the convolutions.
     hidden : int
         Width of a fully connected ReLU layer before the head; 0 means none, and the features
-        are the flattened maps.
+        are the maps, flattened pixel by pixel (`fedsim.models.layers.Flatten`).
     norm : {"none", "batch", "group"}
         Normalisation after each pooling.
 
@@ -94,7 +94,7 @@ def cnn(
             norm_layer(norm, fan_out),
             nn.ReLU(),
         ]
-    layers.append(nn.Flatten())
+    layers.append(Flatten())
     features = channels[-1] * (shape[1] // side) * (shape[2] // side)
     if hidden:
         layers += [Linear(features, hidden), nn.ReLU()]

@@ -70,7 +70,8 @@ def test_sgd_equals_a_plain_torch_loop(federation, norm, weight_decay, momentum)
             optimiser.step()
             losses.append(loss.item())
     for name, expected in model.state_dict().items():
-        torch.testing.assert_close(upload.arrays["arrays"][name], expected, rtol=1e-5, atol=1e-6)
+        # The plain loop has another memory layout, and norms of few pixels magnify its rounding.
+        torch.testing.assert_close(upload.arrays["arrays"][name], expected, rtol=1e-5, atol=1e-5)
     assert upload.num_examples == 12
     assert upload.metrics["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 

@@ -35,7 +35,9 @@ def test_cnn_pools_before_the_relu_with_the_same_result():
     x = torch.rand(2, 1, 28, 28)
     maps = torch.max_pool2d(torch.relu(conv1(x)), 2)
     maps = torch.max_pool2d(torch.relu(conv2(maps)), 2)
-    torch.testing.assert_close(model(x), model.head(maps.flatten(1)))
+    # Pixel by pixel: the channels of the first pixel come first.
+    features = maps.permute(0, 2, 3, 1).reshape(2, -1)
+    torch.testing.assert_close(model(x), model.head(features))
 
 
 # He et al. (2016) give 0.27 M parameters for ResNet-20 of this family and 11.2 M / 21.3 M are the
