@@ -228,6 +228,7 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
     from fedsim.engine.sgd import LocalTraining
     from fedsim.engine.update import ClientUpdate, LocalSGD
     from fedsim.engine.worker import Task
+    from fedsim.models.net import step_flops
 
     method = experiment.method
     make_update = find_update(method.name, method.client) or LocalSGD
@@ -250,6 +251,7 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
                 f"{source.name} has the shape {shape}"
             )
     make_model = partial(model, shape, source.num_classes, **experiment.model.options)
+    flops = step_flops(_new_model(make_model, experiment.seed), shape, training.batch_size)
     own = {function.__module__.partition(".")[0] for function in (type(update), model)}
     return Task(
         federation=federation,
@@ -267,7 +269,8 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
             precision=training.precision,
         ),
         seed=experiment.seed,
-        stacked=_trains_stacked(experiment, make_model, shape),
+        stacked=_trains_stacked(experiment, flops),
+        step_flops=flops,
         states=states,
         device=device(experiment),
         device_share=gpu_share(experiment),
@@ -280,22 +283,15 @@ SMALL_STEP = 12e6
 time on a CPU than one by one (`experiments.benchmarks.stacking`), and with many more not."""
 
 
-def _trains_stacked(
-    experiment: Experiment, make_model: Callable[[], Model], shape: tuple[int, ...]
-) -> bool:
-    """Tell whether clients train side by side.
+def _trains_stacked(experiment: Experiment, flops: int) -> bool:
+    """Tell whether clients train side by side, whose steps take so many operations.
 
     On a CPU that pays where a step is little arithmetic and much overhead. A GPU waits for the next
     operation rather than for arithmetic, whatever the model.
     """
-    from fedsim.models.net import step_flops
-
     if experiment.engine.cohort != "auto":
         return experiment.engine.cohort == "stacked"
-    if device(experiment) != "cpu":
-        return True
-    model = _new_model(make_model, experiment.seed)
-    return step_flops(model, shape, experiment.training.batch_size) <= SMALL_STEP
+    return device(experiment) != "cpu" or flops <= SMALL_STEP
 
 
 def _new_model(make_model: Callable[[], Model], seed: int) -> Model:

@@ -69,6 +69,7 @@ def make_task(federation: Federation, tmp_path: Path) -> Callable[..., Task]:
         data = parts.pop("federation", federation)
         update: ClientUpdate = parts.pop("update", LocalSGD())
         stacked = parts.pop("stacked", False)
+        step_flops = parts.pop("step_flops", 10**6)
         settings = {"epochs": 2, "batch_size": 5, "lr": 0.1, "momentum": 0.5}
         model = parts.pop("model", linear)
         shape = data.source.x_train.shape[1:]
@@ -80,6 +81,7 @@ def make_task(federation: Federation, tmp_path: Path) -> Callable[..., Task]:
             training=LocalTraining(**{**settings, **parts}),
             seed=0,
             stacked=stacked,
+            step_flops=step_flops,
             states=tmp_path / f"state{next(numbers)}",
             packages=("fedsim", "strategies", "clients"),
         )

@@ -29,6 +29,7 @@ from fedsim.engine.reduction import Sum, balance, merge, share_out, tree
 from fedsim.engine.replies import Column, Replies
 from fedsim.engine.state import ClientStates
 from fedsim.engine.worker import (
+    STEP_FLOPS,
     Share,
     Task,
     Tested,
@@ -108,6 +109,7 @@ class SimulatedGrid(Grid):
         self._groups = task.statistics.groups
         self._training = task.training
         self._stacked = task.stacked
+        self._step_flops = task.step_flops
         self.views = task.update.views
         """The views of the model that are tested, in order."""
         self._personal = task.update.has_personal_views
@@ -160,9 +162,10 @@ class SimulatedGrid(Grid):
         work = expected_work(num_train, self._training, self._stacked)
         versions = self.states.versions(clients)
         size = leaf_size(self._stacked, len(clients))
+        step = STEP_FLOPS / self._step_flops if self._stacked else 0.0
         shares: list[Share] = [
             [(node, [(clients[i], versions[i]) for i in leaf]) for node, leaf in leaves]
-            for leaves in share_out(tree(work, size), work, self.num_workers)
+            for leaves in share_out(tree(work, size, step), work, self.num_workers, step)
         ]
         parts: list[Replies] = []
         nodes: dict[int, Sum] = {}

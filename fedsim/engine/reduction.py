@@ -172,11 +172,14 @@ def _differ(group: str, one: Form, other: Form) -> str:
     )
 
 
-def tree(work: NDArray[np.int64], leaf_size: int = 1) -> list[tuple[int, list[int]]]:
+def tree(
+    work: NDArray[np.int64], leaf_size: int = 1, step: float = 0.0
+) -> list[tuple[int, list[int]]]:
     """Cut a cohort into a tree whose halves have about the same work.
 
     Where leaves hold several clients, which then train side by side, those with the most work go
-    together: a leaf takes as many steps as its longest client.
+    together: a leaf takes as many steps as its longest client, and each of them costs something
+    besides the clients' arithmetic.
 
     Parameters
     ----------
@@ -184,6 +187,8 @@ def tree(work: NDArray[np.int64], leaf_size: int = 1) -> list[tuple[int, list[in
         Expected work of each client of the cohort, K >= 1.
     leaf_size : int
         Most clients of a leaf, >= 1, if that takes no more than `DEPTH` levels.
+    step : float
+        What a step of a leaf costs besides, in units of ``work``, >= 0.
 
     Returns
     -------
@@ -205,8 +210,7 @@ def tree(work: NDArray[np.int64], leaf_size: int = 1) -> list[tuple[int, list[in
         if leaf_size == 1:
             left, right = _halves(clients, costs)
         else:
-            done = np.cumsum([costs[client] for client in clients])
-            middle = int(np.abs(2 * done[:-1] - done[-1]).argmin()) + 1
+            middle = _middle([costs[client] for client in clients], leaf_size, step)
             left, right = clients[:middle], clients[middle:]
         return cut(2 * node, left, depth + 1) + cut(2 * node + 1, right, depth + 1)
 
@@ -214,9 +218,12 @@ def tree(work: NDArray[np.int64], leaf_size: int = 1) -> list[tuple[int, list[in
 
 
 def share_out(
-    leaves: Sequence[tuple[int, list[int]]], work: NDArray[np.int64], workers: int
+    leaves: Sequence[tuple[int, list[int]]],
+    work: NDArray[np.int64],
+    workers: int,
+    step: float = 0.0,
 ) -> list[list[tuple[int, list[int]]]]:
-    """Give each worker neighbouring leaves of about the same work; some may get none.
+    """Give each worker neighbouring leaves of a `tree` of about the same work; some may get none.
 
     Examples
     --------
@@ -225,7 +232,8 @@ def share_out(
     [[(4, [1]), (5, [0])], [(6, [2]), (7, [3])]]
     """
     of_client = _costs(work)
-    costs = np.array([sum(of_client[client] for client in clients) for _, clients in leaves])
+    of_leaves = [[of_client[client] for client in clients] for _, clients in leaves]
+    costs = np.array([sum(of_leaf) + step * max(of_leaf) for of_leaf in of_leaves])
     middles = np.cumsum(costs) - costs / 2
     owners = (middles * workers / costs.sum()).astype(np.int64)
     shares: list[list[tuple[int, list[int]]]] = [[] for _ in range(workers)]
@@ -285,6 +293,21 @@ def _costs(work: NDArray[np.int64]) -> list[int]:
 def _longest_first(work: NDArray[np.int64]) -> list[int]:
     order: list[int] = np.argsort(-work, kind="stable").tolist()
     return order
+
+
+def _middle(costs: Sequence[int], leaf_size: int, step: float) -> int:
+    """Return where to cut clients, the longest first, so that both parts cost about the same.
+
+    They count as if they were cut on into full leaves.
+    """
+    own = np.array(costs)
+    firsts = np.where(np.arange(len(own)) % leaf_size, 0, own)
+    after = [0] * (len(own) + leaf_size)  # of the leaves that begin at a client, the longest ones
+    for place in reversed(range(len(own))):
+        after[place] = after[place + leaf_size] + costs[place]
+    left = np.cumsum(own + step * firsts)
+    right = own.sum() - np.cumsum(own) + step * np.array(after[1 : len(own) + 1])
+    return int(np.abs(left - right)[:-1].argmin()) + 1
 
 
 def _halves(jobs: Sequence[int], costs: Sequence[int]) -> tuple[list[int], list[int]]:

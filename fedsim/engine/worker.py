@@ -32,6 +32,11 @@ SIDE_BY_SIDE = 40
 """Most clients that train side by side: enough to hide the overhead of a step, few enough for
 their weights to stay near the processor."""
 
+STEP_FLOPS = 3e6
+"""What a step of clients side by side costs on a CPU besides their arithmetic, in floating-point
+operations of theirs: as much as seven clients with logistic regression, as half a one with a
+perceptron."""
+
 Share = Sequence[tuple[int, Sequence[tuple[int, int]]]]
 """The leaves of a cohort's tree that a worker trains: node, and its clients, each with the version
 of its state that it starts from; see `fedsim.engine.reduction` and `StateFiles`."""
@@ -50,6 +55,8 @@ class Task:
     seed: int
     stacked: bool
     """Whether the clients of a leaf train side by side."""
+    step_flops: int
+    """Floating-point operations of a client's step: `fedsim.models.net.step_flops`."""
     states: Path
     """Folder for what the clients keep between rounds; made when the first one keeps something."""
     device: str = "cpu"

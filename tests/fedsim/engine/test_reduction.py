@@ -81,18 +81,34 @@ def test_a_tree_is_halved_as_two_workers_would_share_it(cohort):
         assert [sorted(half) for half in halves] == list(map(sorted, balance(cohort, 2)))
 
 
-@given(work, st.integers(2, 40))
-def test_clients_side_by_side_are_of_similar_length(cohort, size):
-    leaves = [leaf for _, leaf in tree(cohort, size)]
+steps_cost = st.floats(0, 50)
+
+
+@given(work, st.integers(2, 40), steps_cost)
+def test_clients_side_by_side_are_of_similar_length(cohort, size, step):
+    leaves = [leaf for _, leaf in tree(cohort, size, step)]
     assert sorted(client for leaf in leaves for client in leaf) == list(range(len(cohort)))
     for longer, shorter in itertools.pairwise(leaves):
         assert cohort[longer].min() >= cohort[shorter].max()
 
 
-@given(st.integers(2, 9), st.integers(1, 6))
-def test_clients_of_the_same_length_fill_leaves_of_the_same_size(size, doublings):
-    leaves = [leaf for _, leaf in tree(np.full(size * 2**doublings, 7), size)]
+@given(st.integers(2, 9), st.integers(1, 6), steps_cost)
+def test_clients_of_the_same_length_fill_leaves_of_the_same_size(size, doublings, step):
+    leaves = [leaf for _, leaf in tree(np.full(size * 2**doublings, 7), size, step)]
     assert [len(leaf) for leaf in leaves] == [size] * 2**doublings
+
+
+@pytest.mark.parametrize(
+    ("step", "sizes"),
+    [
+        (0.0, [7, 9]),  # 30 + 6 x 10 and 9 x 10
+        (2.0, [6, 10]),  # 30 + 5 x 10 + 2 x 30 and, in two leaves, 10 x 10 + 2 x 2 x 10
+    ],
+)
+def test_a_long_client_side_by_side_leaves_others_to_the_second_worker(step, sizes):
+    cohort = np.array([29, *[9] * 15])  # costs of 30 and 10
+    shares = share_out(tree(cohort, 8, step), cohort, 2, step)
+    assert [sum(len(leaf) for _, leaf in share) for share in shares] == sizes
 
 
 @given(st.lists(st.sampled_from([0, 1, 3]), max_size=6), st.integers(0, 9))
