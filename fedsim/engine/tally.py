@@ -5,8 +5,6 @@ Shapes: K clients side by side, B examples in a batch.
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -36,7 +34,7 @@ class Tally:
         """Keep values of the same names as ever, for some rows."""
         self._noted.append((rows, values))
 
-    def totals(self) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
+    def totals(self) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.intp]]:
         """Return the sums, float64 [K] or [], and how often each row was noted."""
         if not self._lead:
             steps = [values for _, values in self._noted]
@@ -44,23 +42,20 @@ class Tally:
             # Brought over together: from a GPU, one by one would be slow.
             noted = {name: torch.stack([step[name] for step in steps]).tolist() for name in names}
             return {name: np.array(sum(of)) for name, of in noted.items()}, np.array(len(steps))
-        times = np.zeros(self._lead, np.int64)
-        totals: dict[str, Tensor] = {}
-        # Mostly the same rows take several steps one after the other.
-        for _, group in groupby(self._noted, key=lambda noted: _key(noted[0])):
-            run = list(group)
-            rows, steps = run[0][0], [values for _, values in run]
-            times[rows.cpu().numpy() if isinstance(rows, Tensor) else rows] += len(steps)
-            for name in steps[0]:
-                found = torch.stack([values[name] for values in steps]).double().sum(0)
-                if name not in totals:
-                    totals[name] = found.new_zeros(self._lead)
-                totals[name][rows] += found
-        return {name: total.cpu().numpy() for name, total in totals.items()}, times
+        (count,) = self._lead
+        place = np.concatenate([_places(rows) for rows, _ in self._noted] or [np.arange(0)])
+        totals = {}
+        for name in self._noted[0][1] if self._noted else ():
+            found = torch.cat([values[name] for _, values in self._noted])
+            totals[name] = np.bincount(place, found.cpu().numpy(), count).astype(np.float64)
+        return totals, np.bincount(place, minlength=count)
 
 
-def _key(rows: Rows) -> tuple[bool, int]:
-    return (True, rows.stop) if isinstance(rows, slice) else (False, id(rows))
+def _places(rows: Rows) -> NDArray[np.int64]:
+    if isinstance(rows, Tensor):
+        return rows.cpu().numpy()
+    assert rows is not None, "a client alone has no rows"
+    return np.arange(rows.stop)
 
 
 def audit(groups: Tensor, targets: Targets, truth: Tensor, mask: Tensor) -> dict[str, Tensor]:

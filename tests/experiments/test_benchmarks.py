@@ -184,8 +184,14 @@ class TestCommandLineFailure:
             harness.measure(broken)
 
 
-def test_the_benchmark_for_a_device_runs_on_the_processor(monkeypatch, capsys, tmp_path):
-    arguments = "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1"
+@pytest.mark.parametrize("convolutions", ["grouped", "patches"])
+def test_the_benchmark_for_a_device_runs_on_the_processor(
+    monkeypatch, capsys, tmp_path, convolutions
+):
+    arguments = (
+        "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1 "
+        f"--convolutions {convolutions}"
+    )
     file = tmp_path / "gpu.json"
     monkeypatch.setattr(
         "sys.argv", ["gpu", *arguments.split(), "--rounds", "1", "--json", str(file)]
