@@ -469,6 +469,7 @@ def report_pairs(
     rows: Sequence[Row],
     column: str,
     pick: Callable[[list[float]], float],
+    ratio_of: Callable[[Row, Row], float] = ratio,
 ) -> None:
     """Report rows that belong together by twos, with the ratio of each first one to its second.
 
@@ -480,9 +481,11 @@ def report_pairs(
         Heading of the ratios.
     pick : callable
         Chooses the last line among them.
+    ratio_of : callable
+        `ratio`, or `ratio_by_round`.
     """
     pairs = list(zip(rows[::2], rows[1::2], strict=True))
-    ratios = {first.name: ratio(first, second) for first, second in pairs}
+    ratios = {first.name: ratio_of(first, second) for first, second in pairs}
     columns = {
         **SECONDS,
         column: lambda row: f"{ratios[row.name]:.2f}" if row.name in ratios else "",
