@@ -48,15 +48,16 @@ class Flat(NamedTuple):
 
 def flatten(ws: Sequence[Weights]) -> list[Flat]:
     """Return the same group of several clients as vectors, all worked out at once."""
-    forms: list[Form] = [tuple((name, t.shape) for name, t in w.items()) for w in ws]
-    if any(form != forms[0] for form in forms):
+    form: Form = tuple((name, t.shape) for name, t in ws[0].items())
+    names, shapes = [*ws[0]], [shape for _, shape in form]
+    if any([*w] != names or [t.shape for t in w.values()] != shapes for w in ws[1:]):
         return [flat for w in ws for flat in flatten([w])]
     joined = _join(tensor for w in ws for tensor in w.values())
     all_finite = isfinite(joined.sum().item())
     rows = joined.double().view(len(ws), len(joined) // len(ws))
     # Whose it is, if any: the sum of many may be infinite where no number is.
     finite = [True] * len(ws) if all_finite else rows.sum(1).isfinite().tolist()
-    return [Flat(forms[0], row, ok) for row, ok in zip(rows.unbind(), finite, strict=True)]
+    return [Flat(form, row, ok) for row, ok in zip(rows.unbind(), finite, strict=True)]
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class Sum:
     forms: dict[str, Form] = field(default_factory=dict)
 
     def add_upload(self, groups: Mapping[str, Flat], weights: Mapping[str, float]) -> None:
-        """Add one client's arrays, each group with its weight."""
+        """Add one client's arrays, each group with its weight; the vectors are then used up."""
         for group, weight in weights.items():
             if not weight:
                 continue
@@ -87,7 +88,7 @@ class Sum:
             if group in self.vectors:
                 self.vectors[group].add_(vector, alpha=weight)
             else:
-                self.vectors[group] = vector * weight
+                self.vectors[group] = vector.mul_(weight)
             self.weights[group] = self.weights.get(group, 0.0) + weight
 
     def add(self, other: Sum) -> None:
@@ -138,11 +139,16 @@ def _arrived(
 
 def _join(tensors: Iterable[Tensor]) -> Tensor:
     """Return tensors one after the other in one vector."""
-    parts = [
-        t if t.dim() == 1 else (t.permute(0, 2, 3, 1) if t.dim() == 4 else t).reshape(-1)
-        for t in tensors
-    ]
+    parts = [t if t.dim() == 1 else _in_one_row(t) for t in tensors]
     return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _in_one_row(tensor: Tensor) -> Tensor:
+    if tensor.dim() != 4:
+        return tensor.reshape(-1)
+    if tensor.is_contiguous(memory_format=torch.channels_last):  # as it lies there
+        return tensor.as_strided((tensor.numel(),), (1,))
+    return tensor.permute(0, 2, 3, 1).reshape(-1)
 
 
 def _split(vector: Tensor, form: Form) -> Weights:
