@@ -50,18 +50,18 @@ def client_app(experiment: Experiment) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client = _client(context, experiment)
-        record, round = flower.instruction(message)
+        record, round = flower.instruction(message.content, message.metadata.message_type)
         arrays = flower.from_record(record)
         replies, kept = _worker(text).train_client(arrays, round, client, _state(context))
         if kept:
             context.state[STATE] = flower.to_record(kept)
-        (answer,) = flower.train_replies({client: message}, replies)
+        (answer,) = flower.train_replies([client], lambda _: message, replies)
         return answer
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = _client(context, experiment)
-        record, round = flower.instruction(message)
+        record, round = flower.instruction(message.content, message.metadata.message_type)
         arrays = flower.from_record(record)
         figures = _worker(text).test_client(arrays, round, client, _state(context))
         return flower.evaluate_reply(message, *figures)

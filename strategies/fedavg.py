@@ -37,6 +37,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from fedsim.broadcast import Broadcast
 from fedsim.rng import generator
 
 NUM_EXAMPLES = "num-examples"
@@ -107,7 +108,7 @@ class FedAvg(Strategy):
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
+    ) -> Sequence[Message]:
         """Choose S_t at random and send it w_t."""
         self._arrays = arrays
         clients = self.cohort(
@@ -135,7 +136,7 @@ class FedAvg(Strategy):
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
+    ) -> Sequence[Message]:
         """Choose the clients that test the model."""
         clients = self.cohort(
             self._population(grid),
@@ -259,8 +260,8 @@ def _messages(
     server_round: int,
     arrays: ArrayRecord,
     config: ConfigRecord,
-) -> list[Message]:
+) -> Broadcast:
     """Write one message a client; all share one content."""
     config["server-round"] = server_round
     content = RecordDict({"arrays": arrays, "config": config})
-    return [Message(content, client, message_type) for client in clients]
+    return Broadcast(content, clients, message_type)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
@@ -145,22 +145,21 @@ def identify(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def instruction(message: Message) -> tuple[ArrayRecord, int]:
-    """Return the global model that a strategy's message carries, and the round it names.
+def instruction(content: RecordDict, kind: str) -> tuple[ArrayRecord, int]:
+    """Return the global model that a strategy's messages of a kind carry, and the round they name.
 
     Raises
     ------
     EngineError
         If the message doesn't hold exactly one ArrayRecord, or doesn't name its round.
     """
-    kind = message.metadata.message_type
-    records = list(message.content.array_records.values())
+    records = list(content.array_records.values())
     if len(records) != 1:
         raise EngineError(
             f"a {kind} message holds {len(records)} ArrayRecords; "
             "a strategy must send exactly one, the global model"
         )
-    configs = message.content.config_records.values()
+    configs = content.config_records.values()
     round = next((c["server-round"] for c in configs if "server-round" in c), None)
     if not isinstance(round, int):
         raise EngineError(
@@ -205,21 +204,24 @@ def together(replies: Replies, total: Sum, weights: Mapping[str, str]) -> Replie
     )
 
 
-def train_replies(messages: Mapping[int, Message], replies: Replies) -> list[Message]:
+def train_replies(
+    clients: Sequence[int], message_to: Callable[[int], Message], replies: Replies
+) -> list[Message]:
     """Return what the clients send after training; an error where one failed.
 
-    In the order of ``messages``, which are by client; without those for whom another stands.
+    In the order of ``clients``, without those for whom another stands. ``message_to`` returns the
+    message to a client by its place among them.
     """
     places = {client: place for place, client in enumerate(replies.clients)}
     answers = []
-    for client, message in messages.items():
+    for asked, client in enumerate(clients):
         if client in replies.failures:
-            answers.append(error_reply(message, replies.failures[client]))
+            answers.append(error_reply(message_to(asked), replies.failures[client]))
         elif client in places:
             place = places[client]
             numbers = {name: column[place] for name, column in replies.metrics.items()}
             metrics = {n.replace("_", "-"): v for n, v in numbers.items() if v is not None}
-            answers.append(reply(message, replies.arrays[place], metrics))
+            answers.append(reply(message_to(asked), replies.arrays[place], metrics))
     return answers
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import nan
 from typing import Any
 
@@ -22,6 +23,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
+from fedsim.broadcast import Broadcast
 from fedsim.engine import flower
 from fedsim.engine.clock import Clock
 from fedsim.engine.local import Scores
@@ -373,31 +375,42 @@ class SimulatedGrid(Grid):
 
         ``timeout`` has no effect: a simulated client takes as long as it takes.
         """
+        if (
+            isinstance(messages, Broadcast)
+            and messages.untouched
+            and messages.message_type == MessageType.TRAIN
+        ):
+            return self._answer_train(messages)
         return self.pull_messages(self.push_messages(messages))
 
     # ----- answering -----------------------------------------------------------------------
 
-    def _answer_train(self, messages: list[Message]) -> list[Message]:
+    def _answer_train(self, messages: Sequence[Message]) -> list[Message]:
         report = self.report = TrainReport()
         answers: list[Message] = []
         # A strategy sends all clients of a round one and the same record: look at it once.
-        for record, round, group in _by_record(messages):
+        for record, round, clients, group in _by_record(messages):
             arrays = flower.from_record(record)
-            clients = [message.metadata.dst_node_id for message in group]
             self._check_clients(clients)
             report.bytes_down += len(group) * num_bytes(arrays)
             replies, total = self.train(arrays, round, clients)
             report.add(round, clients, replies)
             if self.weights is not None:
                 replies = flower.together(replies, total, self.weights)
-            answers += flower.train_replies(dict(zip(clients, group, strict=True)), replies)
+            answers += flower.train_replies(clients, partial(self._message, group), replies)
         return answers
+
+    def _message(self, group: Sequence[Message], place: int) -> Message:
+        """Return one of some messages, with an ID, which those of a broadcast don't have yet."""
+        message = group[place]
+        if not message.metadata.message_id:
+            flower.identify(message, str(next(self._ids)))
+        return message
 
     def _answer_evaluate(self, messages: list[Message]) -> list[Message]:
         frames = []
         answers: list[Message] = []
-        for record, round, group in _by_record(messages):
-            clients = [message.metadata.dst_node_id for message in group]
+        for record, round, clients, group in _by_record(messages):
             self._check_clients(clients)
             frame = self._test_clients(record, round, clients)
             frames.append(frame)
@@ -447,15 +460,23 @@ class InlineGrid(SimulatedGrid):
         torch.set_num_threads(self._threads)
 
 
-def _by_record(messages: list[Message]) -> list[tuple[ArrayRecord, int, list[Message]]]:
-    """Group messages that carry the same ArrayRecord object; with the round they name."""
+def _by_record(
+    messages: Sequence[Message],
+) -> Iterator[tuple[ArrayRecord, int, list[int], Sequence[Message]]]:
+    """Group messages that carry the same ArrayRecord; with the round they name, and the clients."""
+    if isinstance(messages, Broadcast):
+        if len(messages):
+            record, round = flower.instruction(messages.content, messages.message_type)
+            yield record, round, list(messages.nodes), messages
+        return
     # A round's messages share one content, and Flower takes long to look into it.
     contents: dict[int, tuple[ArrayRecord, int]] = {}
     groups: dict[int, tuple[ArrayRecord, int, list[Message]]] = {}
     for message in messages:
         key = id(message.content)
         if key not in contents:
-            contents[key] = flower.instruction(message)
+            contents[key] = flower.instruction(message.content, message.metadata.message_type)
         record, round = contents[key]
         groups.setdefault(id(record), (record, round, []))[2].append(message)
-    return list(groups.values())
+    for record, round, group in groups.values():
+        yield record, round, [message.metadata.dst_node_id for message in group], group

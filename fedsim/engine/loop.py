@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ def run_rounds(
         clock = Clock()
         with flower.quiet_log():
             with flower.seeded_sampling(seed, "configure_train", round):
-                messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
+                messages = _sequence(strategy.configure_train(round, arrays, ConfigRecord(), grid))
             clock.lap("configure")
             grid.report = TrainReport()
             replies = list(grid.send_and_receive(messages))
@@ -104,6 +104,11 @@ def run_rounds(
             clock.lap("evaluate")
         row = _row(round, grid, figures, sum(clock.seconds.values()))
         yield Round(row, grid.report.metrics, clients, clock.seconds, arrays)
+
+
+def _sequence(messages: Iterable[Message]) -> Sequence[Message]:
+    """Return messages such that they can be counted; what a strategy yields is drawn at once."""
+    return messages if isinstance(messages, Sequence) else list(messages)
 
 
 def _split(seconds: dict[str, float], part: str, of_part: dict[str, float]) -> None:

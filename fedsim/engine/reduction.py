@@ -88,7 +88,7 @@ class Sum:
             if group in self.vectors:
                 self.vectors[group].add_(vector, alpha=weight)
             else:
-                self.vectors[group] = vector.mul_(weight)
+                self.vectors[group] = vector * weight
             self.weights[group] = self.weights.get(group, 0.0) + weight
 
     def add(self, other: Sum) -> None:

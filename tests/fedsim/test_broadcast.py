@@ -1,0 +1,93 @@
+"""One content for many nodes: messages that are made when somebody looks at them."""
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp.strategy import FedAvg
+
+import strategies
+from fedsim.broadcast import Broadcast
+from fedsim.engine import flower
+from fedsim.engine.grid import InlineGrid
+from fedsim.simulation import initial_arrays
+
+
+@pytest.fixture
+def content():
+    flower.enter_runtime()
+    return RecordDict({"config": ConfigRecord({"server-round": 3})})
+
+
+def test_it_holds_a_message_for_each_node(content):
+    broadcast = Broadcast(content, [4, 2, 9], MessageType.TRAIN)
+
+    assert len(broadcast) == 3
+    assert [message.metadata.dst_node_id for message in broadcast] == [4, 2, 9]
+    assert {message.metadata.message_type for message in broadcast} == {"train"}
+    assert all(message.content is content for message in broadcast)
+    assert broadcast[-1] is broadcast[2]
+    assert broadcast[:2] == [broadcast[0], broadcast[1]]
+    with pytest.raises(IndexError):
+        broadcast[3]
+
+
+def test_a_message_is_made_when_it_is_looked_at(content):
+    broadcast = Broadcast(content, [4, 2, 9], MessageType.TRAIN)
+
+    assert broadcast.untouched
+    assert isinstance(broadcast[1], Message)
+    assert not broadcast.untouched
+
+
+@pytest.fixture
+def task(make_task):
+    return make_task()
+
+
+def trained(task, change):
+    """Return the replies of a round to the messages of a strategy, changed."""
+    grid = InlineGrid(task)
+    strategy = strategies.FedAvg()
+    arrays = flower.to_record(initial_arrays(task))
+    messages = strategy.configure_train(1, arrays, ConfigRecord(), grid)
+    return list(grid.send_and_receive(change(messages)))
+
+
+def test_replies_are_those_to_messages_that_are_made_beforehand(task):
+    found, expected = trained(task, lambda messages: messages), trained(task, list)
+
+    assert len(found) == len(expected) == task.federation.num_clients
+    for reply, other in zip(found, expected, strict=True):
+        assert reply.metadata.src_node_id == other.metadata.src_node_id
+        assert reply.content == other.content
+    ids = [reply.metadata.reply_to_message_id for reply in found]
+    assert "" not in ids
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_message_that_was_changed_is_sent_as_it_is_now(task):
+    def zero(messages):
+        first = messages[0]
+        record = next(iter(first.content.array_records.values()))
+        nothing = {name: 0 * array.numpy() for name, array in record.items()}
+        config = next(iter(first.content.config_records.values()))
+        first.content = RecordDict({"arrays": flower.to_record(nothing), "config": config})
+        return messages
+
+    changed, plain = trained(task, zero), trained(task, lambda messages: messages)
+
+    assert changed[0].content != plain[0].content
+    assert [reply.content for reply in changed[1:]] == [reply.content for reply in plain[1:]]
+
+
+def test_a_round_without_clients_has_no_messages_and_no_replies(task):
+    assert trained(task, lambda messages: Broadcast(messages.content, [], "train")) == []
+
+
+def test_flowers_own_strategy_sends_lists(task):
+    grid = InlineGrid(task)
+    arrays = flower.to_record(initial_arrays(task))
+    messages = FedAvg().configure_train(1, arrays, ConfigRecord(), grid)
+
+    assert isinstance(messages, list)
+    assert len(list(grid.send_and_receive(messages))) == len(messages) == 4
+    assert isinstance(arrays, ArrayRecord)
