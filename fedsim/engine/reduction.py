@@ -80,7 +80,7 @@ class Sum:
     forms: dict[str, Form] = field(default_factory=dict)
 
     def add_upload(self, groups: Mapping[str, Flat], weights: Mapping[str, float]) -> None:
-        """Add one client's arrays, each group with its weight; the vectors are then used up."""
+        """Add one client's arrays, each group with its weight."""
         for group, weight in weights.items():
             if not weight:
                 continue
@@ -88,6 +88,7 @@ class Sum:
             if group in self.vectors:
                 self.vectors[group].add_(vector, alpha=weight)
             else:
+                # Not in place: a view would keep its whole chunk's memory from being used anew.
                 self.vectors[group] = vector * weight
             self.weights[group] = self.weights.get(group, 0.0) + weight
 
