@@ -111,7 +111,7 @@ class SimulatedGrid(Grid):
         self._groups = task.statistics.groups
         self._training = task.training
         self._stacked = task.stacked
-        self._step_flops = task.step_flops
+        self._step = STEP_FLOPS / task.step_flops if task.stacked else 0.0
         self.views = task.update.views
         """The views of the model that are tested, in order."""
         self._personal = task.update.has_personal_views
@@ -164,10 +164,11 @@ class SimulatedGrid(Grid):
         work = expected_work(num_train, self._training, self._stacked)
         versions = self.states.versions(clients)
         size = leaf_size(self._stacked, len(clients))
-        step = STEP_FLOPS / self._step_flops if self._stacked else 0.0
         shares: list[Share] = [
             [(node, [(clients[i], versions[i]) for i in leaf]) for node, leaf in leaves]
-            for leaves in share_out(tree(work, size, step), work, self.num_workers, step)
+            for leaves in share_out(
+                tree(work, size, self._step), work, self.num_workers, self._step
+            )
         ]
         parts: list[Replies] = []
         nodes: dict[int, Sum] = {}

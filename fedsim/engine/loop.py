@@ -184,7 +184,7 @@ def _evaluate(
     grid.evaluated = pd.DataFrame()
     with flower.quiet_log():
         with flower.seeded_sampling(seed, "configure_evaluate", round):
-            messages = list(strategy.configure_evaluate(round, arrays, ConfigRecord(), grid))
+            messages = _sequence(strategy.configure_evaluate(round, arrays, ConfigRecord(), grid))
         if messages:
             strategy.aggregate_evaluate(round, grid.send_and_receive(messages))
     return grid.test(arrays), grid.evaluated

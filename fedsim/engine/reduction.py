@@ -140,16 +140,11 @@ def _arrived(
 
 def _join(tensors: Iterable[Tensor]) -> Tensor:
     """Return tensors one after the other in one vector."""
-    parts = [t if t.dim() == 1 else _in_one_row(t) for t in tensors]
+    parts = [
+        t if t.dim() == 1 else (t.permute(0, 2, 3, 1) if t.dim() == 4 else t).reshape(-1)
+        for t in tensors
+    ]
     return torch.cat(parts) if parts else torch.zeros(0)
-
-
-def _in_one_row(tensor: Tensor) -> Tensor:
-    if tensor.dim() != 4:
-        return tensor.reshape(-1)
-    if tensor.is_contiguous(memory_format=torch.channels_last):  # as it lies there
-        return tensor.as_strided((tensor.numel(),), (1,))
-    return tensor.permute(0, 2, 3, 1).reshape(-1)
 
 
 def _split(vector: Tensor, form: Form) -> Weights:

@@ -43,9 +43,11 @@ class Tally:
             noted = {name: torch.stack([step[name] for step in steps]).tolist() for name in names}
             return {name: np.array(sum(of)) for name, of in noted.items()}, np.array(len(steps))
         (count,) = self._lead
-        place = np.concatenate([_places(rows) for rows, _ in self._noted] or [np.arange(0)])
+        if not self._noted:
+            return {}, np.zeros(count, np.intp)
+        place = np.concatenate([_places(rows) for rows, _ in self._noted])
         totals = {}
-        for name in self._noted[0][1] if self._noted else ():
+        for name in self._noted[0][1]:
             found = torch.cat([values[name] for _, values in self._noted])
             totals[name] = np.bincount(place, found.cpu().numpy(), count).astype(np.float64)
         return totals, np.bincount(place, minlength=count)

@@ -76,7 +76,7 @@ class Intake:
         upload, audit = found
         size = sum(map(num_bytes, upload.arrays.values()))
         self._waiting.append(_Waiting(node, client, version, upload, audit, size))
-        self._num_bytes += size + (num_bytes(upload.state) if upload.state else 0)
+        self._num_bytes += size + num_bytes(upload.state)
         if self._num_bytes >= TOGETHER:
             self._work_off()
 

@@ -69,9 +69,10 @@ def test_sgd_equals_a_plain_torch_loop(federation, norm, weight_decay, momentum)
             loss.backward()
             optimiser.step()
             losses.append(loss.item())
+    # With channels innermost, PyTorch's GroupNorm is less exact.
+    atol = 1e-5 if norm == "group" else 1e-6
     for name, expected in model.state_dict().items():
-        # The plain loop has another memory layout, and norms of few pixels magnify its rounding.
-        torch.testing.assert_close(upload.arrays["arrays"][name], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(upload.arrays["arrays"][name], expected, rtol=1e-5, atol=atol)
     assert upload.num_examples == 12
     assert upload.metrics["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
