@@ -1,5 +1,6 @@
 """What several tests share: a small federation, and the work that workers do on it."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -18,6 +19,9 @@ from fedsim.engine.sgd import LocalTraining
 from fedsim.engine.update import ClientUpdate, LocalSGD
 from fedsim.engine.worker import Task
 from fedsim.models.small import linear
+
+# Kernels for a GPU run on the processor; Triton reads this when it is imported.
+os.environ["TRITON_INTERPRET"] = "1"
 
 # The same examples each time, and a busy machine must not fail a test.
 hypothesis.settings.register_profile("fedsim", deadline=None, derandomize=True)

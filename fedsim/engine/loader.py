@@ -5,10 +5,11 @@ Shapes: B examples in a batch, K clients side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from fedsim.models.layers import channels_last
 LOOK_AHEAD = 256
 """Examples that are looked up and augmented at a time: many steps' where batches are small, so
 that a step costs little more than its arithmetic."""
+GPU_LOOK_AHEAD = 4096
+"""The same for clients side by side on a GPU, which takes long to begin and has much memory."""
 
 
 def epoch_steps(counts: list[int], batch_size: int) -> int:
@@ -70,6 +73,11 @@ def plan(
             yield order[start : start + batch_size]
 
 
+def brought(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array as a tensor on a device, without waiting for what the device is doing."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
 class Split:
     """The training or the test examples, by their index.
 
@@ -88,13 +96,28 @@ class Split:
         """Return the raw inputs [..., ...] of an index of any shape."""
         if self._copy is None:
             return torch.from_numpy(self._x[index])
-        return self._copy[0][torch.from_numpy(index).to(self._device)]
+        return self._copy[0][brought(index, self._device)]
 
     def labels(self, index: NDArray[np.integer[Any]]) -> Tensor:
         """Return the labels of an index of any shape, int64."""
         if self._copy is None:
             return torch.from_numpy(self._y[index])
-        return self._copy[1][torch.from_numpy(index).to(self._device)]
+        return self._copy[1][brought(index, self._device)]
+
+
+class Drawn(NamedTuple):
+    """Examples that were drawn, and how their views are made."""
+
+    index: NDArray[np.int64]
+    """Of the training data, [...]."""
+    weak: NDArray[np.int64] | None
+    """What `WeakAugmentation` draws, [..., 3]."""
+    strong: NDArray[np.float64] | None
+    """What `StrongAugmentation` draws, [..., 7]."""
+
+    def each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Drawn:
+        """Return them with each array changed."""
+        return Drawn(*(one if one is None else change(one) for one in self))
 
 
 class Loader:
@@ -128,6 +151,7 @@ class Loader:
         # [channels] of images, [D] of vectors.
         trailing = (1,) * (federation.source.x_train.ndim - 2)
         self._device = torch.device(device)
+        self._look_ahead = LOOK_AHEAD if self._device.type == "cpu" else GPU_LOOK_AHEAD
         self._mean = torch.tensor(statistics.mean, device=device).view(-1, *trailing)
         self._std = torch.tensor(statistics.std, device=device).view(-1, *trailing)
         source = federation.source
@@ -136,7 +160,6 @@ class Loader:
         self._weak: WeakAugmentation | None = None
         if augmentation == "weak":
             self._weak = WeakAugmentation(self._side, federation.source.flip)
-        self._strong: StrongAugmentation | None = None
 
     @property
     def _side(self) -> int:
@@ -160,24 +183,35 @@ class Loader:
 
         The blocks of two passes of as many steps go over as many of them each.
         """
+        for drawn, sizes in self._drawn(examples, rng, steps, strong):
+            x, other = self._views(drawn)
+            truth = self.train.labels(drawn.index)
+            y = truth if examples.labelled else torch.full_like(truth, -1)
+            mask = torch.ones(len(truth), device=self._device)
+            yield Batch(x, y, mask, other, padded=False), truth, sizes
+
+    def _drawn(
+        self, examples: Examples, rng: np.random.Generator, steps: int, strong: bool
+    ) -> Iterator[tuple[Drawn, list[int]]]:
+        """Yield the examples of several steps at a time, and how many each step has."""
         index = np.asarray(examples.index)
         planned = plan(rng, len(index), self._batch_size, steps)
         while ahead := list(islice(planned, max(1, LOOK_AHEAD // self._batch_size))):
             sizes = [len(positions) for positions in ahead]
-            chosen = index[np.concatenate(ahead)]
-            # As bytes, as long as it goes: normalised inputs are four times as much to move.
-            raw, truth = self.train.inputs(chosen), self.train.labels(chosen)
-            weak = raw
-            if self._weak is not None:
-                weak = self._weak(raw, self._weak.draw(rng, len(chosen)))
-            batch = Batch(
-                self.normalise(weak),
-                truth if examples.labelled else torch.full_like(truth, -1),
-                torch.ones(len(chosen), device=self._device),
-                self._strong_view(raw, rng) if strong else None,
-                padded=False,
-            )
-            yield batch, truth, sizes
+            weak = self._weak.draw(rng, sum(sizes)) if self._weak is not None else None
+            hard = self._strong.draw(rng, sum(sizes)) if strong else None
+            yield Drawn(index[np.concatenate(ahead)], weak, hard), sizes
+
+    def _views(self, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
+        """Return the inputs [B, ...] and, where they were drawn for it, their strong view."""
+        # As bytes, as long as it goes: normalised inputs are four times as much to move.
+        raw = x = self.train.inputs(drawn.index)
+        if drawn.weak is not None:
+            assert self._weak is not None, "it made the draws"
+            x = self._weak(raw, drawn.weak)
+        if drawn.strong is None:
+            return self.normalise(x), None
+        return self.normalise(x), self.normalise(self._strong(raw.float(), drawn.strong))
 
     def inputs(self, examples: Examples) -> Tensor:
         """Return all inputs, normalised, in order."""
@@ -189,14 +223,10 @@ class Loader:
         copy = x.to(torch.float32, copy=True)
         return channels_last(copy.sub_(self._mean).div_(self._std))
 
-    def _strong_view(self, raw: Tensor, rng: np.random.Generator) -> Tensor:
-        if self._strong is None:
-            flip = self._federation.source.flip
-            self._strong = StrongAugmentation(
-                self._side, flip, self._statistics.low, self._statistics.high
-            )
-        draws = self._strong.draw(rng, len(raw))
-        return self.normalise(self._strong(raw.float(), draws))
+    @cached_property
+    def _strong(self) -> StrongAugmentation:
+        flip = self._federation.source.flip
+        return StrongAugmentation(self._side, flip, self._statistics.low, self._statistics.high)
 
     # ----- many clients side by side -------------------------------------------------------
 
@@ -205,8 +235,7 @@ class Loader:
         passes: Sequence[tuple[SGD, Sequence[np.random.Generator]]],
         steps: NDArray[np.int64],
         strong: bool,
-        pad: bool,
-    ) -> Iterator[tuple[slice | Tensor, list[Batch], Tensor]]:
+    ) -> Iterator[tuple[slice, list[Batch], Tensor]]:
         """Yield the steps of the passes of K clients, each with the rows that take it.
 
         Parameters
@@ -217,124 +246,100 @@ class Loader:
             Their steps.
         strong : bool
             Whether unlabelled batches also hold strongly augmented inputs.
-        pad : bool
-            Whether the batches of a step are padded to one size; otherwise there is a step for
-            each size.
 
         Yields
         ------
         rows, batches, truth
             As `fedsim.engine.sgd.Step` says.
         """
-        kinds = range(len(passes[0][0].kinds))
+        kinds = passes[0][0].kinds
         sources = [
-            self._indexed([(r.kinds[i], rngs[i]) for r, rngs in passes], steps)
-            if self._weak is None and not (strong and not passes[0][0].kinds[i].labelled)
-            else self._streamed([(r.kinds[i], rngs[i]) for r, rngs in passes], steps, strong)
-            for i in kinds
+            self._side_by_side(
+                [(request.kinds[i], rngs[i]) for request, rngs in passes],
+                steps,
+                strong and not kind.labelled,
+            )
+            for i, kind in enumerate(kinds)
         ]
         for found in zip(*sources, strict=True):
-            batches = [batch for batch, _, _ in found]
             truth = found[-1][1]
-            if pad:
-                yield slice(0, len(truth)), batches, truth
-                continue
-            sizes = np.stack([counts for _, _, counts in found], axis=1)
-            for size in np.unique(sizes, axis=0):
-                same = np.flatnonzero((sizes == size).all(axis=1))
-                if len(same) == len(sizes):
-                    yield slice(0, len(sizes)), batches, truth
-                    break
-                rows = torch.from_numpy(same).to(self._device)
-                some = [
-                    _chosen(batch, rows, width)
-                    for batch, width in zip(batches, size.tolist(), strict=True)
-                ]
-                yield rows, some, truth[rows, : int(size[-1])]
+            yield slice(0, len(truth)), [batch for batch, _ in found], truth
 
-    def _indexed(
-        self,
-        parts: Sequence[tuple[Examples, np.random.Generator]],
-        steps: NDArray[np.int64],
-    ) -> Iterator[tuple[Batch, Tensor, NDArray[np.int64]]]:
-        """Yield the batches [K, B] of each step, looked up in the one copy of the data.
-
-        With the true labels and the number of each client's examples [K]. B is the largest of
-        these numbers.
-        """
-        total, width = int(steps.max(initial=0)), self._batch_size
-        planned = np.full((len(parts), total * width), -1)
-        for row, (own, rng) in enumerate(parts):
-            own_index, begin = np.asarray(own.index), 0
-            for order, taken in epochs(rng, len(own_index), width, int(steps[row])):
-                planned[row, begin : begin + len(order)] = own_index[order]
-                begin += taken * width
-        examples = planned.reshape(len(parts), total, width)
-        sizes = (examples >= 0).sum(axis=2)
-        active = (steps[:, None] > np.arange(total)).sum(axis=0).tolist()
-        shapes = list(zip(active, sizes.max(axis=0, initial=0).tolist(), strict=True))
-        by_step = [examples[:k, step, :b].ravel() for step, (k, b) in enumerate(shapes)]
-        lengths = [len(of_step) for of_step in by_step]
-        index = np.concatenate([*by_step, np.empty(0, np.int64)])
-        masks = torch.from_numpy((index >= 0).astype(np.float32)).to(self._device)
-        index = index.clip(min=0)
-        truth = self.train.labels(index)
-        y = truth if parts[0][0].labelled else torch.full_like(truth, -1)
-        small = zip(*(torch.split(one, lengths) for one in (y, masks, truth)), strict=True)
-        x = self._ahead(index, lengths)
-        for shape, of_step, inputs, size in zip(shapes, small, x, sizes.T, strict=True):
-            labels, mask, own_truth = (one.view(shape) for one in of_step)
-            batch = Batch(inputs.view(*shape, *inputs.shape[1:]), labels, mask)
-            yield batch, own_truth, size[: shape[0]]
-
-    def _ahead(self, index: NDArray[np.int64], lengths: list[int]) -> Iterator[Tensor]:
-        """Yield the inputs of steps of these lengths, looked up for some steps at a time."""
-        begin = done = 0
-        while done < len(lengths):
-            # The number of examples falls: to the end, clients leave.
-            end = done + max(1, LOOK_AHEAD // lengths[done])
-            some = lengths[done:end]
-            yield from torch.split(
-                self.normalise(self.train.inputs(index[begin : begin + sum(some)])), some
-            )
-            begin, done = begin + sum(some), end
-
-    def _streamed(
+    def _side_by_side(
         self,
         parts: Sequence[tuple[Examples, np.random.Generator]],
         steps: NDArray[np.int64],
         strong: bool,
-    ) -> Iterator[tuple[Batch, Tensor, NDArray[np.int64]]]:
-        """Yield the same, put together from the batches of each client."""
-        streams = [
-            self.batches(examples, rng, int(count), strong and not examples.labelled)
-            for (examples, rng), count in zip(parts, steps, strict=True)
-        ]
-        for step in range(int(steps.max(initial=0))):
-            found = [next(stream) for stream in streams[: int((steps > step).sum())]]
-            batches = [batch for batch, _ in found]
-            views = [batch.strong for batch in batches if batch.strong is not None]
-            yield (
-                Batch(
-                    _padded([batch.x for batch in batches]),
-                    _padded([batch.y for batch in batches]),
-                    _padded([batch.mask for batch in batches]),
-                    _padded(views) if views else None,
-                ),
-                _padded([truth for _, truth in found]),
-                np.array([len(batch.y) for batch in batches]),
-            )
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the batches [K, B] of each step and their true labels; B is the largest of all."""
+        planned = self._plan(parts, steps, strong)
+        widths = (planned.index >= 0).sum(axis=2).max(axis=0, initial=0).tolist()
+        active = (steps[:, None] > np.arange(len(widths))).sum(axis=0).tolist()
+        shapes = list(zip(active, widths, strict=True))
+        lengths = [k * b for k, b in shapes]
 
+        def in_turn(of: NDArray[Any]) -> NDArray[Any]:
+            """Return what is there for each step, one step after the other."""
+            rest = of.shape[3:]
+            by_step = [of[:k, i, :b].reshape(-1, *rest) for i, (k, b) in enumerate(shapes)]
+            return np.concatenate([*by_step, np.empty((0, *rest), of.dtype)])
 
-def _padded(tensors: Sequence[Tensor]) -> Tensor:
-    """Stack tensors [b, ...] to [K, B, ...], B the largest b, with zeros after the end."""
-    width = max(map(len, tensors))
-    stacked = tensors[0].new_zeros(len(tensors), width, *tensors[0].shape[1:])
-    for row, tensor in zip(stacked, tensors, strict=True):
-        row[: len(tensor)] = tensor
-    return stacked
+        drawn = planned.each(in_turn)
+        masks = brought((drawn.index >= 0).astype(np.float32), self._device)
+        drawn.index[drawn.index < 0] = 0
+        truth = self.train.labels(drawn.index)
+        y = truth if parts[0][0].labelled else torch.full_like(truth, -1)
+        small = zip(*(torch.split(one, lengths) for one in (y, masks, truth)), strict=True)
+        views = self._ahead(drawn, lengths)
+        for shape, of_step, (x, other) in zip(shapes, small, views, strict=True):
+            labels, mask, own_truth = (one.view(shape) for one in of_step)
+            x = x.view(*shape, *x.shape[1:])
+            other = None if other is None else other.view(x.shape)
+            yield Batch(x, labels, mask, other), own_truth
 
+    def _plan(
+        self,
+        parts: Sequence[tuple[Examples, np.random.Generator]],
+        steps: NDArray[np.int64],
+        strong: bool,
+    ) -> Drawn:
+        """Return the examples [K, steps, batch size] of clients, -1 where there is none."""
+        width = self._batch_size
+        shape = len(parts), int(steps.max(initial=0)), width
+        planned = Drawn(
+            np.full(shape, -1),
+            None if self._weak is None else np.zeros((*shape, 3), np.int64),
+            np.zeros((*shape, 7)) if strong else None,
+        )
+        for row, ((own, rng), count) in enumerate(zip(parts, steps.tolist(), strict=True)):
+            begin = 0
+            if self._weak is None and not strong:
+                index, mine = np.asarray(own.index), planned.index[row].reshape(-1)
+                for order, taken in epochs(rng, len(index), width, count):
+                    mine[begin : begin + len(order)] = index[order]
+                    begin += taken * width
+                continue
+            for drawn, sizes in self._drawn(own, rng, count, strong):
+                # Only the last batch of an epoch may be smaller.
+                places = (
+                    np.repeat(np.arange(begin, begin + len(sizes)), sizes),
+                    np.concatenate([np.arange(size) for size in sizes]),
+                )
+                for to, of in zip(planned, drawn, strict=True):
+                    if to is not None:
+                        to[row][places] = of
+                begin += len(sizes)
+        return planned
 
-def _chosen(batch: Batch, rows: Tensor, width: int) -> Batch:
-    """Return some rows of a batch [K, B], which have ``width`` examples each."""
-    return batch.each(lambda tensor: tensor[rows, :width])
+    def _ahead(self, drawn: Drawn, lengths: list[int]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the views of steps of these lengths, looked up for some steps at a time."""
+        begin = done = 0
+        while done < len(lengths):
+            # The number of examples falls: to the end, clients leave.
+            end = done + max(1, self._look_ahead // lengths[done])
+            some = lengths[done:end]
+            stop = begin + sum(some)
+            x, other = self._views(Drawn(*(None if of is None else of[begin:stop] for of in drawn)))
+            others = [None] * len(some) if other is None else torch.split(other, some)
+            yield from zip(torch.split(x, some), others, strict=True)
+            begin, done = stop, end

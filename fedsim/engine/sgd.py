@@ -9,7 +9,7 @@ Shapes: K clients side by side, B examples in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from torch.func import vmap
 
 from fedsim.engine.clock import Clock
 from fedsim.engine.loader import Loader, epoch_steps
+from fedsim.engine.stacks import Stacks
 from fedsim.engine.tally import Counts, Rows, Tally, audit
 from fedsim.engine.tape import Outputs, Tapes, layout
 from fedsim.engine.update import SGD, Batch, Targets, Trained
@@ -72,6 +73,34 @@ class LocalTraining:
             return request.epochs * in_an_epoch
         return request.steps or self.steps or self.epochs * in_an_epoch
 
+    def descend(self, w: list[Tensor], gradient: list[Tensor], velocity: list[Tensor]) -> None:
+        """Take a step of SGD down a gradient, in place; there is a velocity with momentum only."""
+        if w[0].is_cuda:
+            # In one go, which reads and writes each array once; it takes all in the same layout.
+            torch._fused_sgd_(
+                w,
+                [
+                    of_w if of_w.stride() == one.stride() else torch.empty_like(one).copy_(of_w)
+                    for one, of_w in zip(w, gradient, strict=True)
+                ],
+                velocity,
+                lr=self.lr,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+            )
+            return
+        if self.weight_decay:
+            torch._foreach_add_(gradient, w, alpha=self.weight_decay)
+        if self.momentum:
+            torch._foreach_mul_(velocity, self.momentum)
+            torch._foreach_add_(velocity, gradient)
+            gradient = velocity
+        torch._foreach_add_(w, gradient, alpha=-self.lr)
+
 
 Pass = tuple[SGD, Sequence[np.random.Generator]]
 """A request, and the random numbers of each kind of its examples."""
@@ -99,6 +128,8 @@ class Setting:
         Is told what goes into looking batches up and into training.
     tapes : Tapes
         The operations of the steps that were taken so far.
+    stacks : Stacks
+        Memory for the arrays of clients side by side.
     """
 
     net: Net
@@ -107,6 +138,7 @@ class Setting:
     groups: Tensor
     clock: Clock
     tapes: Tapes = field(default_factory=Tapes)
+    stacks: Stacks = field(default_factory=Stacks)
 
 
 def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
@@ -139,21 +171,20 @@ def run_stacked(setting: Setting, passes: Sequence[Pass]) -> list[tuple[Trained,
     """Carry out the passes of several clients side by side; results in their order.
 
     Their requests must be `alike`. Clients that finish first leave the stack. Batches are padded
-    to one size, but not where BatchNorm would see the padding: there only clients with batches of
-    the same size take a step together.
+    to one size, which losses and BatchNorm leave out by their masks.
     """
     steps = np.array([setting.training.steps_of(request) for request, _ in passes])
     # Longest first: those still at it are always the first rows, which needs no copies.
     order = np.argsort(-steps, kind="stable")
     chosen = [passes[i] for i in order]
     requests = [request for request, _ in chosen]
-    w = _stack([request.w for request in requests])
+    w = setting.stacks.stack("w", [request.w for request in requests])
     given = tuple(
-        _stack([request.given[i] for request in requests]) for i in range(len(requests[0].given))
+        setting.stacks.stack(f"given {i}", [request.given[i] for request in requests])
+        for i in range(len(requests[0].given))
     )
     loop = _Loop(setting, requests[0], w, given, (len(requests),))
-    pad = not setting.net.has_batch_norm
-    for step in setting.loader.stacked(chosen, steps[order], requests[0].strong, pad):
+    for step in setting.loader.stacked(chosen, steps[order], requests[0].strong):
         setting.clock.lap("gather")
         loop.take(step)
         setting.clock.lap("train")
@@ -182,9 +213,9 @@ class _Own:
     w: Weights
     velocity: Weights
     flat: list[Tensor]
-    """The weights and what is given, one after the other."""
-    leaves: list[Tensor]
-    """Those that are trained."""
+    """The weights, what is given and the velocity, one after the other."""
+    still: int
+    """How many of them a CUDA graph may look for where they are now."""
     form: int
     """Stands for which these are and for their layout."""
 
@@ -200,7 +231,7 @@ class _Loop:
         given: tuple[Weights, ...],
         lead: tuple[int, ...],
     ) -> None:
-        self._net = setting.net.side_by_side() if lead else setting.net
+        self._net = setting.net.side_by_side if lead else setting.net
         self._training = setting.training
         self._groups = setting.groups
         self._tapes = setting.tapes
@@ -216,13 +247,18 @@ class _Loop:
         self._moving = [name for name in w if name in trained or name in self._net.buffers]
         self._velocity: Weights = {}
         if self._training.momentum:
-            self._velocity = {n: torch.zeros_like(t) for n, t in w.items() if n in trained}
+            moved = {name: tensor for name, tensor in w.items() if name in trained}
+            if lead:
+                self._velocity = setting.stacks.zeros("velocity", moved)
+            else:
+                self._velocity = {name: torch.zeros_like(tensor) for name, tensor in moved.items()}
+        self._device = w[self._moving[0]].device
         self._last = self._some(slice(0, *lead) if lead else None)
         self._sums = Tally(lead)
         self._counts = Tally(lead)
         self._precision: AbstractContextManager[Any] = nullcontext()
         if self._training.precision == "bfloat16":
-            self._precision = torch.autocast(w[self._moving[0]].device.type, torch.bfloat16)
+            self._precision = torch.autocast(self._device.type, torch.bfloat16)
 
     def take(self, step: Step) -> None:
         """Take a step of SGD."""
@@ -260,14 +296,16 @@ class _Loop:
             arrays if rows is None else {name: tensor[rows] for name, tensor in arrays.items()}
             for arrays in (self._w, *self._given, self._velocity)
         )
-        flat = [tensor for arrays in (w, *given) for tensor in arrays.values()]
-        form = self._tapes.number((self._names, self._trained, layout(flat)))
-        return _Own(rows, w, velocity, flat, [flat[place] for place in self._trained], form)
+        flat = [tensor for arrays in (w, *given, velocity) for tensor in arrays.values()]
+        is_still = isinstance(rows, slice) and self._device.type == "cuda"
+        places = tuple(tensor.data_ptr() for tensor in flat) if is_still else ()
+        form = self._tapes.number((self._names, self._trained, layout(flat), places))
+        return _Own(rows, w, velocity, flat, len(places), form)
 
     def _label(self, own: _Own, batches: list[Batch], truth: Tensor) -> Targets:
         """Return what the teacher says, and count how much of it is true."""
         assert self._teach is not None
-        targets, _ = self._call(self._teach, own, batches, {}, descends=False)
+        targets = self._call(self._teach, own, batches, {}, descends=False)
         self._counts.note(own.rows, audit(self._groups, targets, truth, batches[-1].mask))
         return targets
 
@@ -285,16 +323,7 @@ class _Loop:
             self._descend(self._some(rows), batches, targets)
 
     def _descend(self, own: _Own, batches: list[Batch], targets: Targets) -> None:
-        settings = self._training
-        counts, gradient = self._call(self._loss, own, batches, targets, descends=True)
-        if settings.weight_decay:
-            torch._foreach_add_(gradient, own.leaves, alpha=settings.weight_decay)
-        if settings.momentum:
-            moving = list(own.velocity.values())
-            torch._foreach_mul_(moving, settings.momentum)
-            torch._foreach_add_(moving, gradient)
-            gradient = moving
-        torch._foreach_add_(own.leaves, gradient, alpha=-settings.lr)
+        counts = self._call(self._loss, own, batches, targets, descends=True)
         if isinstance(own.rows, Tensor):  # these were copies
             for name in self._moving:
                 self._w[name][own.rows] = own.w[name]
@@ -313,7 +342,7 @@ class _Loop:
     ) -> Outputs:
         """Call a loss or a teacher, for a client alone or for each row of a stack.
 
-        Returns a teacher's targets; or a loss and its counts, and the gradient.
+        Returns a teacher's targets; or a loss and its counts, after a step down its gradient.
         """
         # Flat arguments, for vmap takes no None, which a batch without strong views has, and
         # looking through nested ones would take longer than a step of a small model.
@@ -323,7 +352,7 @@ class _Loop:
         how = (function, tuple(targets), widths, batches[0].padded)
         form = (how, own.form, layout(rest))
         compute = partial(self._compute, *how, descends)
-        return self._tapes.call(form, compute, [*own.flat, *rest])
+        return self._tapes.call(form, compute, [*own.flat, *rest], own.still)
 
     def _compute(
         self,
@@ -342,29 +371,43 @@ class _Loop:
             w, *given, of_teacher = ({name: next(found) for name in one} for one in names)
             kinds = tuple(_batch(padded, *islice(found, width)) for width in widths)
             batch = kinds if len(kinds) > 1 else kinds[0]
-            return function(self._net, w, batch, *((of_teacher,) if targets else ()), *given)
+            with self._net.padding.of(_masks(kinds)):
+                return function(self._net, w, batch, *((of_teacher,) if targets else ()), *given)
 
         of_all = vmap(of_one) if self._lead else of_one
+        num_arrays = sum(map(len, self._names))
+        num_own = num_arrays + len(self._velocity)
+        arrays, velocity, rest = (
+            tensors[:num_arrays],
+            tensors[num_arrays:num_own],
+            tensors[num_own:],
+        )
         if not descends:
             with torch.no_grad(), self._precision:
-                return of_all(*tensors), []
-        free = list(tensors)
+                targets_of_all: Outputs = of_all(*arrays, *rest)
+                return targets_of_all
+        free = list(arrays)
         for place in self._trained:
-            free[place] = tensors[place].detach().requires_grad_()
+            free[place] = arrays[place].detach().requires_grad_()
         leaves = [free[place] for place in self._trained]
         with self._precision:
-            loss, counts = of_all(*free)
+            loss, counts = of_all(*free, *rest)
             # The clients' losses don't touch each other: their gradients come in one go.
             gradient = torch.autograd.grad(
                 loss, leaves, torch.ones_like(loss), materialize_grads=True
             )
+        with torch.no_grad():
+            leaves = [arrays[place] for place in self._trained]
+            self._training.descend(leaves, list(gradient), list(velocity))
         made = {name: value.detach() for name, value in counts.items()}
-        return made | {"loss of": loss.detach()}, list(gradient)
+        return made | {"loss of": loss.detach()}
 
     def end(self) -> None:
         """Add up what was noted, once for all rows."""
         self._log, self._steps = self._sums.totals()
         self._audited, _ = self._counts.totals()
+        if self._last.still:  # the next pass takes the same memory
+            self._w = {name: tensor.clone() for name, tensor in self._w.items()}
 
     def result(self, row: Any) -> tuple[Trained, Counts]:
         """Return what came out, after `end`, for a row of the stack; ``()`` for a client alone."""
@@ -380,17 +423,12 @@ def _batch(padded: bool, x: Tensor, y: Tensor, mask: Tensor, strong: Tensor | No
     return Batch(x, y, mask, strong, padded)
 
 
+def _masks(batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
+    """Return the inputs of batches, each with the mask of its examples."""
+    views = ((one.mask, view) for one in batches for view in (one.x, one.strong))
+    return [(view, mask) for mask, view in views if view is not None]
+
+
 def _index(rows: Rows) -> Tensor:
     assert isinstance(rows, Tensor), "a client alone has no rows"
     return rows
-
-
-def _stack(ws: Sequence[Weights]) -> Weights:
-    stacked = {}
-    for name, first in ws[0].items():
-        tensors = [w[name] for w in ws]
-        if all(tensor is first for tensor in tensors):  # all start from the global weights
-            stacked[name] = first.detach().expand(len(ws), *first.shape).clone()
-        else:
-            stacked[name] = torch.stack(tensors).detach()
-    return stacked

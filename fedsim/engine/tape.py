@@ -10,7 +10,7 @@ same results, bit for bit.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +20,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fedsim.engine.graph import Function, Graphs
+
 RECORD_AT = 3
 """Which use of a form is noted: to note one takes as long as some ten steps of a small model, so
 that one that comes up once isn't worth it."""
 FORMS = 512
 """Most forms that are known; those not used for longest are forgotten."""
 
-Outputs = tuple[dict[str, Tensor], list[Tensor]]
-"""Of a function that can be noted: tensors by name, and tensors in a row."""
-
-Function = Callable[..., Outputs]
+Outputs = dict[str, Tensor]
+"""Of a function that can be noted."""
 
 
 class Tapes:
@@ -40,10 +40,10 @@ class Tapes:
     >>> tapes = Tapes()
     >>> def double(x):
     ...     print("worked out")
-    ...     return {"twice": 2 * x}, []
+    ...     return {"twice": 2 * x}
     >>> for step in range(4):
     ...     x = torch.full((2,), float(step))
-    ...     found, _ = tapes.call("double", double, [x])
+    ...     found = tapes.call("double", double, [x])
     worked out
     worked out
     worked out
@@ -54,12 +54,15 @@ class Tapes:
     def __init__(self) -> None:
         self._forms: OrderedDict[Hashable, int | Function] = OrderedDict()
         self._numbers: dict[Hashable, int] = {}
+        self._graphs: Graphs | None = None
 
     def number(self, part: Hashable) -> int:
         """Return a number that stands for a part of forms: it is looked up sooner."""
         return self._numbers.setdefault(part, len(self._numbers))
 
-    def call(self, form: Hashable, function: Function, tensors: Sequence[Tensor]) -> Outputs:
+    def call(
+        self, form: Hashable, function: Function, tensors: Sequence[Tensor], still: int = 0
+    ) -> Outputs:
         """Return ``function(*tensors)``, without gradients.
 
         Parameters
@@ -73,6 +76,9 @@ class Tapes:
             taken out of a tensor, a tensor from elsewhere or a random draw, is called each time.
         tensors : sequence of torch.Tensor
             Its arguments.
+        still : int
+            On a GPU, the first so many tensors of a form always lie where they lie now: its
+            operations may be begun as one, see `fedsim.engine.graph`.
         """
         known = self._forms.get(form, 0)
         if not isinstance(known, int):
@@ -85,6 +91,9 @@ class Tapes:
             outputs, tape = _record(function, tensors)
             if tape is not None:
                 self._forms[form] = tape
+                if still:
+                    self._graphs = self._graphs or Graphs()
+                    self._forms[form] = self._graphs.capture(tape, tensors, still)
             return outputs
         if len(self._forms) > FORMS:
             self._forms.popitem(last=False)
@@ -207,13 +216,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def tape(self, outputs: Outputs) -> Function | None:
         """Return the noted operations as a function; None where they can't be done again."""
-        named, row = outputs
-        if self.refused or any(one not in self._names for one in (*named.values(), *row)):
+        if self.refused or any(one not in self._names for one in outputs.values()):
             return None
-        needed = {self._names[tensor] for tensor in (*named.values(), *row)}
-        by_name = [f"{key!r}: {self._names[tensor]}" for key, tensor in named.items()]
-        in_row = [self._names[tensor] for tensor in row]
-        source = [f"    return {{{', '.join(by_name)}}}, [{', '.join(in_row)}]"]
+        needed = {self._names[tensor] for tensor in outputs.values()}
+        named = [f"{key!r}: {self._names[tensor]}" for key, tensor in outputs.items()]
+        source = [f"    return {{{', '.join(named)}}}"]
         # From the end: what nobody reads any more isn't made, or is let go where it was read last.
         for line in reversed(self._lines):
             if not line.changes and needed.isdisjoint(line.makes):

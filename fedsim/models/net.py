@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.models.layers import linear, quicken
+from fedsim.models.stacked import Padding, StackedBatchNorm, spread
 
 Weights = dict[str, Tensor]
 """Arrays by name: a model's parameters and the buffers of its normalisation layers, and what
@@ -80,17 +82,30 @@ class Net:
         """Names of the model's parameters."""
         self.buffers = frozenset(name for name, _ in model.named_buffers())
         """Names of its buffers: arrays that are never trained."""
-        self.has_batch_norm = any(name.endswith(".running_mean") for name in self.buffers)
         self.num_features = model.features
         self.num_classes = model.head.out_features
         # The weights always come from outside: keep the two modes as empty shells.
         self._train = _Shell(quicken(copy.deepcopy(model.backbone).to("meta").train()))
         self._eval = _Shell(copy.deepcopy(model.backbone).to("meta").eval())
         self._linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
+        self.padding = Padding()
+        """Of the inputs in training mode; only the net `side_by_side` asks for it."""
 
+    @cached_property
     def side_by_side(self) -> Net:
-        """Return the same function, whose heads are fastest where ``vmap`` stacks the weights."""
+        """The same function, for ``vmap`` to stack the weights and batches of many clients.
+
+        Raises
+        ------
+        fedsim.models.stacked.PaddingUnknownError
+            The model has a layer that knows no padding.
+        """
         net = copy.copy(self)
+        net.padding = Padding()
+        net._train, net._eval = (
+            _Shell(spread(copy.deepcopy(shell.backbone)), net.padding)
+            for shell in (self._train, self._eval)
+        )
         net._linear = linear
         return net
 
@@ -130,8 +145,10 @@ class _Shell:
     tenth of a small CNN's step.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
-        self._backbone = backbone
+    def __init__(self, backbone: nn.Module, padding: Padding | None = None) -> None:
+        self.backbone = backbone
+        self._padding = padding
+        self._norms = [layer for layer in backbone.modules() if isinstance(layer, StackedBatchNorm)]
         names = {
             id(tensor): f"backbone.{name}"
             for name, tensor in [*backbone.named_parameters(), *backbone.named_buffers()]
@@ -148,7 +165,12 @@ class _Shell:
     def __call__(self, w: Weights, x: Tensor) -> Tensor:
         for held, local, name in self._places:
             held[local] = w[name]
-        features: Tensor = self._backbone(x)
+        if self._norms and self.backbone.training:
+            assert self._padding is not None, "spread makes these layers"
+            mask = self._padding.mask(x)
+            for layer in self._norms:
+                layer.mask = mask
+        features: Tensor = self.backbone(x)
         return features
 
 

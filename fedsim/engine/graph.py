@@ -1,0 +1,69 @@
+"""A function's work on a GPU, begun as one.
+
+A step's operations are begun one after the other, each of which takes the processor some
+microseconds: for batches of a few examples longer than the GPU works. A CUDA graph begins all of
+them in one go.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., dict[str, Tensor]]
+
+
+class Graphs:
+    """Makes graphs that share the memory in which they work."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+
+    def capture(self, function: Function, tensors: Sequence[Tensor], still: int) -> Function:
+        """Return what does the same as ``function(*tensors)``, begun as one.
+
+        Parameters
+        ----------
+        function : callable
+            Does the same with any numbers, as a tape does. Its kernels have run before.
+        tensors : sequence of torch.Tensor
+            Its arguments. Their layout is that of the arguments of every later call.
+        still : int
+            So many of them, the first ones, are the same in every call. Others are brought to where
+            the graph reads them.
+
+        Returns
+        -------
+        callable
+            ``function`` itself where it can't be captured, with a warning.
+        """
+        brought = [
+            torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device)
+            for one in tensors[still:]
+        ]
+        graph = torch.cuda.CUDAGraph()
+        # What was begun so far must have come first.
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self._stream), torch._C._AutoDispatchBelowAutograd():
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    outputs = function(*tensors[:still], *brought)
+                finally:
+                    graph.capture_end()
+        except RuntimeError as error:
+            warnings.warn(f"steps are begun operation by operation ({error})", stacklevel=2)
+            return function
+
+        def replay(*tensors: Tensor) -> dict[str, Tensor]:
+            if brought:
+                torch._foreach_copy_(brought, list(tensors[still:]))
+            graph.replay()
+            # The next replay writes to the same place.
+            return {name: output.clone() for name, output in outputs.items()}
+
+        return replay
