@@ -231,9 +231,10 @@ class Training(_Table):
     augmentation: Literal["none", "weak"] = Field(
         "none", description="weak: random crop, and flip where the source allows it"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
-        description="of matrix products and convolutions while training; all else is float32",
+        description="to what inputs of products and convolutions are rounded while training; "
+        "tf32: on a GPU only",
     )
 
 

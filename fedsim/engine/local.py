@@ -6,7 +6,8 @@ Shapes: B examples, D features, m examples of a client's own test set.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,6 +55,20 @@ class _Run:
     answer: Any = None
     result: Any = None
     error: Exception | None = None
+
+
+@contextmanager
+def _tf32(on: bool) -> Iterator[None]:
+    """Let a GPU round the inputs of float32 products to TF32 for a while, or not."""
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    were = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = on
+    try:
+        yield
+    finally:
+        for switch, was in zip(switches, were, strict=True):
+            switch.allow_tf32 = was
 
 
 class LocalTrainer:
@@ -201,10 +216,11 @@ class LocalTrainer:
                 return
             passes = self._passes(group, purpose, round)
             self.clock.lap("train")  # predictions, and the methods' own steps
-            if len(passes) > 1:
-                found = run_stacked(self._setting, passes)
-            else:
-                found = [run_alone(self._setting, passes[0])]
+            with _tf32(self.training.precision == "tf32"):
+                if len(passes) > 1:
+                    found = run_stacked(self._setting, passes)
+                else:
+                    found = [run_alone(self._setting, passes[0])]
         except Exception as error:  # a client's failure must not end the others
             if len(group) == 1:
                 group[0][0].error = error
@@ -244,6 +260,7 @@ class LocalTrainer:
         ]
 
     @torch.no_grad()
+    @_tf32(False)
     def _predict(self, request: Predict) -> Tensor:
         return torch.cat(
             [
@@ -253,6 +270,7 @@ class LocalTrainer:
         )
 
     @torch.no_grad()
+    @_tf32(False)
     def test(
         self, method: ClientUpdate, w: Weights, index: NDArray[np.integer[Any]]
     ) -> tuple[Scores, Tensor]:
@@ -281,6 +299,7 @@ class LocalTrainer:
         tested = {view: logits for view, logits in views.items() if view in method.views}
         return self._scores(tested, index), features
 
+    @_tf32(False)
     def test_personal(
         self,
         method: ClientUpdate,

@@ -50,9 +50,9 @@ class LocalTraining:
         Factor of the weights added to the gradient, >= 0.
     augmentation : {"none", "weak"}
         ``"weak"``: random crop, and flip where the source allows it, drawn anew at each step.
-    precision : {"float32", "bfloat16"}
-        Of matrix products and convolutions while training. Weights, their updates and everything
-        else stay in float32, and so does testing.
+    precision : {"float32", "tf32", "bfloat16"}
+        To what the inputs of matrix products and convolutions are rounded while training; TF32 on a
+        GPU only. Weights, their updates and everything else stay in float32, and so does testing.
     """
 
     epochs: int
@@ -62,7 +62,7 @@ class LocalTraining:
     weight_decay: float = 0.0
     augmentation: Literal["none", "weak"] = "none"
     steps: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
 
     def steps_of(self, request: SGD) -> int:
         """Return the steps of a pass; 0 where there is nothing to train on."""

@@ -19,10 +19,18 @@ from torch import Tensor
 PROGRAMS = 128
 """From so many blocks of work on, a GPU is busy."""
 
+# Triton compiles a kernel anew for arguments that are 1 or multiples of 16, which pays for channels
+# and strides only.
+_SIZES = [
+    "b_in_k", "h_in", "w_in", "u_out", "v_out", "rows", "pixels", "scale", "from_h", "from_w",
+    "step", "taps_h", "taps_w", "tap_h", "tap_w", "tap_step", "y_h", "y_w", "y_scale", "y_from_h",
+    "y_from_w",
+]  # fmt: skip
+
 # ----- convolutions ----------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def _convolve(
     x, w, y, b_in_k, h_in, w_in, channels, u_out, v_out, filters, rows, pixels,
     scale, from_h, from_w, step, taps_h, taps_w, tap_h, tap_w, tap_step,
@@ -77,7 +85,7 @@ def _convolve(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*_SIZES[:7], "stride", "padding", "taps_w"])
 def _weigh(
     x, g, w, b_in_k, h_in, w_in, channels, u_out, v_out, filters, rows, pixels,
     stride, padding, taps_w, w_k, w_o, w_h, w_w, w_i,
@@ -137,7 +145,7 @@ def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
         stride, -padding, -padding, 1, taps_h, taps_w, 0, 0, 1,
         u, v, 1, 0, 0,
         w_k, w_o, w_h, w_w, w_i,
-        _precision(x), **blocks,
+        _precision(), **blocks,
     )  # fmt: skip
     return y
 
@@ -165,7 +173,7 @@ def convolve_back(
                 first_h, first_w, stride,
                 height, width, stride, at_h, at_w,
                 w_k, w_i, w_h, w_w, w_o,
-                _precision(g), **blocks,
+                _precision(), **blocks,
             )  # fmt: skip
     return of_x
 
@@ -179,13 +187,11 @@ def weigh(x: Tensor, g: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
     taps_h, taps_w = w.shape[3:]
     of_w = torch.empty_like(w)
     w_k, w_o, w_i, w_h, w_w = of_w.stride()
-    o_block, i_block = _block(filters, 128), _block(channels, 128)
-    grid = (taps_h * taps_w * triton.cdiv(filters, o_block) * triton.cdiv(channels, i_block), k)
+    grid, blocks = _squares(taps_h * taps_w, filters, channels, k)
     _weigh[grid](
         x, g, of_w, b, height, width, channels, u, v, filters, b * u * v, u * v,
         stride, padding, taps_w, w_k, w_o, w_h, w_w, w_i,
-        _precision(x), m_block=64, o_block=o_block, i_block=i_block,
-        num_warps=8 if o_block * i_block > 64 * 64 else 4, num_stages=3,
+        _precision(), **blocks,
     )  # fmt: skip
     return of_w
 
@@ -193,7 +199,7 @@ def weigh(x: Tensor, g: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
 # ----- BatchNorm -------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize_on_alignment=["mask"])
+@triton.jit(do_not_specialize=["rows", "pixels"], do_not_specialize_on_alignment=["mask"])
 def _normalise(
     x, mask, weight, bias, running_mean, running_var, y, mean, scale, rows, pixels, channels,
     momentum, eps, m_block: tl.constexpr, c_block: tl.constexpr,
@@ -207,8 +213,8 @@ def _normalise(
     mask += k * (rows // pixels)
     # Sums of differences from the first pixel: the squares of a large mean would drown the rest.
     first = tl.load(x + c, mask=real, other=0.0).to(tl.float32)
-    total = tl.zeros((c_block,), dtype=tl.float32)
-    squares = tl.zeros((c_block,), dtype=tl.float32)
+    total = tl.zeros((m_block, c_block), dtype=tl.float32)
+    squares = tl.zeros((m_block, c_block), dtype=tl.float32)
     count = tl.zeros((m_block,), dtype=tl.float32)
     for begin in range(0, rows, m_block):
         m = begin + tl.arange(0, m_block)
@@ -218,13 +224,13 @@ def _normalise(
             mask=(m < rows)[:, None] & real[None, :],
             other=0.0,
         )
-        apart = tile.to(tl.float32) - first[None, :]
-        total += tl.sum(apart * counts[:, None], axis=0)
-        squares += tl.sum(apart * apart * counts[:, None], axis=0)
+        apart = (tile.to(tl.float32) - first[None, :]) * counts[:, None]
+        total += apart
+        squares += apart * apart
         count += counts
     n = tl.sum(count, axis=0)
-    apart_mean = total / n
-    var = tl.maximum(squares / n - apart_mean * apart_mean, 0.0)
+    apart_mean = tl.sum(total, axis=0) / n
+    var = tl.maximum(tl.sum(squares, axis=0) / n - apart_mean * apart_mean, 0.0)
     middle = first + apart_mean
     factor = 1.0 / tl.sqrt(var + eps)
     place = k * channels + c
@@ -246,7 +252,7 @@ def _normalise(
         tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=["mask"])
+@triton.jit(do_not_specialize=["rows", "pixels"], do_not_specialize_on_alignment=["mask"])
 def _normalise_back(
     g, x, mask, weight, mean, scale, of_x, of_weight, of_bias, rows, pixels, channels,
     m_block: tl.constexpr, c_block: tl.constexpr,
@@ -262,8 +268,8 @@ def _normalise_back(
     place = k * channels + c
     middle = tl.load(mean + place, mask=real, other=0.0)
     factor = tl.load(scale + place, mask=real, other=0.0)
-    total = tl.zeros((c_block,), dtype=tl.float32)
-    along = tl.zeros((c_block,), dtype=tl.float32)
+    totals = tl.zeros((m_block, c_block), dtype=tl.float32)
+    alongs = tl.zeros((m_block, c_block), dtype=tl.float32)
     count = tl.zeros((m_block,), dtype=tl.float32)
     for begin in range(0, rows, m_block):
         m = begin + tl.arange(0, m_block)
@@ -272,8 +278,10 @@ def _normalise_back(
         count += tl.load(mask + m // pixels, mask=m < rows, other=0.0)
         gradient = tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
         tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        total += tl.sum(gradient, axis=0)
-        along += tl.sum(gradient * (tile - middle[None, :]), axis=0) * factor
+        totals += gradient
+        alongs += gradient * (tile - middle[None, :])
+    total = tl.sum(totals, axis=0)
+    along = tl.sum(alongs, axis=0) * factor
     tl.store(of_bias + place, total, mask=real)
     tl.store(of_weight + place, along, mask=real)
     n = tl.sum(count, axis=0)
@@ -313,7 +321,7 @@ def normalise(
     y = _images(x, (k, b, channels, height, width))
     mean, scale = (weight.new_empty(k, channels) for _ in range(2))
     rows, pixels = b * height * width, height * width
-    grid, blocks = _strips(rows, channels, k)
+    grid, blocks = _strips(channels, k)
     assert running_mean.is_contiguous(), "it is changed in place"
     assert running_var.is_contiguous(), "it is changed in place"
     _normalise[grid](
@@ -333,7 +341,7 @@ def normalise_back(
     of_x = _images(x, (k, b, channels, height, width))
     of_weight, of_bias = (weight.new_empty(k, channels) for _ in range(2))
     rows, pixels = b * height * width, height * width
-    grid, blocks = _strips(rows, channels, k)
+    grid, blocks = _strips(channels, k)
     _normalise_back[grid](
         g, x, mask.contiguous(), weight.contiguous(), mean, scale, of_x, of_weight, of_bias,
         rows, pixels, channels, **blocks,
@@ -344,24 +352,40 @@ def normalise_back(
 # ----- sizes and layouts -----------------------------------------------------------------------
 
 
-def _strips(rows: int, channels: int, k: int) -> tuple[tuple[int, int], dict[str, int]]:
+def _squares(
+    taps: int, filters: int, channels: int, k: int
+) -> tuple[tuple[int, int], dict[str, int]]:
+    """Return the grid of `_weigh` and the sizes of its blocks."""
+    o_block, i_block = _block(filters, 128), _block(channels, 128)
+    grid = (taps * triton.cdiv(filters, o_block) * triton.cdiv(channels, i_block), k)
+    return grid, {
+        "m_block": 64,
+        "o_block": o_block,
+        "i_block": i_block,
+        "num_warps": 8 if o_block * i_block > 64 * 64 else 4,
+        "num_stages": 3,
+    }
+
+
+def _strips(channels: int, k: int) -> tuple[tuple[int, int], dict[str, int]]:
     """Return the grid of `_normalise` and the sizes of its blocks: enough of them for the GPU."""
-    c_block = next((c for c in (64, 32) if k * triton.cdiv(channels, c) >= PROGRAMS), 16)
+    c_block = 32 if k * triton.cdiv(channels, 32) >= PROGRAMS else 16
     grid = (triton.cdiv(channels, c_block), k)
-    return grid, {"m_block": 4096 // c_block, "c_block": c_block, "num_warps": 8}
+    return grid, {"m_block": 256, "c_block": c_block, "num_warps": 8}
 
 
 def _tiles(
     rows: int, filters: int, channels: int, k: int
 ) -> tuple[tuple[int, int], dict[str, int]]:
     """Return the grid of `_convolve` and the sizes of its blocks."""
-    m_block, n_block = _block(rows, 128), _block(filters, 128)
+    # Of few pixels many small blocks keep more of the GPU busy.
+    m_block, n_block = 128 if rows >= 1024 else 64, _block(filters, 128)
     grid = (triton.cdiv(rows, m_block) * triton.cdiv(filters, n_block), k)
     return grid, {
         "m_block": m_block,
         "n_block": n_block,
         "i_block": _block(channels, 64),
-        "num_warps": 8 if m_block * n_block > 128 * 64 else 4,
+        "num_warps": 4,
         "num_stages": 3,
     }
 
@@ -371,9 +395,9 @@ def _block(size: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(size)))
 
 
-def _precision(x: Tensor) -> str:
+def _precision() -> str:
     """Return how products of float32 are made; it means nothing for others."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
 
 
 def _innermost(x: Tensor) -> Tensor:

@@ -170,8 +170,14 @@ class StackedMean2d(nn.AdaptiveAvgPool2d):
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Tell whether there are kernels for a tensor's device."""
-    return x.device.type == "cuda" and _has_triton()
+    """Tell whether there are kernels for products of a tensor: on a GPU, but not in full float32.
+
+    Those need matrix units, which round inputs to TF32 or bfloat16; without, the libraries' own are
+    as fast.
+    """
+    if x.device.type != "cuda" or not _has_triton():
+        return False
+    return torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32
 
 
 @cache

@@ -184,7 +184,7 @@ class TestCommandLineFailure:
             harness.measure(broken)
 
 
-@pytest.mark.parametrize("convolutions", ["grouped", "patches"])
+@pytest.mark.parametrize("convolutions", ["kernels", "patches"])
 def test_the_benchmark_for_a_device_runs_on_the_processor(
     monkeypatch, capsys, tmp_path, convolutions
 ):
