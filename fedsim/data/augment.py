@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedsim.data.transfer import brought
+
 CROP = 8
 """Random crops shift an image by up to 1/8 of its side: 4 of 32 pixels, as usual for CIFAR."""
 
@@ -80,7 +82,7 @@ class WeakAugmentation:
     def __call__(self, x: Tensor, draws: NDArray[np.int64]) -> Tensor:
         """Return the images [B, c, H, W] cropped and flipped as ``draws`` [B, 3] say."""
         height, width = x.shape[-2:]
-        d = torch.from_numpy(draws).to(x.device)
+        d = brought(draws, x.device)
         rows = d[:, 0, None] + torch.arange(height, device=x.device)
         columns = d[:, 1, None] + torch.arange(width, device=x.device)
         columns = torch.where(d[:, 2, None] == 1, columns.flip(1), columns)
@@ -207,13 +209,13 @@ def _rand_augment(x: Tensor, draws: NDArray[np.float64]) -> Tensor:
     moved = np.flatnonzero(np.isin(names, _GEOMETRIC))
     if moved.size:
         matrices = _matrices(names[moved], draws[moved, 1], *x.shape[-2:])
-        chosen = torch.from_numpy(moved).to(x.device)
+        chosen = brought(moved, x.device)
         result[chosen] = _warp(x[chosen], matrices)
     for name in OPERATIONS:
         members = np.flatnonzero(names == name)
         if members.size and name not in _GEOMETRIC:
-            chosen = torch.from_numpy(members).to(x.device)
-            threshold = torch.from_numpy(draws[members, 2]).to(x)
+            chosen = brought(members, x.device)
+            threshold = brought(draws[members, 2], x.device).to(x)
             result[chosen] = _change_values(name, x[chosen], threshold)
     return result
 
@@ -276,7 +278,7 @@ def _warp(x: Tensor, matrices: NDArray[np.float64]) -> Tensor:
     height, width = x.shape[-2:]
     # PyTorch measures both axes in halves of the image's sides.
     scale = np.array([[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]])
-    theta = torch.from_numpy(matrices * scale).to(x)
+    theta = brought(matrices * scale, x.device).to(x)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 
@@ -289,4 +291,4 @@ def _erase(x: Tensor, draws: NDArray[np.float64]) -> Tensor:
         place = np.arange(size)
         inside.append((place >= start) & (place < start + draws[:, :1]))
     square = inside[0][:, :, None] & inside[1][:, None, :]
-    return x.masked_fill(torch.from_numpy(square[:, None]).to(x.device), 0.0)
+    return x.masked_fill(brought(square[:, None], x.device), 0.0)

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.data.augment import StrongAugmentation, WeakAugmentation
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
+from fedsim.data.transfer import brought
 from fedsim.engine.update import SGD, Batch, Examples
 from fedsim.models.layers import channels_last
 
@@ -71,11 +72,6 @@ def plan(
     for order, _ in epochs(rng, count, batch_size, steps):
         for start in range(0, len(order), batch_size):
             yield order[start : start + batch_size]
-
-
-def brought(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return an array as a tensor on a device, without waiting for what the device is doing."""
-    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 class Split:
@@ -271,11 +267,14 @@ class Loader:
         steps: NDArray[np.int64],
         strong: bool,
     ) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield the batches [K, B] of each step and their true labels; B is the largest of all."""
+        """Yield the batches [K, B] of each step and their true labels."""
         planned = self._plan(parts, steps, strong)
-        widths = (planned.index >= 0).sum(axis=2).max(axis=0, initial=0).tolist()
-        active = (steps[:, None] > np.arange(len(widths))).sum(axis=0).tolist()
-        shapes = list(zip(active, widths, strict=True))
+        widths = (planned.index >= 0).sum(axis=2).max(axis=0, initial=0)
+        if self._device.type != "cpu":
+            # Padding costs a GPU little, and a step of another shape a graph of its own.
+            widths[:] = self._batch_size
+        active = (steps[:, None] > np.arange(len(widths))).sum(axis=0)
+        shapes = list(zip(active.tolist(), widths.tolist(), strict=True))
         lengths = [k * b for k, b in shapes]
 
         def in_turn(of: NDArray[Any]) -> NDArray[Any]:

@@ -87,7 +87,8 @@ class Tapes:
             with torch._C._AutoDispatchBelowAutograd():
                 return known(*tensors)
         self._forms[form] = known + 1
-        if known + 1 == RECORD_AT:
+        # A graph is worth it even for a second use.
+        if known + 1 == RECORD_AT or still:
             outputs, tape = _record(function, tensors)
             if tape is not None:
                 self._forms[form] = tape

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 128
-"""From so many blocks of work on, a GPU is busy."""
+PROGRAMS = 512
+"""From so many on, all of a large GPU is busy: four on each of its 132 multiprocessors."""
 
 # Triton compiles a kernel anew for arguments that are 1 or multiples of 16, which pays for channels
 # and strides only.
@@ -85,13 +85,13 @@ def _convolve(
     )
 
 
-@triton.jit(do_not_specialize=[*_SIZES[:7], "stride", "padding", "taps_w"])
+@triton.jit(do_not_specialize=[*_SIZES[:7], "span", "stride", "padding", "taps_w"])
 def _weigh(
-    x, g, w, b_in_k, h_in, w_in, channels, u_out, v_out, filters, rows, pixels,
-    stride, padding, taps_w, w_k, w_o, w_h, w_w, w_i,
+    x, g, w, b_in_k, h_in, w_in, channels, u_out, v_out, filters, rows, pixels, span,
+    stride, padding, taps_w, w_share, w_k, w_o, w_h, w_w, w_i,
     precision: tl.constexpr, m_block: tl.constexpr, o_block: tl.constexpr, i_block: tl.constexpr,
 ):  # fmt: skip
-    """Add up, for some weights of a client at one tap, the products of gradients and inputs."""
+    """Add up, for some weights of a client at one tap, a span of products of gradient and input."""
     k = tl.program_id(1).to(tl.int64)
     blocks_o = tl.cdiv(filters, o_block)
     blocks_i = tl.cdiv(channels, i_block)
@@ -103,11 +103,13 @@ def _weigh(
     x += k * b_in_k * h_in * w_in * channels
     g += k * rows * filters
     total = tl.zeros((o_block, i_block), dtype=tl.float32)
-    for begin in range(0, rows, m_block):
-        m = begin + tl.arange(0, m_block)
+    begin = tl.program_id(2) * span
+    end = tl.minimum(begin + span, rows)
+    for at in range(begin, end, m_block):
+        m = at + tl.arange(0, m_block)
         row = m % pixels // v_out * stride - padding + down
         column = m % v_out * stride - padding + right
-        inside = (m < rows) & (row >= 0) & (row < h_in) & (column >= 0) & (column < w_in)
+        inside = (m < end) & (row >= 0) & (row < h_in) & (column >= 0) & (column < w_in)
         place = ((m // pixels * h_in + row) * w_in + column) * channels
         images = tl.load(
             x + place[:, None] + i[None, :],
@@ -116,10 +118,11 @@ def _weigh(
         )
         gradients = tl.load(
             g + m[:, None] * filters + o[None, :],
-            mask=(m < rows)[:, None] & (o < filters)[None, :],
+            mask=(m < end)[:, None] & (o < filters)[None, :],
             other=0.0,
         )
         total = tl.dot(tl.trans(gradients), images, total, input_precision=precision)
+    w += tl.program_id(2).to(tl.int64) * w_share
     tl.store(
         w + k * w_k + down * w_h + right * w_w + o[:, None] * w_o + i[None, :] * w_i,
         total.to(w.dtype.element_ty),
@@ -185,119 +188,180 @@ def weigh(x: Tensor, g: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
     k, b, channels, height, width = x.shape
     filters, u, v = g.shape[2:]
     taps_h, taps_w = w.shape[3:]
-    of_w = torch.empty_like(w)
-    w_k, w_o, w_i, w_h, w_w = of_w.stride()
-    grid, blocks = _squares(taps_h * taps_w, filters, channels, k)
+    rows = b * u * v
+    grid, span, blocks = _squares(rows, taps_h * taps_w, filters, channels, k)
+    parts = w.new_empty(grid[2], *w.shape).as_strided((grid[2], *w.shape), (w.numel(), *w.stride()))
+    w_k, w_o, w_i, w_h, w_w = w.stride()
     _weigh[grid](
-        x, g, of_w, b, height, width, channels, u, v, filters, b * u * v, u * v,
-        stride, padding, taps_w, w_k, w_o, w_h, w_w, w_i,
+        x, g, parts, b, height, width, channels, u, v, filters, rows, u * v, span,
+        stride, padding, taps_w, w.numel(), w_k, w_o, w_h, w_w, w_i,
         _precision(), **blocks,
     )  # fmt: skip
-    return of_w
+    return parts[0] if grid[2] == 1 else torch.sum(parts, 0, out=torch.empty_like(w))
 
 
 # ----- BatchNorm -------------------------------------------------------------------------------
+#
+# The pixels of a client are dealt out to several programs, in spans: one kernel adds up over each
+# span, and the next one adds the spans up, each program anew, before it goes through its own.
 
 
-@triton.jit(do_not_specialize=["rows", "pixels"], do_not_specialize_on_alignment=["mask"])
-def _normalise(
-    x, mask, weight, bias, running_mean, running_var, y, mean, scale, rows, pixels, channels,
-    momentum, eps, m_block: tl.constexpr, c_block: tl.constexpr,
+@triton.jit(do_not_specialize=["rows", "pixels", "span"], do_not_specialize_on_alignment=["mask"])
+def _sum(
+    x, mask, sums, rows, pixels, channels, span,
+    m_block: tl.constexpr, c_block: tl.constexpr,
 ):  # fmt: skip
-    """Normalise some channels of a client, from the examples that aren't padding."""
-    k = tl.program_id(1).to(tl.int64)
+    """Add up, for some channels of a client, a span of pixels that aren't padding.
+
+    Of differences from the client's first pixel, since the squares of a large mean would drown the
+    rest.
+    """
+    k = tl.program_id(2).to(tl.int64)
     c = tl.program_id(0) * c_block + tl.arange(0, c_block)
     real = c < channels
     x += k * rows * channels
-    y += k * rows * channels
     mask += k * (rows // pixels)
-    # Sums of differences from the first pixel: the squares of a large mean would drown the rest.
+    begin = tl.program_id(1) * span
+    end = tl.minimum(begin + span, rows)
     first = tl.load(x + c, mask=real, other=0.0).to(tl.float32)
     total = tl.zeros((m_block, c_block), dtype=tl.float32)
     squares = tl.zeros((m_block, c_block), dtype=tl.float32)
-    count = tl.zeros((m_block,), dtype=tl.float32)
-    for begin in range(0, rows, m_block):
-        m = begin + tl.arange(0, m_block)
-        counts = tl.load(mask + m // pixels, mask=m < rows, other=0.0)
+    for at in range(begin, end, m_block):
+        m = at + tl.arange(0, m_block)
+        counts = tl.load(mask + m // pixels, mask=m < end, other=0.0)
         tile = tl.load(
             x + m[:, None] * channels + c[None, :],
-            mask=(m < rows)[:, None] & real[None, :],
+            mask=(m < end)[:, None] & real[None, :],
             other=0.0,
         )
         apart = (tile.to(tl.float32) - first[None, :]) * counts[:, None]
         total += apart
         squares += apart * apart
-        count += counts
-    n = tl.sum(count, axis=0)
-    apart_mean = tl.sum(total, axis=0) / n
-    var = tl.maximum(tl.sum(squares, axis=0) / n - apart_mean * apart_mean, 0.0)
-    middle = first + apart_mean
+    sums += (k * tl.num_programs(1) + tl.program_id(1)) * 2 * channels + c
+    tl.store(sums, tl.sum(total, axis=0), mask=real)
+    tl.store(sums + channels, tl.sum(squares, axis=0), mask=real)
+
+
+@triton.jit(do_not_specialize=["rows", "pixels", "span"], do_not_specialize_on_alignment=["mask"])
+def _normalise(
+    x, mask, sums, weight, bias, running_mean, running_var, y, mean, scale, rows, pixels, channels,
+    span, momentum, eps, m_block: tl.constexpr, c_block: tl.constexpr, b_block: tl.constexpr,
+):  # fmt: skip
+    """Normalise a span of some channels of a client."""
+    k = tl.program_id(2).to(tl.int64)
+    c = tl.program_id(0) * c_block + tl.arange(0, c_block)
+    real = c < channels
+    x += k * rows * channels
+    y += k * rows * channels
+    begin = tl.program_id(1) * span
+    end = tl.minimum(begin + span, rows)
+    n, total, squares = _add_up(mask, sums, rows, pixels, channels, k, c, real, b_block, c_block)
+    first = tl.load(x + c, mask=real, other=0.0).to(tl.float32)
+    apart = total / n
+    var = tl.maximum(squares / n - apart * apart, 0.0)
+    middle = first + apart
     factor = 1.0 / tl.sqrt(var + eps)
     place = k * channels + c
-    tl.store(mean + place, middle, mask=real)
-    tl.store(scale + place, factor, mask=real)
-    was = tl.load(running_mean + place, mask=real)
-    tl.store(running_mean + place, was + momentum * (middle - was), mask=real)
-    was = tl.load(running_var + place, mask=real)
-    unbiased = var * n / tl.maximum(n - 1.0, 1.0)
-    tl.store(running_var + place, was + momentum * (unbiased - was), mask=real)
+    if tl.program_id(1) == 0:
+        tl.store(mean + place, middle, mask=real)
+        tl.store(scale + place, factor, mask=real)
+        was = tl.load(running_mean + place, mask=real)
+        tl.store(running_mean + place, was + momentum * (middle - was), mask=real)
+        was = tl.load(running_var + place, mask=real)
+        unbiased = var * n / tl.maximum(n - 1.0, 1.0)
+        tl.store(running_var + place, was + momentum * (unbiased - was), mask=real)
     gamma = tl.load(weight + place, mask=real) * factor
     beta = tl.load(bias + place, mask=real)
-    for begin in range(0, rows, m_block):
-        m = begin + tl.arange(0, m_block)
-        at = m[:, None] * channels + c[None, :]
-        inside = (m < rows)[:, None] & real[None, :]
-        tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    for at in range(begin, end, m_block):
+        m = at + tl.arange(0, m_block)
+        spot = m[:, None] * channels + c[None, :]
+        inside = (m < end)[:, None] & real[None, :]
+        tile = tl.load(x + spot, mask=inside, other=0.0).to(tl.float32)
         out = (tile - middle[None, :]) * gamma[None, :] + beta[None, :]
-        tl.store(y + at, out.to(y.dtype.element_ty), mask=inside)
+        tl.store(y + spot, out.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "pixels"], do_not_specialize_on_alignment=["mask"])
+@triton.jit
+def _add_up(
+    mask, sums, rows, pixels, channels, k, c, real, b_block: tl.constexpr, c_block: tl.constexpr
+):  # fmt: skip
+    """Return how many pixels count, and the two sums over all spans."""
+    b = tl.arange(0, b_block)
+    images = rows // pixels
+    n = tl.sum(tl.load(mask + k * images + b, mask=b < images, other=0.0), axis=0) * pixels
+    one = tl.zeros((c_block,), dtype=tl.float32)
+    other = tl.zeros((c_block,), dtype=tl.float32)
+    sums += k * tl.num_programs(1) * 2 * channels + c
+    for _ in range(tl.num_programs(1)):
+        one += tl.load(sums, mask=real, other=0.0)
+        other += tl.load(sums + channels, mask=real, other=0.0)
+        sums += 2 * channels
+    return n, one, other
+
+
+@triton.jit(do_not_specialize=["rows", "span"])
+def _sum_back(
+    g, x, mean, sums, rows, channels, span, m_block: tl.constexpr, c_block: tl.constexpr
+):  # fmt: skip
+    """Add gradients up over a span, and gradients times the distance of the input from the mean."""
+    k = tl.program_id(2).to(tl.int64)
+    c = tl.program_id(0) * c_block + tl.arange(0, c_block)
+    real = c < channels
+    x += k * rows * channels
+    g += k * rows * channels
+    begin = tl.program_id(1) * span
+    end = tl.minimum(begin + span, rows)
+    middle = tl.load(mean + k * channels + c, mask=real, other=0.0)
+    total = tl.zeros((m_block, c_block), dtype=tl.float32)
+    along = tl.zeros((m_block, c_block), dtype=tl.float32)
+    for at in range(begin, end, m_block):
+        m = at + tl.arange(0, m_block)
+        spot = m[:, None] * channels + c[None, :]
+        inside = (m < end)[:, None] & real[None, :]
+        gradient = tl.load(g + spot, mask=inside, other=0.0).to(tl.float32)
+        tile = tl.load(x + spot, mask=inside, other=0.0).to(tl.float32)
+        total += gradient
+        along += gradient * (tile - middle[None, :])
+    sums += (k * tl.num_programs(1) + tl.program_id(1)) * 2 * channels + c
+    tl.store(sums, tl.sum(total, axis=0), mask=real)
+    tl.store(sums + channels, tl.sum(along, axis=0), mask=real)
+
+
+@triton.jit(do_not_specialize=["rows", "pixels", "span"], do_not_specialize_on_alignment=["mask"])
 def _normalise_back(
-    g, x, mask, weight, mean, scale, of_x, of_weight, of_bias, rows, pixels, channels,
-    m_block: tl.constexpr, c_block: tl.constexpr,
+    g, x, mask, sums, weight, mean, scale, of_x, of_weight, of_bias, rows, pixels, channels, span,
+    m_block: tl.constexpr, c_block: tl.constexpr, b_block: tl.constexpr,
 ):  # fmt: skip
     """Work out the gradients of `_normalise`."""
-    k = tl.program_id(1).to(tl.int64)
+    k = tl.program_id(2).to(tl.int64)
     c = tl.program_id(0) * c_block + tl.arange(0, c_block)
     real = c < channels
     x += k * rows * channels
     g += k * rows * channels
     of_x += k * rows * channels
+    begin = tl.program_id(1) * span
+    end = tl.minimum(begin + span, rows)
+    n, total, along = _add_up(mask, sums, rows, pixels, channels, k, c, real, b_block, c_block)
     mask += k * (rows // pixels)
     place = k * channels + c
     middle = tl.load(mean + place, mask=real, other=0.0)
     factor = tl.load(scale + place, mask=real, other=0.0)
-    totals = tl.zeros((m_block, c_block), dtype=tl.float32)
-    alongs = tl.zeros((m_block, c_block), dtype=tl.float32)
-    count = tl.zeros((m_block,), dtype=tl.float32)
-    for begin in range(0, rows, m_block):
-        m = begin + tl.arange(0, m_block)
-        at = m[:, None] * channels + c[None, :]
-        inside = (m < rows)[:, None] & real[None, :]
-        count += tl.load(mask + m // pixels, mask=m < rows, other=0.0)
-        gradient = tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
-        tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        totals += gradient
-        alongs += gradient * (tile - middle[None, :])
-    total = tl.sum(totals, axis=0)
-    along = tl.sum(alongs, axis=0) * factor
-    tl.store(of_bias + place, total, mask=real)
-    tl.store(of_weight + place, along, mask=real)
-    n = tl.sum(count, axis=0)
+    if tl.program_id(1) == 0:
+        tl.store(of_bias + place, total, mask=real)
+        tl.store(of_weight + place, along * factor, mask=real)
     gamma = tl.load(weight + place, mask=real, other=0.0) * factor
     total = total / n
-    along = along / n * factor
-    for begin in range(0, rows, m_block):
-        m = begin + tl.arange(0, m_block)
-        at = m[:, None] * channels + c[None, :]
-        inside = (m < rows)[:, None] & real[None, :]
-        counts = tl.load(mask + m // pixels, mask=m < rows, other=0.0)
-        gradient = tl.load(g + at, mask=inside, other=0.0).to(tl.float32)
-        tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    along = along / n * factor * factor
+    for at in range(begin, end, m_block):
+        m = at + tl.arange(0, m_block)
+        spot = m[:, None] * channels + c[None, :]
+        inside = (m < end)[:, None] & real[None, :]
+        counts = tl.load(mask + m // pixels, mask=m < end, other=0.0)
+        gradient = tl.load(g + spot, mask=inside, other=0.0).to(tl.float32)
+        tile = tl.load(x + spot, mask=inside, other=0.0).to(tl.float32)
         common = total[None, :] + (tile - middle[None, :]) * along[None, :]
         out = (gradient - common * counts[:, None]) * gamma[None, :]
-        tl.store(of_x + at, out.to(of_x.dtype.element_ty), mask=inside)
+        tl.store(of_x + spot, out.to(of_x.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op("fedsim::normalise", mutates_args=("running_mean", "running_var"))
@@ -320,13 +384,17 @@ def normalise(
     k, b, channels, height, width = x.shape
     y = _images(x, (k, b, channels, height, width))
     mean, scale = (weight.new_empty(k, channels) for _ in range(2))
-    rows, pixels = b * height * width, height * width
-    grid, blocks = _strips(channels, k)
     assert running_mean.is_contiguous(), "it is changed in place"
     assert running_var.is_contiguous(), "it is changed in place"
+    mask = mask.contiguous()
+    rows, pixels = b * height * width, height * width
+    grid, span, blocks = _spans(rows, channels, k)
+    sums = weight.new_empty(k, grid[1], 2, channels)
+    _sum[grid](x, mask, sums, rows, pixels, channels, span, **blocks)
     _normalise[grid](
-        x, mask.contiguous(), weight.contiguous(), bias.contiguous(), running_mean,
-        running_var, y, mean, scale, rows, pixels, channels, momentum, eps, **blocks,
+        x, mask, sums, weight.contiguous(), bias.contiguous(), running_mean, running_var, y, mean,
+        scale, rows, pixels, channels, span, momentum, eps,
+        b_block=triton.next_power_of_2(b), **blocks,
     )  # fmt: skip
     return y, mean, scale
 
@@ -341,10 +409,12 @@ def normalise_back(
     of_x = _images(x, (k, b, channels, height, width))
     of_weight, of_bias = (weight.new_empty(k, channels) for _ in range(2))
     rows, pixels = b * height * width, height * width
-    grid, blocks = _strips(channels, k)
+    grid, span, blocks = _spans(rows, channels, k)
+    sums = weight.new_empty(k, grid[1], 2, channels)
+    _sum_back[grid](g, x, mean, sums, rows, channels, span, **blocks)
     _normalise_back[grid](
-        g, x, mask.contiguous(), weight.contiguous(), mean, scale, of_x, of_weight, of_bias,
-        rows, pixels, channels, **blocks,
+        g, x, mask.contiguous(), sums, weight.contiguous(), mean, scale, of_x, of_weight, of_bias,
+        rows, pixels, channels, span, b_block=triton.next_power_of_2(b), **blocks,
     )  # fmt: skip
     return of_x, of_weight, of_bias
 
@@ -353,25 +423,38 @@ def normalise_back(
 
 
 def _squares(
-    taps: int, filters: int, channels: int, k: int
-) -> tuple[tuple[int, int], dict[str, int]]:
-    """Return the grid of `_weigh` and the sizes of its blocks."""
-    o_block, i_block = _block(filters, 128), _block(channels, 128)
-    grid = (taps * triton.cdiv(filters, o_block) * triton.cdiv(channels, i_block), k)
-    return grid, {
-        "m_block": 64,
-        "o_block": o_block,
-        "i_block": i_block,
-        "num_warps": 8 if o_block * i_block > 64 * 64 else 4,
-        "num_stages": 3,
-    }
+    rows: int, taps: int, filters: int, channels: int, k: int
+) -> tuple[tuple[int, int, int], int, dict[str, int]]:
+    """Return the grid of `_weigh`, the pixels of a span and the sizes of blocks."""
+    m_block, o_block, i_block = 64, _block(filters, 128), _block(channels, 128)
+    squares = taps * triton.cdiv(filters, o_block) * triton.cdiv(channels, i_block)
+    span = m_block * triton.cdiv(rows, m_block * _shares(k * squares, rows // (16 * m_block)))
+    return (
+        (squares, k, triton.cdiv(rows, span)),
+        span,
+        {
+            "m_block": m_block,
+            "o_block": o_block,
+            "i_block": i_block,
+            "num_warps": 8 if o_block * i_block > 64 * 64 else 4,
+            "num_stages": 3,
+        },
+    )
 
 
-def _strips(channels: int, k: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Return the grid of `_normalise` and the sizes of its blocks: enough of them for the GPU."""
-    c_block = 32 if k * triton.cdiv(channels, 32) >= PROGRAMS else 16
-    grid = (triton.cdiv(channels, c_block), k)
-    return grid, {"m_block": 256, "c_block": c_block, "num_warps": 8}
+def _spans(rows: int, channels: int, k: int) -> tuple[tuple[int, int, int], int, dict[str, int]]:
+    """Return the grid of BatchNorm's kernels, the pixels of a span and the sizes of blocks."""
+    c_block = _block(channels, 64)
+    m_block = 4096 // c_block
+    strips = triton.cdiv(channels, c_block)
+    span = m_block * triton.cdiv(rows, m_block * _shares(k * strips, rows // m_block))
+    grid = (strips, triton.cdiv(rows, span), k)
+    return grid, span, {"m_block": m_block, "c_block": c_block, "num_warps": 8}
+
+
+def _shares(programs: int, most: int) -> int:
+    """Return among how many programs the work of each should be shared, for the GPU to be busy."""
+    return max(1, min(most, triton.cdiv(PROGRAMS, programs)))
 
 
 def _tiles(
