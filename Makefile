@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: setup
 	$(BIN)/fedsim run experiments/digits.toml
 
-test: setup
+test: setup .venv/triton
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -21,6 +21,11 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		--config-settings editable_mode=compat --editable '.[dev]'
+	touch $@
+
+# The kernels for a GPU, which Triton's interpreter runs on any processor.
+.venv/triton: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps triton
 	touch $@
 
 clean:

@@ -21,7 +21,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def capture(self, function: Function, tensors: Sequence[Tensor], still: int) -> Function:
         """Return what does the same as ``function(*tensors)``, begun as one.

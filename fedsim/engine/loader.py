@@ -104,8 +104,8 @@ class Split:
 class Drawn(NamedTuple):
     """Examples that were drawn, and how their views are made."""
 
-    index: NDArray[np.int64]
-    """Of the training data, [...]."""
+    examples: NDArray[np.int64]
+    """Their index in the training data, [...]."""
     weak: NDArray[np.int64] | None
     """What `WeakAugmentation` draws, [..., 3]."""
     strong: NDArray[np.float64] | None
@@ -113,7 +113,15 @@ class Drawn(NamedTuple):
 
     def each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Drawn:
         """Return them with each array changed."""
-        return Drawn(*(one if one is None else change(one) for one in self))
+        return Drawn(
+            change(self.examples),
+            None if self.weak is None else change(self.weak),
+            None if self.strong is None else change(self.strong),
+        )
+
+    def part(self, begin: int, end: int) -> Drawn:
+        """Return some of them."""
+        return self.each(lambda of: of[begin:end])
 
 
 class Loader:
@@ -181,7 +189,7 @@ class Loader:
         """
         for drawn, sizes in self._drawn(examples, rng, steps, strong):
             x, other = self._views(drawn)
-            truth = self.train.labels(drawn.index)
+            truth = self.train.labels(drawn.examples)
             y = truth if examples.labelled else torch.full_like(truth, -1)
             mask = torch.ones(len(truth), device=self._device)
             yield Batch(x, y, mask, other, padded=False), truth, sizes
@@ -201,7 +209,7 @@ class Loader:
     def _views(self, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
         """Return the inputs [B, ...] and, where they were drawn for it, their strong view."""
         # As bytes, as long as it goes: normalised inputs are four times as much to move.
-        raw = x = self.train.inputs(drawn.index)
+        raw = x = self.train.inputs(drawn.examples)
         if drawn.weak is not None:
             assert self._weak is not None, "it made the draws"
             x = self._weak(raw, drawn.weak)
@@ -269,7 +277,7 @@ class Loader:
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Yield the batches [K, B] of each step and their true labels."""
         planned = self._plan(parts, steps, strong)
-        widths = (planned.index >= 0).sum(axis=2).max(axis=0, initial=0)
+        widths = (planned.examples >= 0).sum(axis=2).max(axis=0, initial=0)
         if self._device.type != "cpu":
             # Padding costs a GPU little, and a step of another shape a graph of its own.
             widths[:] = self._batch_size
@@ -284,9 +292,9 @@ class Loader:
             return np.concatenate([*by_step, np.empty((0, *rest), of.dtype)])
 
         drawn = planned.each(in_turn)
-        masks = brought((drawn.index >= 0).astype(np.float32), self._device)
-        drawn.index[drawn.index < 0] = 0
-        truth = self.train.labels(drawn.index)
+        masks = brought((drawn.examples >= 0).astype(np.float32), self._device)
+        drawn.examples[drawn.examples < 0] = 0
+        truth = self.train.labels(drawn.examples)
         y = truth if parts[0][0].labelled else torch.full_like(truth, -1)
         small = zip(*(torch.split(one, lengths) for one in (y, masks, truth)), strict=True)
         views = self._ahead(drawn, lengths)
@@ -313,7 +321,7 @@ class Loader:
         for row, ((own, rng), count) in enumerate(zip(parts, steps.tolist(), strict=True)):
             begin = 0
             if self._weak is None and not strong:
-                index, mine = np.asarray(own.index), planned.index[row].reshape(-1)
+                index, mine = np.asarray(own.index), planned.examples[row].reshape(-1)
                 for order, taken in epochs(rng, len(index), width, count):
                     mine[begin : begin + len(order)] = index[order]
                     begin += taken * width
@@ -338,7 +346,7 @@ class Loader:
             end = done + max(1, self._look_ahead // lengths[done])
             some = lengths[done:end]
             stop = begin + sum(some)
-            x, other = self._views(Drawn(*(None if of is None else of[begin:stop] for of in drawn)))
+            x, other = self._views(drawn.part(begin, stop))
             others = [None] * len(some) if other is None else torch.split(other, some)
             yield from zip(torch.split(x, some), others, strict=True)
             begin, done = stop, end

@@ -454,7 +454,7 @@ def _spans(rows: int, channels: int, k: int) -> tuple[tuple[int, int, int], int,
 
 def _shares(programs: int, most: int) -> int:
     """Return among how many programs the work of each should be shared, for the GPU to be busy."""
-    return max(1, min(most, triton.cdiv(PROGRAMS, programs)))
+    return max(1, min(most, int(triton.cdiv(PROGRAMS, programs))))
 
 
 def _tiles(
@@ -475,7 +475,7 @@ def _tiles(
 
 def _block(size: int, most: int) -> int:
     """Return the smallest power of two >= size, from 16, which matrix units need, to ``most``."""
-    return min(most, max(16, triton.next_power_of_2(size)))
+    return min(most, max(16, int(triton.next_power_of_2(size))))
 
 
 def _precision() -> str:

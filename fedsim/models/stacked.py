@@ -91,7 +91,8 @@ class StackedBatchNorm(_BatchNorm):
     def fits(cls, layer: nn.Module) -> bool:
         """Tell whether a layer is one of PyTorch's that this computes."""
         return (
-            type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+            isinstance(layer, _BatchNorm)
+            and type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
             and layer.affine
             and layer.track_running_stats
             and layer.momentum is not None
@@ -106,7 +107,7 @@ class StackedBatchNorm(_BatchNorm):
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
             if has_kernels(x) and x.dim() == 4:
-                y: Tensor = _Normalisation.apply(
+                y: Tensor = _Normalisation.apply(  # type: ignore[no-untyped-call]
                     x, self.mask, self.weight, self.bias, mean, var, self.momentum, self.eps
                 )
                 return y
@@ -157,7 +158,9 @@ class StackedConv2d(nn.Conv2d):
         """Return the outputs [B, O, ...] of inputs [B, I, height, width]."""
         if not has_kernels(x):
             return super().forward(x)
-        y: Tensor = _Convolution.apply(x, self.weight, self.stride[0], int(self.padding[0]))
+        y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.stride[0], int(self.padding[0])
+        )
         return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
 
 
@@ -249,7 +252,7 @@ class _ForClients(torch.autograd.Function):
             else arg.movedim(dim, 0)
             for arg, dim in zip(args, in_dims, strict=True)
         ]  # fmt: skip
-        return cls.stacked.apply(*whole), 0
+        return cls.stacked.apply(*whole), 0  # type: ignore[no-untyped-call]
 
     @staticmethod
     def forward(*args: Any) -> Any:
