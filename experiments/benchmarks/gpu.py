@@ -9,9 +9,8 @@ from the global weights, and their mean.
 side by side
     fedsim's stacked training, as many clients at a time as fit into ``--memory`` (see
     `fedsim.engine.memory`); ``--precision`` is ``training.precision``. Convolutions are those of
-    `fedsim.models.kernels`; with ``--convolutions grouped`` the library's grouped ones, into which
-    ``vmap`` turns them, and with ``patches`` batched products of weights and patches. Two rounds
-    come first and aren't counted.
+    `fedsim.models.kernels`, but in float32 and with ``--convolutions grouped`` the library's
+    grouped ones, into which ``vmap`` turns them. Two rounds come first and aren't counted.
 plain loop
     For each client a copy of the ``nn.Module`` and ``torch.optim.SGD``, on batches that lie ready
     on the device; in bfloat16 under autocast. One round, after one client's.
@@ -43,7 +42,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.patches import by_patches
 from fedsim.data.federation import Federation, federate
 from fedsim.data.partition import iid
 from fedsim.data.source import Source
@@ -95,8 +93,6 @@ class Cohort:
         torch.manual_seed(0)
         self.model = MODELS[name](SHAPE, CLASSES)
         self.net = Net(self.model)
-        if args.convolutions == "patches":
-            self.net = Net(by_patches(self.model))
         self.device = torch.device(args.device)
         self.autocast = args.precision == "bfloat16"
         arrays = self.net.initial_weights()
@@ -119,8 +115,9 @@ class Cohort:
     def trainer(self, training: LocalTraining, stacked: bool) -> LocalTrainer:
         """Return what trains the clients, side by side or one by one."""
         statistics = Statistics.of(self.federation)
-        net = self.net if stacked else Net(self.model)
-        return LocalTrainer(net, self.federation, statistics, training, 0, stacked, self.device)
+        return LocalTrainer(
+            self.net, self.federation, statistics, training, 0, stacked, self.device
+        )
 
     def _prepare(self) -> list[list[tuple[Tensor, Tensor]]]:
         """Return each client's batches, on the device."""
@@ -173,7 +170,7 @@ class Cohort:
             torch.empty(1, device="meta"),
         )
         with FlopCounterMode(display=False) as counter:
-            loss, _ = self.method.loss(Net(self.model), w, example)
+            loss, _ = self.method.loss(self.net, w, example)
             torch.autograd.grad(loss, leaves)
         examples = sum(len(x) for batches in self.batches for x, _ in batches)
         return examples * int(counter.get_total_flops())
@@ -290,15 +287,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="0: an epoch")
     parser.add_argument("--memory", type=float, default=64.0, help="GiB for a stack")
     parser.add_argument("--precision", choices=TOLERANCE, default="float32")
-    parser.add_argument(
-        "--convolutions", choices=("kernels", "grouped", "patches"), default="kernels"
-    )
+    parser.add_argument("--convolutions", choices=("kernels", "grouped"), default="kernels")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--curve", type=int, default=0, help="rounds; 0: none")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if (args.device, args.convolutions, args.precision) == ("cpu", "patches", "bfloat16"):
-        parser.error("--convolutions patches --precision bfloat16: BatchNorm needs a GPU for that")
     if args.convolutions == "grouped":
         stacked.has_kernels = lambda x: False
     # The plain loop's; fedsim sets what it needs.

@@ -13,9 +13,10 @@ from fedsim.models.net import Net, Weights
 def client_bytes(net: Net, w: Weights, batch_size: int, shape: tuple[int, ...]) -> int:
     """Return the bytes that one client of a stack takes while it trains.
 
-    Weights, gradients and momentum, one batch of inputs, and what the forward pass keeps for the
-    backward pass. It is counted on PyTorch's device "meta", where tensors have shapes and no
-    contents; the work space of convolutions, which depends on the device, isn't in it.
+    Weights, gradients, momentum and the weights to return, one batch of inputs, and what the
+    forward pass keeps for the backward pass. It is counted on PyTorch's device "meta", where
+    tensors have shapes and no contents; the work space of convolutions, which depends on the
+    device, isn't in it.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ def client_bytes(net: Net, w: Weights, batch_size: int, shape: tuple[int, ...]) 
     >>> from fedsim.models.small import linear
     >>> net = Net(linear((1, 2, 2), 3))
     >>> weights = 4 * (3 * 4 + 3)
-    >>> client_bytes(net, net.initial_weights(), 8, (1, 2, 2)) > 3 * weights + 4 * 8 * 4
+    >>> client_bytes(net, net.initial_weights(), 8, (1, 2, 2)) > 4 * weights + 4 * 8 * 4
     True
     """
     saved: dict[int, Tensor] = {}
@@ -57,7 +58,7 @@ def client_bytes(net: Net, w: Weights, batch_size: int, shape: tuple[int, ...]) 
     given = {id(tensor) for tensor in (*there.values(), *batch) if tensor is not None}
     activations = sum(_bytes(tensor) for key, tensor in saved.items() if key not in given)
     weights = sum(_bytes(tensor) for tensor in w.values())
-    return 3 * weights + _bytes(batch.x) + activations
+    return 4 * weights + _bytes(batch.x) + activations
 
 
 def fitting(one: int, memory: int) -> int:

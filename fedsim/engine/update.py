@@ -133,6 +133,9 @@ Loss: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 In a pass with a teacher, ``loss(net, w, batch, targets, *given)``; in a pass over two kinds of
 examples, ``batch`` is a pair of batches.
 
+A model with BatchNorm must be called with ``batch.x`` or ``batch.strong`` as they are: by them it
+knows which examples are padding.
+
 It is called for the first steps only. What it did is then done again with other numbers (see
 `fedsim.engine.tape`), so whatever else it does, such as printing, happens a few times.
 """

@@ -184,14 +184,8 @@ class TestCommandLineFailure:
             harness.measure(broken)
 
 
-@pytest.mark.parametrize("convolutions", ["kernels", "patches"])
-def test_the_benchmark_for_a_device_runs_on_the_processor(
-    monkeypatch, capsys, tmp_path, convolutions
-):
-    arguments = (
-        "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1 "
-        f"--convolutions {convolutions}"
-    )
+def test_the_benchmark_for_a_device_runs_on_the_processor(monkeypatch, capsys, tmp_path):
+    arguments = "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1"
     file = tmp_path / "gpu.json"
     monkeypatch.setattr(
         "sys.argv", ["gpu", *arguments.split(), "--rounds", "1", "--json", str(file)]

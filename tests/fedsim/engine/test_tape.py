@@ -165,3 +165,21 @@ def test_the_forms_not_used_for_longest_are_forgotten():
     assert often.calls == RECORD_AT
     assert once.calls == FORMS + 10
     assert len(tapes._forms) <= FORMS
+
+
+def test_where_tensors_lie_still_a_form_becomes_a_graph_at_once(monkeypatch):
+    captured = []
+
+    class Graphs:
+        def capture(self, function, tensors, still):
+            captured.append(still)
+            return lambda *tensors: {"graph": function(*tensors)["sum"]}
+
+    monkeypatch.setattr("fedsim.engine.tape.Graphs", Graphs)
+    tapes, function = Tapes(), Counted(squares)
+    for step in range(3):
+        found = tapes.call("form", function, [torch.full((2,), float(step))], still=1)
+        assert {key: float(value) for key, value in found.items()} == {
+            "graph" if step else "sum": 2 * step**2
+        }
+    assert function.calls == len(captured) == 1

@@ -1,0 +1,84 @@
+"""What only a GPU can show; elsewhere these tests are skipped."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import clients
+from fedsim.data.federation import federate
+from fedsim.data.partition import dirichlet
+from fedsim.data.statistics import Statistics
+from fedsim.engine import graph
+from fedsim.engine.local import LocalTrainer
+from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.update import LocalSGD
+from fedsim.models import Net
+from fedsim.models.small import cnn
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+SHAPE = (1, 4, 4)
+METHODS = {
+    "fedavg": LocalSGD(),
+    "fedlabel": clients.FedLabel(warmup_rounds=0, threshold=0.5),
+    "fedlabel joint": clients.FedLabel(warmup_rounds=0, threshold=0.5, schedule="joint"),
+    "fedloge": clients.FedLoGe(sparsity=0.2, etf_norm=1.0),
+}
+
+
+def train(source, method, stacked, device, rounds=2, **training):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # clients that had to be filled up
+        federation = federate(
+            source, num_clients=5, partition=dirichlet, options={"alpha": 0.3}, labelled=0.5
+        )
+    torch.manual_seed(0)
+    net = Net(cnn(SHAPE, 3, channels=(6, 8), norm="batch"))
+    settings = {"epochs": 4, "batch_size": 4, "lr": 0.1, "momentum": 0.5, **training}
+    trainer = LocalTrainer(
+        net,
+        federation,
+        Statistics.of(federation),
+        LocalTraining(**settings),
+        7,
+        stacked,
+        device,
+    )
+    w = method.initial(net, net.initial_weights(), np.random.default_rng(0))
+    w = {name: tensor.to(device) for name, tensor in w.items()}
+    for _ in range(rounds):
+        found = trainer.update_all(method, w, trainer.clients(1, range(5)))
+    return [upload.arrays for upload, _ in found]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_gpu_gives_the_numbers_of_the_processor(source, name, stacked, monkeypatch):
+    captured = []
+    capture = graph.Graphs.capture
+
+    def watched(self, function, tensors, still):
+        made = capture(self, function, tensors, still)
+        captured.append(made is not function)
+        return made
+
+    monkeypatch.setattr(graph.Graphs, "capture", watched)
+    on_gpu = train(source, METHODS[name], stacked, "cuda")
+    assert bool(captured) == stacked
+    assert all(captured)
+    for one, other in zip(on_gpu, train(source, METHODS[name], False, "cpu"), strict=True):
+        for group, arrays in other.items():
+            for key, tensor in arrays.items():
+                torch.testing.assert_close(one[group][key].cpu(), tensor, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_rounded_products_stay_near(source, precision):
+    exact = train(source, LocalSGD(), True, "cuda")
+    for one, other in zip(
+        train(source, LocalSGD(), True, "cuda", precision=precision), exact, strict=True
+    ):
+        for name, tensor in other["arrays"].items():
+            torch.testing.assert_close(one["arrays"][name], tensor, rtol=0.1, atol=0.1)
