@@ -261,10 +261,10 @@ class _Boundary(TorchFunctionMode):
 
 
 _BOUND = frozenset({
-    "_log_softmax", "_log_softmax_backward_data", "_softmax", "_softmax_backward_data", "add",
-    "addmm", "bmm", "clamp", "clone", "div", "exp", "expand", "gather", "log", "mean", "mm", "mul",
-    "neg", "new_zeros", "ones_like", "relu", "scatter_add", "select", "squeeze", "sub", "sum", "t",
-    "transpose", "unsqueeze", "view", "where", "zeros_like",
+    "_foreach_add_", "_foreach_mul_", "_log_softmax", "_log_softmax_backward_data", "_softmax",
+    "_softmax_backward_data", "add", "addmm", "bmm", "clamp", "clone", "div", "exp", "expand",
+    "gather", "log", "mean", "mm", "mul", "neg", "new_zeros", "ones_like", "relu", "scatter_add",
+    "select", "squeeze", "sub", "sum", "t", "transpose", "unsqueeze", "view", "where", "zeros_like",
 })  # fmt: skip
 """Operations of which ``torch`` or ``Tensor`` has a function that takes the same arguments."""
 
