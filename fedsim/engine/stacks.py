@@ -49,6 +49,8 @@ class Stacks:
 
     def _like(self, role: str, one: Tensor, count: int) -> Tensor:
         """Return memory for so many tensors that are laid out like one."""
+        if not (one.is_contiguous() or (one.dim() > 2 and one.movedim(1, -1).is_contiguous())):
+            one = torch.empty_like(one)  # with gaps, or the same numbers several times
         shape, stride = (count, *one.shape), (one.numel(), *one.stride())
         if one.device.type == "cpu":
             return torch.empty_strided(shape, stride, dtype=one.dtype)

@@ -87,8 +87,10 @@ class Tapes:
             with torch._C._AutoDispatchBelowAutograd():
                 return known(*tensors)
         self._forms[form] = known + 1
+        if len(self._forms) > FORMS:
+            self._forms.popitem(last=False)
         # A graph is worth it even for a second use.
-        if known + 1 == RECORD_AT or still:
+        if known + 1 == (1 if still else RECORD_AT):
             outputs, tape = _record(function, tensors)
             if tape is not None:
                 self._forms[form] = tape
@@ -96,8 +98,6 @@ class Tapes:
                     self._graphs = self._graphs or Graphs()
                     self._forms[form] = self._graphs.capture(tape, tensors, still)
             return outputs
-        if len(self._forms) > FORMS:
-            self._forms.popitem(last=False)
         return function(*tensors)
 
 

@@ -1,5 +1,7 @@
 """A noted function: the same bits as calling it, for other numbers of the same form."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fedsim.engine.tape import FORMS, RECORD_AT, Tapes, layout
+from fedsim.engine.tape import FORMS, RECORD_AT, Tapes, _record, layout
 
 CALLS = RECORD_AT + 2
 
@@ -183,3 +185,11 @@ def test_where_tensors_lie_still_a_form_becomes_a_graph_at_once(monkeypatch):
             "graph" if step else "sum": 2 * step**2
         }
     assert function.calls == len(captured) == 1
+    # What can't be noted isn't tried again and again.
+    function = Counted(OPENLY_IMPURE["by item"])
+    with patch("fedsim.engine.tape._record", wraps=_record) as noting:
+        for _ in range(CALLS):
+            tapes.call("impure", function, [torch.ones(2)], still=1)
+    assert function.calls == CALLS
+    assert noting.call_count == 1
+    assert len(captured) == 1
