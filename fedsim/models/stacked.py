@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedsim.models.layers import GreyConv2d
+
 
 class PaddingUnknownError(ValueError):
     """BatchNorm can't tell which of its examples are padding."""
@@ -68,7 +70,8 @@ def spread(module: nn.Module) -> nn.Module:
         if StackedBatchNorm.fits(layer):
             layer.__class__ = StackedBatchNorm
         elif StackedConv2d.fits(layer):
-            layer.__class__ = StackedConv2d
+            is_grey = isinstance(layer, GreyConv2d)
+            layer.__class__ = StackedGreyConv2d if is_grey else StackedConv2d
         elif type(layer) is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1)):
             layer.__class__ = StackedMean2d
         elif layer._buffers.get("running_mean") is not None:
@@ -145,7 +148,8 @@ class StackedConv2d(nn.Conv2d):
     def fits(cls, layer: nn.Module) -> bool:
         """Tell whether a layer is one of PyTorch's that this computes."""
         return (
-            type(layer) is nn.Conv2d
+            isinstance(layer, nn.Conv2d)
+            and type(layer) in (nn.Conv2d, GreyConv2d)
             and layer.groups == 1
             and layer.dilation == (1, 1)
             and layer.padding_mode == "zeros"
@@ -156,12 +160,18 @@ class StackedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs [B, O, ...] of inputs [B, I, height, width]."""
-        if not has_kernels(x):
+        # In full float32 there are no matrix units to use, and Triton compiles for minutes.
+        rounds = torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32
+        if not (has_kernels(x) and rounds):
             return super().forward(x)
         y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
             x, self.weight, self.stride[0], int(self.padding[0])
         )
         return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
+
+
+class StackedGreyConv2d(StackedConv2d, GreyConv2d):
+    """The same for grey images: on a processor a product."""
 
 
 class StackedMean2d(nn.AdaptiveAvgPool2d):
@@ -173,14 +183,8 @@ class StackedMean2d(nn.AdaptiveAvgPool2d):
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Tell whether there are kernels for products of a tensor: on a GPU, but not in full float32.
-
-    Those need matrix units, which round inputs to TF32 or bfloat16; without, the libraries' own are
-    as fast.
-    """
-    if x.device.type != "cuda" or not _has_triton():
-        return False
-    return torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32
+    """Tell whether there are kernels for a tensor's device."""
+    return x.device.type == "cuda" and _has_triton()
 
 
 @cache

@@ -18,7 +18,16 @@ from fedsim.engine.stacks import Stacks
         lambda k: torch.randn(5),
         lambda k: torch.tensor(k),
     ],
-    ids=["rows", "channels last", "transposed", "with gaps", "vector with gaps", "expanded", "vector", "number"],
+    ids=[
+        "rows",
+        "channels last",
+        "transposed",
+        "with gaps",
+        "vector with gaps",
+        "expanded",
+        "vector",
+        "number",
+    ],
 )
 def test_stacked_arrays_are_apart_from_each_other(make):
     ws = [{"a": make(k)} for k in range(3)]

@@ -19,6 +19,7 @@ from fedsim.engine.sgd import LocalTraining
 from fedsim.engine.update import LocalSGD
 from fedsim.models import Net, stacked
 from fedsim.models.resnet import resnet8
+from fedsim.models.small import cnn
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,16 @@ def test_batch_norm_and_its_gradients(kernels, shape):
         torch.testing.assert_close(one.double(), gradient, rtol=1e-4, atol=1e-4)
 
 
-def test_clients_train_as_without_kernels(kernels, monkeypatch):
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: resnet8((1, 8, 8), 3, width=4),
+        # A first layer that is a product on the processor, and has a bias.
+        lambda: cnn((1, 8, 8), 3, channels=(12,)),
+    ],
+    ids=["resnet8", "cnn"],
+)
+def test_clients_train_as_without_kernels(kernels, make, monkeypatch):
     rng = np.random.default_rng(0)
     source = Source(
         name="noise",
@@ -107,9 +117,9 @@ def test_clients_train_as_without_kernels(kernels, monkeypatch):
     federation = federate(source, num_clients=2, partition=iid)
     assert np.diff(federation.train_offsets).tolist() == [7, 6]
     torch.manual_seed(0)
-    net = Net(resnet8((1, 8, 8), 3, width=4))
+    net = Net(make())
     w = net.initial_weights()
-    training = LocalTraining(epochs=4, batch_size=4, lr=0.1, momentum=0.5)
+    training = LocalTraining(epochs=4, batch_size=4, lr=0.1, momentum=0.5, precision="tf32")
 
     def train():
         trainer = LocalTrainer(
@@ -119,8 +129,9 @@ def test_clients_train_as_without_kernels(kernels, monkeypatch):
         return [found.arrays["arrays"] for found, _ in trainer.update_all(LocalSGD(), w, clients)]
 
     without = train()
-    called = []
-    monkeypatch.setattr(stacked, "has_kernels", lambda x: called.append(x) or True)
+    called, convolve = [], kernels.convolve
+    monkeypatch.setattr(kernels, "convolve", lambda *args: called.append(args) or convolve(*args))
+    monkeypatch.setattr(stacked, "has_kernels", lambda x: True)
     for one, other in zip(train(), without, strict=True):
         for name in one:
             torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-4)
