@@ -17,7 +17,8 @@ plain loop
 
 The numbers are checked against fedsim's own training in float32, one client after the other: the
 mean of the clients' first steps may differ by no more than ``TOLERANCE`` of its length. ``--curve
-N`` also trains the first setting for N rounds both ways, and prints the training loss of each.
+N`` also trains the first setting for N rounds both ways, and prints the training loss of each round
+and the accuracy on other images.
 
 TFLOP/s count the convolutions and matrix products of the forward and backward passes; the ceiling
 is that of a large matrix product. The ratio in the last line is the plain loop's time a round over
@@ -38,6 +39,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,6 +62,7 @@ MODELS: dict[str, Callable[..., Model]] = {
     "resnet34": resnet34,
 }
 SHAPE, CLASSES = (3, 32, 32), 100
+TEST = 1000
 WARM_UP = 2
 TOLERANCE = {"float32": 1e-2, "tf32": 5e-2, "bfloat16": 2e-1}
 """Of a step. TF32 rounds inputs to 1e-3 and bfloat16 to 4e-3, in each of dozens of layers. Float32
@@ -180,15 +183,19 @@ def images(clients: int, examples: int) -> Federation:
     """Return made-up images, dealt out evenly."""
     rng = np.random.default_rng(0)
     y = np.arange(clients * examples) % CLASSES
-    # Half of each pixel tells the class.
-    x = rng.integers(0, 128, (len(y), *SHAPE), dtype=np.uint8)
-    x += rng.integers(0, 128, (CLASSES, *SHAPE), dtype=np.uint8)[y]
+    pattern = rng.integers(0, 128, (CLASSES, *SHAPE), dtype=np.uint8)
+
+    def draw(y: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return images of classes: half of each pixel tells which."""
+        return pattern[y] + rng.integers(0, 128, (len(y), *SHAPE), dtype=np.uint8)
+
+    y_test = np.arange(TEST) % CLASSES
     source = Source(
         name="made-up",
-        x_train=x,
+        x_train=draw(y),
         y_train=y,
-        x_test=np.zeros((CLASSES, *SHAPE), dtype=np.uint8),
-        y_test=np.arange(CLASSES),
+        x_test=draw(y_test),
+        y_test=y_test,
         num_classes=CLASSES,
     )
     return federate(source, num_clients=clients, partition=iid)
@@ -227,15 +234,17 @@ def difference(cohort: Cohort) -> float:
 
 
 def curves(cohort: Cohort, rounds: int) -> None:
-    """Print the training loss of each round, side by side and in float32 one by one."""
+    """Print training loss and accuracy of each round, side by side and in float32 one by one."""
     exact = replace(cohort.training, precision="float32")
     ways = {"side by side": cohort.stacked, "one by one": cohort.trainer(exact, False)}
     for name, trainer in ways.items():
-        w, losses = cohort.w, []
+        w, found = cohort.w, []
         for _ in range(rounds):
             w, loss = cohort.round(trainer, w)
-            losses.append(f"{loss:.3f}")
-        print(f"training loss, {name}: {', '.join(losses)}", flush=True)
+            scores, _ = trainer.test(cohort.method, w, np.arange(TEST))
+            right = scores["generic"][0] == cohort.federation.source.y_test
+            found.append(f"{loss:.3f} ({right.mean():.1%})")
+        print(f"training loss and accuracy, {name}: {', '.join(found)}", flush=True)
 
 
 def ceiling(device: torch.device, precision: str) -> float:

@@ -1,5 +1,6 @@
 import argparse
 import json
+import re
 import os
 import subprocess
 import sys
@@ -187,15 +188,17 @@ class TestCommandLineFailure:
 def test_the_benchmark_for_a_device_runs_on_the_processor(monkeypatch, capsys, tmp_path):
     arguments = "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1"
     file = tmp_path / "gpu.json"
-    monkeypatch.setattr(
-        "sys.argv", ["gpu", *arguments.split(), "--rounds", "1", "--json", str(file)]
-    )
+    more = f"--rounds 1 --curve 2 --json {file}"
+    monkeypatch.setattr("sys.argv", ["gpu", *arguments.split(), *more.split()])
 
     gpu.main()
 
     printed = capsys.readouterr().out
     (row,) = json.loads(file.read_text())["rows"]
     assert row["at_a_time"] == 2
+    curves = re.findall(r"loss and accuracy, (.*): (.*)", printed)
+    assert [way for way, _ in curves] == ["side by side", "one by one"]
+    assert curves[0][1] == curves[1][1]
     assert row["difference"] < 1e-5
     # ResNet-8 by hand, of one example: a convolution's forward pass, and the gradient towards its
     # weights, are 2 * kernel * in * out * pixels each; all but the first one also need the gradient
