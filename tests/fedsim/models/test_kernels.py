@@ -4,6 +4,9 @@ A GPU adds up in another order and may use TF32; what is compared here is what t
 """
 
 import importlib
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -26,6 +29,53 @@ from fedsim.models.small import cnn
 def kernels():
     pytest.importorskip("triton")
     return importlib.import_module("fedsim.models.kernels")
+
+
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from fedsim.models.kernels import batch_norm, convolution
+
+CONSTANTS = dict(
+    precision="tf32", m_block=64, n_block=64, i_block=64, o_block=64, c_block=64, b_block=8
+)
+KERNELS = {  # images in bfloat16, and arrays in float32
+    convolution._convolve: ("x w y", ""),
+    convolution._weigh: ("x g", "w"),
+    batch_norm._sum: ("x", "mask sums"),
+    batch_norm._normalise: (
+        "x y", "mask sums weight bias running_mean running_var mean scale"
+    ),
+    batch_norm._sum_back: ("g x", "mean sums"),
+    batch_norm._normalise_back: (
+        "g x of_x", "mask sums weight mean scale of_weight of_bias"
+    ),
+}
+for kernel, (images, arrays) in KERNELS.items():
+    types = dict.fromkeys(kernel.arg_names, "i32")
+    types |= dict.fromkeys(images.split(), "*bf16") | dict.fromkeys(arrays.split(), "*fp32")
+    types |= {name: "fp32" for name in ("momentum", "eps") if name in types}
+    types |= {name: "constexpr" for name in CONSTANTS if name in types}
+    constants = {
+        (place,): CONSTANTS[name] for place, name in enumerate(types) if name in CONSTANTS
+    }
+    source = ASTSource(fn=kernel, signature=types, constexprs=constants)
+    for capability in (80, 90):
+        made = compile(source, target=GPUTarget("cuda", capability, 32))
+        assert made.metadata.shared < 160 * 1024
+        print(kernel.__name__, capability)
+"""
+
+
+def test_every_kernel_compiles_for_a_gpu(tmp_path):
+    pytest.importorskip("triton")
+    mine = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env={**os.environ, **mine}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 6 * 2
 
 
 def innermost(x):
