@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Function = Callable[..., dict[str, Tensor]]
+Outputs = dict[str, Tensor]
+"""Of a function whose work can be begun as one."""
+
+Function = Callable[..., Outputs]
 
 
 class Graphs:
@@ -59,7 +62,7 @@ class Graphs:
             warnings.warn(f"steps are begun operation by operation ({error})", stacklevel=2)
             return function
 
-        def replay(*tensors: Tensor) -> dict[str, Tensor]:
+        def replay(*tensors: Tensor) -> Outputs:
             if brought:
                 torch._foreach_copy_(brought, list(tensors[still:]))
             graph.replay()

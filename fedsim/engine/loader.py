@@ -239,8 +239,8 @@ class Loader:
         passes: Sequence[tuple[SGD, Sequence[np.random.Generator]]],
         steps: NDArray[np.int64],
         strong: bool,
-    ) -> Iterator[tuple[slice, list[Batch], Tensor]]:
-        """Yield the steps of the passes of K clients, each with the rows that take it.
+    ) -> Iterator[tuple[list[Batch], Tensor]]:
+        """Yield the steps of the passes of K clients, of which the first ones take each.
 
         Parameters
         ----------
@@ -253,7 +253,7 @@ class Loader:
 
         Yields
         ------
-        rows, batches, truth
+        batches, truth
             As `fedsim.engine.sgd.Step` says.
         """
         kinds = passes[0][0].kinds
@@ -266,8 +266,7 @@ class Loader:
             for i, kind in enumerate(kinds)
         ]
         for found in zip(*sources, strict=True):
-            truth = found[-1][1]
-            yield slice(0, len(truth)), [batch for batch, _ in found], truth
+            yield [batch for batch, _ in found], found[-1][1]
 
     def _side_by_side(
         self,
@@ -277,12 +276,13 @@ class Loader:
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Yield the batches [K, B] of each step and their true labels."""
         planned = self._plan(parts, steps, strong)
-        widths = (planned.examples >= 0).sum(axis=2).max(axis=0, initial=0)
-        if self._device.type != "cpu":
+        active = (steps[:, None] > np.arange(planned.examples.shape[1])).sum(axis=0).tolist()
+        if self._device.type == "cpu":
+            widths = (planned.examples >= 0).sum(axis=2).max(axis=0, initial=0).tolist()
+        else:
             # Padding costs a GPU little, and a step of another shape a graph of its own.
-            widths[:] = self._batch_size
-        active = (steps[:, None] > np.arange(len(widths))).sum(axis=0)
-        shapes = list(zip(active.tolist(), widths.tolist(), strict=True))
+            widths = [self._batch_size] * len(active)
+        shapes = list(zip(active, widths, strict=True))
         lengths = [k * b for k, b in shapes]
 
         def in_turn(of: NDArray[Any]) -> NDArray[Any]:

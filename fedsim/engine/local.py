@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
+from fedsim.data.transfer import brought
 from fedsim.engine.clock import Clock
 from fedsim.engine.loader import Loader
 from fedsim.engine.sgd import LocalTraining, Pass, Setting, alike, run_alone, run_stacked
@@ -125,7 +126,7 @@ class LocalTrainer:
         """
         self._generators = Generators(self.seed, round=round, clients=clients)
         counts = self.federation.labelled_class_counts(clients)
-        by_class = torch.from_numpy(counts.astype(np.float32)).to(self.device).unbind()
+        by_class = brought(counts.astype(np.float32), self.device).unbind()
         return [
             Client(
                 client,

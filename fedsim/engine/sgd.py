@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedsim.engine.clock import Clock
+from fedsim.engine.graph import Outputs
 from fedsim.engine.loader import Loader, epoch_steps
 from fedsim.engine.stacks import Stacks
 from fedsim.engine.tally import Counts, Rows, Tally, audit
-from fedsim.engine.tape import Outputs, Tapes, layout
+from fedsim.engine.tape import Tapes, layout
 from fedsim.engine.update import SGD, Batch, Targets, Trained
 from fedsim.models.net import Net, Weights, parts
 
@@ -105,9 +106,9 @@ class LocalTraining:
 Pass = tuple[SGD, Sequence[np.random.Generator]]
 """A request, and the random numbers of each kind of its examples."""
 
-Step = tuple[Rows, list[Batch], Tensor]
-"""Who takes it, a batch for each kind of examples, and the last one's true labels. Of several
-clients, tensors have a leading dimension K."""
+Step = tuple[list[Batch], Tensor]
+"""A batch for each kind of examples, and the last one's true labels. Of several clients, the first
+ones of a stack, tensors have a leading dimension K."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +263,8 @@ class _Loop:
 
     def take(self, step: Step) -> None:
         """Take a step of SGD."""
-        rows, batches, truth = step
-        own = self._rows(rows)
+        batches, truth = step
+        own = self._first(len(truth)) if self._lead else self._last
         if self._teach is None:
             self._descend(own, batches, {})
         else:
@@ -275,17 +276,16 @@ class _Loop:
         truths = torch.split(truth, sizes[-1])
         if self._teach is None or not self._frozen:
             for step in zip(batches, truths, strict=True):
-                self.take((None, list(step[0]), step[1]))
+                self.take((list(step[0]), step[1]))
             return
         targets = self._label(self._last, blocks, truth)
         split = [torch.split(target, sizes[-1]) for target in targets.values()]
         for of_step, batch in zip(zip(*split, strict=True), batches, strict=True):
             self._follow(self._last, list(batch), dict(zip(targets, of_step, strict=True)))
 
-    def _rows(self, rows: Rows) -> _Own:
-        """Return the arrays of some rows, which are mostly those of the step before."""
-        if isinstance(rows, Tensor):
-            return self._some(rows)
+    def _first(self, count: int) -> _Own:
+        """Return the arrays of the first rows, which are mostly those of the step before."""
+        rows = slice(0, count)
         if rows != self._last.rows:
             self._last = self._some(rows)
         return self._last
@@ -317,10 +317,9 @@ class _Loop:
             self._descend(own, batches, targets)
         elif bool(go.any()):
             some = go.nonzero().squeeze(1)
-            rows = some if isinstance(own.rows, slice) else _index(own.rows)[some]
             batches = [batch.each(lambda tensor: tensor[some]) for batch in batches]
             targets = {name: tensor[some] for name, tensor in targets.items()}
-            self._descend(self._some(rows), batches, targets)
+            self._descend(self._some(some), batches, targets)
 
     def _descend(self, own: _Own, batches: list[Batch], targets: Targets) -> None:
         counts = self._call(self._loss, own, batches, targets, descends=True)
@@ -427,8 +426,3 @@ def _masks(batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
     """Return the inputs of batches, each with the mask of its examples."""
     views = ((one.mask, view) for one in batches for view in (one.x, one.strong))
     return [(view, mask) for mask, view in views if view is not None]
-
-
-def _index(rows: Rows) -> Tensor:
-    assert isinstance(rows, Tensor), "a client alone has no rows"
-    return rows

@@ -20,16 +20,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fedsim.engine.graph import Function, Graphs
+from fedsim.engine.graph import Function, Graphs, Outputs
 
 RECORD_AT = 3
 """Which use of a form is noted: to note one takes as long as some ten steps of a small model, so
 that one that comes up once isn't worth it."""
 FORMS = 512
 """Most forms that are known; those not used for longest are forgotten."""
-
-Outputs = dict[str, Tensor]
-"""Of a function that can be noted."""
 
 
 class Tapes:

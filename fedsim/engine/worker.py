@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
+from fedsim.data.transfer import brought
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
 from fedsim.engine.memory import client_bytes, fitting
 from fedsim.engine.reduction import Sum
@@ -261,7 +262,7 @@ class Worker:
         scores = []
         for client, version in clients:
             mine = features[self._trainer.federation.test(client)]
-            own = torch.from_numpy(mine).to(self._device)
+            own = brought(mine, self._device)
             state = self.weights(self._states.read(client, version))
             scores.append(self._trainer.test_personal(self._update, w, own, client, round, state))
         return join_scores(scores)

@@ -85,11 +85,12 @@ class Net:
         self.num_features = model.features
         self.num_classes = model.head.out_features
         # The weights always come from outside: keep the two modes as empty shells.
-        self._train = _Shell(quicken(copy.deepcopy(model.backbone).to("meta").train()))
-        self._eval = _Shell(copy.deepcopy(model.backbone).to("meta").eval())
-        self._linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
         self.padding = Padding()
-        """Of the inputs in training mode; only the net `side_by_side` asks for it."""
+        """Of the inputs in training mode; only `side_by_side` asks for it."""
+        train, test = (copy.deepcopy(model.backbone).to("meta") for _ in range(2))
+        self._train = _Shell(quicken(train.train()), self.padding)
+        self._eval = _Shell(test.eval(), self.padding)
+        self._linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
 
     @cached_property
     def side_by_side(self) -> Net:
@@ -101,9 +102,8 @@ class Net:
             The model has a layer that knows no padding.
         """
         net = copy.copy(self)
-        net.padding = Padding()
         net._train, net._eval = (
-            _Shell(spread(copy.deepcopy(shell.backbone)), net.padding)
+            _Shell(spread(copy.deepcopy(shell.backbone)), self.padding)
             for shell in (self._train, self._eval)
         )
         net._linear = linear
@@ -145,7 +145,7 @@ class _Shell:
     tenth of a small CNN's step.
     """
 
-    def __init__(self, backbone: nn.Module, padding: Padding | None = None) -> None:
+    def __init__(self, backbone: nn.Module, padding: Padding) -> None:
         self.backbone = backbone
         self._padding = padding
         self._norms = [layer for layer in backbone.modules() if isinstance(layer, StackedBatchNorm)]
@@ -166,7 +166,6 @@ class _Shell:
         for held, local, name in self._places:
             held[local] = w[name]
         if self._norms and self.backbone.training:
-            assert self._padding is not None, "spread makes these layers"
             mask = self._padding.mask(x)
             for layer in self._norms:
                 layer.mask = mask

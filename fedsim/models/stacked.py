@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedsim.errors import UserError
 from fedsim.models.layers import GreyConv2d
 
 
-class PaddingUnknownError(ValueError):
+class PaddingUnknownError(UserError):
     """BatchNorm can't tell which of its examples are padding."""
 
 

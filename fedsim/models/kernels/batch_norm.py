@@ -16,79 +16,28 @@ from torch import Tensor
 from fedsim.models.kernels.blocks import block, innermost, new_images, shares
 
 
-@triton.jit(do_not_specialize=["rows", "pixels", "span"], do_not_specialize_on_alignment=["mask"])
-def _sum(
-    x, mask, sums, rows, pixels, channels, span,
-    m_block: tl.constexpr, c_block: tl.constexpr,
-):  # fmt: skip
-    """Add up, for some channels of a client, a span of pixels that aren't padding.
-
-    Of differences from the client's first pixel, since the squares of a large mean would drown the
-    rest.
-    """
+@triton.jit
+def _part(rows, channels, span, c_block: tl.constexpr):
+    """Return a program's client, its channels, which of them there are, and its span's two ends."""
     k = tl.program_id(2).to(tl.int64)
     c = tl.program_id(0) * c_block + tl.arange(0, c_block)
-    real = c < channels
-    x += k * rows * channels
-    mask += k * (rows // pixels)
     begin = tl.program_id(1) * span
-    end = tl.minimum(begin + span, rows)
-    first = tl.load(x + c, mask=real, other=0.0).to(tl.float32)
-    total = tl.zeros((m_block, c_block), dtype=tl.float32)
-    squares = tl.zeros((m_block, c_block), dtype=tl.float32)
-    for at in range(begin, end, m_block):
-        m = at + tl.arange(0, m_block)
-        counts = tl.load(mask + m // pixels, mask=m < end, other=0.0)
-        tile = tl.load(
-            x + m[:, None] * channels + c[None, :],
-            mask=(m < end)[:, None] & real[None, :],
-            other=0.0,
-        )
-        apart = (tile.to(tl.float32) - first[None, :]) * counts[:, None]
-        total += apart
-        squares += apart * apart
+    return k, c, c < channels, begin, tl.minimum(begin + span, rows)
+
+
+@triton.jit
+def _rectangle(at, end, channels, c, real, m_block: tl.constexpr):
+    """Return some pixels from ``at`` on, where their channels lie, and which of these there are."""
+    m = at + tl.arange(0, m_block)
+    return m, m[:, None] * channels + c[None, :], (m < end)[:, None] & real[None, :]
+
+
+@triton.jit
+def _note(sums, channels, k, c, real, one, other):
+    """Write down the two sums over a span, for `_add_up`."""
     sums += (k * tl.num_programs(1) + tl.program_id(1)) * 2 * channels + c
-    tl.store(sums, tl.sum(total, axis=0), mask=real)
-    tl.store(sums + channels, tl.sum(squares, axis=0), mask=real)
-
-
-@triton.jit(do_not_specialize=["rows", "pixels", "span"], do_not_specialize_on_alignment=["mask"])
-def _normalise(
-    x, mask, sums, weight, bias, running_mean, running_var, y, mean, scale, rows, pixels, channels,
-    span, momentum, eps, m_block: tl.constexpr, c_block: tl.constexpr, b_block: tl.constexpr,
-):  # fmt: skip
-    """Normalise a span of some channels of a client."""
-    k = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(0) * c_block + tl.arange(0, c_block)
-    real = c < channels
-    x += k * rows * channels
-    y += k * rows * channels
-    begin = tl.program_id(1) * span
-    end = tl.minimum(begin + span, rows)
-    n, total, squares = _add_up(mask, sums, rows, pixels, channels, k, c, real, b_block, c_block)
-    first = tl.load(x + c, mask=real, other=0.0).to(tl.float32)
-    apart = total / n
-    var = tl.maximum(squares / n - apart * apart, 0.0)
-    middle = first + apart
-    factor = 1.0 / tl.sqrt(var + eps)
-    place = k * channels + c
-    if tl.program_id(1) == 0:
-        tl.store(mean + place, middle, mask=real)
-        tl.store(scale + place, factor, mask=real)
-        was = tl.load(running_mean + place, mask=real)
-        tl.store(running_mean + place, was + momentum * (middle - was), mask=real)
-        was = tl.load(running_var + place, mask=real)
-        unbiased = var * n / tl.maximum(n - 1.0, 1.0)
-        tl.store(running_var + place, was + momentum * (unbiased - was), mask=real)
-    gamma = tl.load(weight + place, mask=real) * factor
-    beta = tl.load(bias + place, mask=real)
-    for at in range(begin, end, m_block):
-        m = at + tl.arange(0, m_block)
-        spot = m[:, None] * channels + c[None, :]
-        inside = (m < end)[:, None] & real[None, :]
-        tile = tl.load(x + spot, mask=inside, other=0.0).to(tl.float32)
-        out = (tile - middle[None, :]) * gamma[None, :] + beta[None, :]
-        tl.store(y + spot, out.to(y.dtype.element_ty), mask=inside)
+    tl.store(sums, tl.sum(one, axis=0), mask=real)
+    tl.store(sums + channels, tl.sum(other, axis=0), mask=real)
 
 
 @triton.jit
@@ -109,32 +58,83 @@ def _add_up(
     return n, one, other
 
 
+@triton.jit(do_not_specialize=["rows", "pixels", "span"], do_not_specialize_on_alignment=["mask"])
+def _sum(
+    x, mask, sums, rows, pixels, channels, span,
+    m_block: tl.constexpr, c_block: tl.constexpr,
+):  # fmt: skip
+    """Add up, for some channels of a client, a span of pixels that aren't padding.
+
+    Of differences from the client's first pixel, since the squares of a large mean would drown the
+    rest.
+    """
+    k, c, real, begin, end = _part(rows, channels, span, c_block)
+    x += k * rows * channels
+    mask += k * (rows // pixels)
+    first = tl.load(x + c, mask=real, other=0.0).to(tl.float32)
+    total = tl.zeros((m_block, c_block), dtype=tl.float32)
+    squares = tl.zeros((m_block, c_block), dtype=tl.float32)
+    for at in range(begin, end, m_block):
+        m, spot, inside = _rectangle(at, end, channels, c, real, m_block)
+        counts = tl.load(mask + m // pixels, mask=m < end, other=0.0)
+        tile = tl.load(x + spot, mask=inside, other=0.0).to(tl.float32)
+        apart = (tile - first[None, :]) * counts[:, None]
+        total += apart
+        squares += apart * apart
+    _note(sums, channels, k, c, real, total, squares)
+
+
+@triton.jit(do_not_specialize=["rows", "pixels", "span"], do_not_specialize_on_alignment=["mask"])
+def _normalise(
+    x, mask, sums, weight, bias, running_mean, running_var, y, mean, scale, rows, pixels, channels,
+    span, momentum, eps, m_block: tl.constexpr, c_block: tl.constexpr, b_block: tl.constexpr,
+):  # fmt: skip
+    """Normalise a span of some channels of a client."""
+    k, c, real, begin, end = _part(rows, channels, span, c_block)
+    x += k * rows * channels
+    y += k * rows * channels
+    n, total, squares = _add_up(mask, sums, rows, pixels, channels, k, c, real, b_block, c_block)
+    first = tl.load(x + c, mask=real, other=0.0).to(tl.float32)
+    apart = total / n
+    var = tl.maximum(squares / n - apart * apart, 0.0)
+    middle = first + apart
+    factor = 1.0 / tl.sqrt(var + eps)
+    place = k * channels + c
+    if tl.program_id(1) == 0:
+        tl.store(mean + place, middle, mask=real)
+        tl.store(scale + place, factor, mask=real)
+        was = tl.load(running_mean + place, mask=real)
+        tl.store(running_mean + place, was + momentum * (middle - was), mask=real)
+        was = tl.load(running_var + place, mask=real)
+        unbiased = var * n / tl.maximum(n - 1.0, 1.0)
+        tl.store(running_var + place, was + momentum * (unbiased - was), mask=real)
+    gamma = tl.load(weight + place, mask=real) * factor
+    beta = tl.load(bias + place, mask=real)
+    for at in range(begin, end, m_block):
+        _, spot, inside = _rectangle(at, end, channels, c, real, m_block)
+        tile = tl.load(x + spot, mask=inside, other=0.0).to(tl.float32)
+        out = (tile - middle[None, :]) * gamma[None, :] + beta[None, :]
+        tl.store(y + spot, out.to(y.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["rows", "span"])
 def _sum_back(
     g, x, mean, sums, rows, channels, span, m_block: tl.constexpr, c_block: tl.constexpr
 ):  # fmt: skip
     """Add gradients up over a span, and gradients times the distance of the input from the mean."""
-    k = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(0) * c_block + tl.arange(0, c_block)
-    real = c < channels
+    k, c, real, begin, end = _part(rows, channels, span, c_block)
     x += k * rows * channels
     g += k * rows * channels
-    begin = tl.program_id(1) * span
-    end = tl.minimum(begin + span, rows)
     middle = tl.load(mean + k * channels + c, mask=real, other=0.0)
     total = tl.zeros((m_block, c_block), dtype=tl.float32)
     along = tl.zeros((m_block, c_block), dtype=tl.float32)
     for at in range(begin, end, m_block):
-        m = at + tl.arange(0, m_block)
-        spot = m[:, None] * channels + c[None, :]
-        inside = (m < end)[:, None] & real[None, :]
+        _, spot, inside = _rectangle(at, end, channels, c, real, m_block)
         gradient = tl.load(g + spot, mask=inside, other=0.0).to(tl.float32)
         tile = tl.load(x + spot, mask=inside, other=0.0).to(tl.float32)
         total += gradient
         along += gradient * (tile - middle[None, :])
-    sums += (k * tl.num_programs(1) + tl.program_id(1)) * 2 * channels + c
-    tl.store(sums, tl.sum(total, axis=0), mask=real)
-    tl.store(sums + channels, tl.sum(along, axis=0), mask=real)
+    _note(sums, channels, k, c, real, total, along)
 
 
 @triton.jit(do_not_specialize=["rows", "pixels", "span"], do_not_specialize_on_alignment=["mask"])
@@ -143,14 +143,10 @@ def _normalise_back(
     m_block: tl.constexpr, c_block: tl.constexpr, b_block: tl.constexpr,
 ):  # fmt: skip
     """Work out the gradients of `_normalise`."""
-    k = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(0) * c_block + tl.arange(0, c_block)
-    real = c < channels
+    k, c, real, begin, end = _part(rows, channels, span, c_block)
     x += k * rows * channels
     g += k * rows * channels
     of_x += k * rows * channels
-    begin = tl.program_id(1) * span
-    end = tl.minimum(begin + span, rows)
     n, total, along = _add_up(mask, sums, rows, pixels, channels, k, c, real, b_block, c_block)
     mask += k * (rows // pixels)
     place = k * channels + c
@@ -163,9 +159,7 @@ def _normalise_back(
     total = total / n
     along = along / n * factor * factor
     for at in range(begin, end, m_block):
-        m = at + tl.arange(0, m_block)
-        spot = m[:, None] * channels + c[None, :]
-        inside = (m < end)[:, None] & real[None, :]
+        m, spot, inside = _rectangle(at, end, channels, c, real, m_block)
         counts = tl.load(mask + m // pixels, mask=m < end, other=0.0)
         gradient = tl.load(g + spot, mask=inside, other=0.0).to(tl.float32)
         tile = tl.load(x + spot, mask=inside, other=0.0).to(tl.float32)

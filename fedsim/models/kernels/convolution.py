@@ -1,7 +1,7 @@
 """Convolutions of many clients and their gradients.
 
 Shapes: K clients, B images a client of I channels and H x W pixels, O output channels; U x V
-output pixels; R x S taps of a convolution's weights.
+output pixels; R x S taps of a convolution's weights. Of float32, products are in TF32.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from fedsim.models.kernels.blocks import block, innermost, new_images, shares
 
 # Triton compiles a kernel anew for arguments that are 1 or multiples of 16, which pays for channels
 # and strides only.
-_SIZES = [
-    "b_in_k", "h_in", "w_in", "u_out", "v_out", "rows", "pixels", "scale", "from_h", "from_w",
-    "step", "taps_h", "taps_w", "tap_h", "tap_w", "tap_step", "y_h", "y_w", "y_scale", "y_from_h",
-    "y_from_w",
+_SIZES = ["b_in_k", "h_in", "w_in", "v_out", "rows", "pixels"]
+_TAPS = [
+    "scale", "from_h", "from_w", "step", "taps_h", "taps_w", "tap_h", "tap_w", "tap_step", "y_h",
+    "y_w", "y_scale", "y_from_h", "y_from_w",
 ]  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=[*_SIZES, *_TAPS])
 def _convolve(
-    x, w, y, b_in_k, h_in, w_in, channels, u_out, v_out, filters, rows, pixels,
+    x, w, y, b_in_k, h_in, w_in, channels, v_out, filters, rows, pixels,
     scale, from_h, from_w, step, taps_h, taps_w, tap_h, tap_w, tap_step,
     y_h, y_w, y_scale, y_from_h, y_from_w,
     w_k, w_n, w_h, w_w, w_i,
-    precision: tl.constexpr, m_block: tl.constexpr, n_block: tl.constexpr, i_block: tl.constexpr,
+    m_block: tl.constexpr, n_block: tl.constexpr, i_block: tl.constexpr,
 ):  # fmt: skip
     """Add up, for some pixels and filters of a client, the products of taps and input pixels.
 
@@ -68,7 +68,7 @@ def _convolve(
             mask=(n < filters)[None, :] & (i < channels)[:, None],
             other=0.0,
         )  # fmt: skip
-        total = tl.dot(images, weights, total, input_precision=precision)
+        total = tl.dot(images, weights, total, input_precision="tf32")
     place = ((b * y_h + u * y_scale + y_from_h) * y_w + v * y_scale + y_from_w) * filters
     tl.store(
         y + place[:, None] + n[None, :],
@@ -77,11 +77,11 @@ def _convolve(
     )
 
 
-@triton.jit(do_not_specialize=[*_SIZES[:7], "span", "stride", "padding", "taps_w"])
+@triton.jit(do_not_specialize=[*_SIZES, "span", "stride", "padding", "taps_w"])
 def _weigh(
-    x, g, w, b_in_k, h_in, w_in, channels, u_out, v_out, filters, rows, pixels, span,
+    x, g, w, b_in_k, h_in, w_in, channels, v_out, filters, rows, pixels, span,
     stride, padding, taps_w, w_share, w_k, w_o, w_h, w_w, w_i,
-    precision: tl.constexpr, m_block: tl.constexpr, o_block: tl.constexpr, i_block: tl.constexpr,
+    m_block: tl.constexpr, o_block: tl.constexpr, i_block: tl.constexpr,
 ):  # fmt: skip
     """Add up, for some weights of a client at one tap, a span of products of gradient and input."""
     k = tl.program_id(1).to(tl.int64)
@@ -113,7 +113,7 @@ def _weigh(
             mask=(m < end)[:, None] & (o < filters)[None, :],
             other=0.0,
         )
-        total = tl.dot(tl.trans(gradients), images, total, input_precision=precision)
+        total = tl.dot(tl.trans(gradients), images, total, input_precision="tf32")
     w += tl.program_id(2).to(tl.int64) * w_share
     tl.store(
         w + k * w_k + down * w_h + right * w_w + o[:, None] * w_o + i[None, :] * w_i,
@@ -136,11 +136,10 @@ def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
     w_k, w_o, w_i, w_h, w_w = w.stride()
     grid, blocks = _tiles(b * u * v, filters, channels, k)
     _convolve[grid](
-        x, w, y, b, height, width, channels, u, v, filters, b * u * v, u * v,
+        x, w, y, b, height, width, channels, v, filters, b * u * v, u * v,
         stride, -padding, -padding, 1, taps_h, taps_w, 0, 0, 1,
         u, v, 1, 0, 0,
-        w_k, w_o, w_h, w_w, w_i,
-        _precision(), **blocks,
+        w_k, w_o, w_h, w_w, w_i, **blocks,
     )  # fmt: skip
     return y
 
@@ -162,13 +161,12 @@ def convolve_back(
             of_h, of_w = len(range(at_h, height, stride)), len(range(at_w, width, stride))
             grid, blocks = _tiles(b * of_h * of_w, channels, filters, k)
             _convolve[grid](
-                g, w, of_x, b, u, v, filters, of_h, of_w, channels, b * of_h * of_w, of_h * of_w,
+                g, w, of_x, b, u, v, filters, of_w, channels, b * of_h * of_w, of_h * of_w,
                 1, (at_h + padding - first_h) // stride, (at_w + padding - first_w) // stride, -1,
                 len(range(first_h, taps_h, stride)), len(range(first_w, taps_w, stride)),
                 first_h, first_w, stride,
                 height, width, stride, at_h, at_w,
-                w_k, w_i, w_h, w_w, w_o,
-                _precision(), **blocks,
+                w_k, w_i, w_h, w_w, w_o, **blocks,
             )  # fmt: skip
     return of_x
 
@@ -185,9 +183,8 @@ def weigh(x: Tensor, g: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
     parts = w.new_empty(grid[2], *w.shape).as_strided((grid[2], *w.shape), (w.numel(), *w.stride()))
     w_k, w_o, w_i, w_h, w_w = w.stride()
     _weigh[grid](
-        x, g, parts, b, height, width, channels, u, v, filters, rows, u * v, span,
-        stride, padding, taps_w, w.numel(), w_k, w_o, w_h, w_w, w_i,
-        _precision(), **blocks,
+        x, g, parts, b, height, width, channels, v, filters, rows, u * v, span,
+        stride, padding, taps_w, w.numel(), w_k, w_o, w_h, w_w, w_i, **blocks,
     )  # fmt: skip
     return parts[0] if grid[2] == 1 else torch.sum(parts, 0, out=torch.empty_like(w))
 
@@ -226,8 +223,3 @@ def _squares(
             "num_stages": 3,
         },
     )
-
-
-def _precision() -> str:
-    """Return how products of float32 are made; it means nothing for others."""
-    return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"

@@ -37,9 +37,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from fedsim.models.kernels import batch_norm, convolution
 
-CONSTANTS = dict(
-    precision="tf32", m_block=64, n_block=64, i_block=64, o_block=64, c_block=64, b_block=8
-)
+CONSTANTS = dict(m_block=64, n_block=64, i_block=64, o_block=64, c_block=64, b_block=8)
 KERNELS = {  # images in bfloat16, and arrays in float32
     convolution._convolve: ("x w y", ""),
     convolution._weigh: ("x g", "w"),
