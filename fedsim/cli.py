@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from fedsim import registry
 from fedsim.config import Experiment
-from fedsim.errors import UserError
+from fedsim.errors import ConfigError, UserError
 from fedsim.experiment_file import load
 
 app = typer.Typer(
@@ -51,9 +52,19 @@ class Kinds(StrEnum):
 
 
 @app.command()
-def run(file: ExperimentFile, set_: Overrides = None, out: OutFolder = None) -> None:
+def run(
+    file: ExperimentFile,
+    set_: Overrides = None,
+    out: OutFolder = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out, after its last round."),
+    ] = False,
+) -> None:
     """Run an experiment and report each client's accuracy."""
     with _clear_errors():
+        if resume and out is None:
+            raise ConfigError("--resume: say with --out which folder's run is to go on")
         experiment = load(file, set_ or [])
         from fedsim.report.progress import Progress
         from fedsim.report.tables import client_table, summary_line
@@ -62,9 +73,9 @@ def run(file: ExperimentFile, set_: Overrides = None, out: OutFolder = None) -> 
         folder = out or _run_folder(experiment)
         with Progress(experiment.training.rounds, _err) as progress:
             try:
-                result = simulate(experiment, out=folder, observer=progress)
+                result = simulate(experiment, out=folder, resume=resume, observer=progress)
             except KeyboardInterrupt:
-                _err.print(f"stopped; the finished rounds are in {folder}", markup=False)
+                _err.print(_how_to_go_on(folder), markup=False, soft_wrap=True)
                 raise typer.Exit(130) from None
         if not result.clients.empty:
             _out.print(client_table(result.clients))
@@ -125,6 +136,14 @@ def _settings(what: Kinds, name: str) -> dict[str, Any]:
         for component in components
         for key, value in registry.options(component)().model_dump(mode="json").items()
     }
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """Return what to say of a run in a folder that the user has stopped."""
+    if not (folder / "experiment.toml").exists():
+        return "stopped before the first round"
+    command = ["fedsim", "run", f"{folder}/experiment.toml", "--resume", "--out", f"{folder}"]
+    return f"stopped; the finished rounds are in {folder}; go on with\n{shlex.join(command)}"
 
 
 def _run_folder(experiment: Experiment, suffix: str = "") -> Path:

@@ -18,16 +18,24 @@ from numpy.typing import NDArray
 
 from fedsim.config import Experiment
 from fedsim.data.federation import Federation
-from fedsim.report.run_directory import RunDirectory
+from fedsim.errors import EngineError
+from fedsim.report.run_directory import CHECKPOINT, RunDirectory
 
 _HEADS = {
     "head.weight": "global head",
     "etf.weight": "fixed ETF",
     "retrained.weight": "re-trained head",
 }
+PATIENCE = 20
+"""There is a new checkpoint as soon as so many times as long has passed as writing the last took: a
+large model with short rounds isn't written after each."""
 _NORM_CLIENTS = 1000  # of more clients every so-manieth is read for the mean of their heads
 
 if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
+    from flwr.serverapp.strategy import Strategy
+
+    from fedsim.engine.checkpoint import Checkpoint
     from fedsim.engine.loop import Round
     from fedsim.engine.state import ClientStates
     from fedsim.models import Arrays
@@ -74,6 +82,7 @@ class Recorder:
         workers: int,
         device: str,
         out: Path | str | None,
+        begun: Checkpoint | None = None,
     ) -> None:
         self.setup_seconds = 0.0
         self._workers = workers
@@ -85,15 +94,74 @@ class Recorder:
         self._clients: list[pd.DataFrame] = []
         self._training: list[dict[str, list[Any]]] = []
         self._training_columns: list[str] = []
-        self._seconds: list[dict[str, float]] = []
-        self._started = datetime.now(UTC)
-        self._folder = RunDirectory(Path(out)) if out is not None else None
-        if self._folder is not None:
+        self._seconds: dict[str, float] = {}
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._resumed_after: list[int] = []
+        self._next_checkpoint = 0.0
+        self._folder: RunDirectory | None = None
+        if out is not None:
+            from fedsim.engine.checkpoint import digest
+
+            self._digest = digest(federation)
+            self._folder = RunDirectory(Path(out), resumed=begun is not None)
+            if begun is not None:
+                self._take_up(begun, self._folder)
             self._folder.write_text("experiment.toml", experiment.to_toml())
             self._folder.write_table("partition.csv", self._partition)
 
-    def add(self, finished: Round) -> None:
-        """Record a finished round."""
+    def _take_up(self, begun: Checkpoint, folder: RunDirectory) -> None:
+        """Go on with the tables and sums of an earlier run, as they were at its checkpoint."""
+        if begun.data != self._digest:
+            raise EngineError(
+                f"the clients' data aren't those with which the run in {folder.path} began: has "
+                f"data.source = {self._experiment.data.source!r} changed?"
+            )
+        rounds = folder.cut("rounds.csv", begun.round)
+        if len(rounds) != begun.round:
+            raise EngineError(
+                f"{folder.path / 'rounds.csv'} has {len(rounds)} rows of the {begun.round} rounds "
+                "that the checkpoint has seen"
+            )
+        self._rounds = [{str(k): v for k, v in row.items()} for row in rounds.to_dict("records")]
+        clients = folder.cut("clients.csv", begun.round)
+        if not clients.empty:
+            self._clients = [clients]
+        training = folder.cut("training.csv", begun.round)
+        if not training.empty:
+            self._training = [{str(name): list(column) for name, column in training.items()}]
+        self._training_columns = list(training.columns)
+        self._seconds = begun.record["seconds"]
+        self._started = begun.record["started"]
+        self._resumed_after = [*begun.record["resumed_after"], begun.round]
+
+    def save(
+        self, round: int, arrays: ArrayRecord, strategy: Strategy, states: ClientStates
+    ) -> None:
+        """Write a checkpoint after a round, 0 before the first."""
+        if self._folder is None:
+            return
+        from fedsim.engine.checkpoint import Checkpoint, attributes
+
+        begun = time.perf_counter()
+        checkpoint = Checkpoint(
+            round=round,
+            arrays=arrays,
+            strategy=attributes(strategy),
+            versions=states.versions,
+            data=self._digest,
+            record={
+                "seconds": self._seconds,
+                "started": self._started,
+                "resumed_after": self._resumed_after,
+            },
+        )
+        self._folder.write_bytes(CHECKPOINT, checkpoint.to_bytes())
+        states.retain()
+        now = time.perf_counter()
+        self._next_checkpoint = now + PATIENCE * (now - begun)
+
+    def add(self, finished: Round, strategy: Strategy, states: ClientStates) -> None:
+        """Record a finished round, after which strategy and clients carry on what they have."""
         begun = time.perf_counter()
         row, clients = finished.row, finished.clients
         self._rounds.append(row)
@@ -107,7 +175,13 @@ class Recorder:
             self._folder.append("rounds.csv", pd.DataFrame([row]))
             if rows is not None:
                 self._folder.append("clients.csv", rows)
-        self._seconds.append({**finished.seconds, "write": time.perf_counter() - begun})
+        for part, spent in finished.seconds.items():
+            self._seconds[part] = self._seconds.get(part, 0.0) + spent
+        due = time.perf_counter() >= self._next_checkpoint
+        if due or row["round"] == self._experiment.training.rounds:
+            self.save(row["round"], finished.arrays, strategy, states)
+        spent = time.perf_counter() - begun
+        self._seconds["write"] = self._seconds.get("write", 0.0) + spent
 
     def _write_training(self, columns: dict[str, list[Any]]) -> None:
         """Add rows to training.csv; a method may have more to say after its warm-up."""
@@ -174,13 +248,10 @@ class Recorder:
 
     def _description(self) -> dict[str, Any]:
         rounds = len(self._rounds)
-        parts = sorted({part for seconds in self._seconds for part in seconds})
-        mean = {
-            part: sum(seconds.get(part, 0.0) for seconds in self._seconds) / rounds
-            for part in parts
-        }
+        mean = {part: spent / rounds for part, spent in sorted(self._seconds.items())}
         return {
-            "started": self._started.isoformat(timespec="seconds"),
+            "started": self._started,
+            "resumed_after": self._resumed_after,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "rounds_finished": rounds,
             "rounds_asked": self._experiment.training.rounds,

@@ -23,10 +23,13 @@ from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
 from fedsim.errors import ConfigError, DataError
 from fedsim.recorder import Recorder, Result
+from fedsim.resume import check_model, last_checkpoint
 from fedsim.rng import generator
 
 if TYPE_CHECKING:
+    import numpy as np
     from flwr.serverapp.strategy import Strategy
+    from numpy.typing import NDArray
 
     from fedsim.engine.grid import SimulatedGrid
     from fedsim.engine.ray_grid import RayActors
@@ -78,6 +81,7 @@ def simulate(
     experiment: Experiment,
     *,
     out: Path | str | None = None,
+    resume: bool = False,
     observer: Callable[[dict[str, Any]], None] | None = None,
 ) -> Result:
     """Run an experiment.
@@ -88,6 +92,9 @@ def simulate(
         What to run.
     out : Path or str, optional
         Folder to write the run to; new or empty. By default nothing is written.
+    resume : bool
+        Whether to go on with the run in ``out``, from its last finished round. The experiment must
+        be the same, but for `fedsim.resume.MAY_CHANGE`. Where no run has begun, one begins.
     observer : callable, optional
         Called with each finished round's row of ``rounds.csv``.
 
@@ -111,10 +118,16 @@ def simulate(
     ([1, 2], 8)
     """
     from fedsim.engine import flower
+    from fedsim.engine.checkpoint import restore
     from fedsim.engine.loop import run_rounds
 
     started = time.perf_counter()
     strategy = make_strategy(experiment)
+    begun = None
+    if resume:
+        if out is None:
+            raise ConfigError("resume: say in out which folder's run is to go on")
+        begun = last_checkpoint(experiment, Path(out))
     with ExitStack() as leaving:
         federation, actors = _deal_out_and_start(experiment)
         if actors is not None:
@@ -125,11 +138,19 @@ def simulate(
         initial = initial_arrays(task)
         _warn_of_running_statistics(experiment, strategy, initial)
         arrays = flower.to_record(initial)
-        recorder = Recorder(experiment, federation, num_workers(experiment), task.device, out)
-        grid = make_grid(experiment, task, actors)
+        if begun is not None:
+            check_model(begun, arrays)
+            arrays = begun.arrays
+            restore(strategy, begun.strategy)
+        recorder = Recorder(
+            experiment, federation, num_workers(experiment), task.device, out, begun
+        )
+        grid = make_grid(experiment, task, actors, None if begun is None else begun.versions)
         recorder.setup_seconds = time.perf_counter() - started
         try:
             with _noted_interrupts() as interrupted:
+                if begun is None:
+                    recorder.save(0, arrays, strategy, grid.states)
                 for finished in run_rounds(
                     strategy,
                     grid,
@@ -137,9 +158,10 @@ def simulate(
                     rounds=experiment.training.rounds,
                     evaluate_every=experiment.evaluation.every,
                     seed=experiment.seed,
+                    finished=0 if begun is None else begun.round,
                 ):
                     arrays = finished.arrays
-                    recorder.add(finished)
+                    recorder.add(finished, strategy, grid.states)
                     if observer is not None:
                         observer(finished.row)
                     if interrupted.is_set():
@@ -330,15 +352,23 @@ def _warn_of_running_statistics(experiment: Experiment, strategy: Strategy, arra
         )
 
 
-def make_grid(experiment: Experiment, task: Task, actors: RayActors | None = None) -> SimulatedGrid:
-    """Return the grid; on Ray with the actors that have been started, or new ones."""
+def make_grid(
+    experiment: Experiment,
+    task: Task,
+    actors: RayActors | None = None,
+    versions: NDArray[np.int8] | None = None,
+) -> SimulatedGrid:
+    """Return the grid; on Ray with the actors that have been started, or new ones.
+
+    ``versions`` says from which states the clients go on, if they do.
+    """
     if experiment.engine.backend == "inline":
         from fedsim.engine.grid import InlineGrid
 
-        return InlineGrid(task)
+        return InlineGrid(task, versions)
     from fedsim.engine.ray_grid import RayGrid
 
-    return RayGrid(task, actors or _start_actors(experiment))
+    return RayGrid(task, actors or _start_actors(experiment), versions)
 
 
 def _start_actors(experiment: Experiment) -> RayActors:

@@ -158,8 +158,12 @@ class FedAvg(Strategy):
     # ----- its parts -----------------------------------------------------------------------
 
     def complete(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return new arrays with, in their old places, those of w_t that nobody uploads."""
-        return ArrayRecord({**self._arrays, **arrays})
+        """Return new arrays with, in their old places, those of w_t that nobody uploads.
+
+        That is the last use of w_t, which is then forgotten.
+        """
+        w, self._arrays = self._arrays, ArrayRecord()
+        return ArrayRecord({**w, **arrays})
 
     def _population(self, grid: Grid) -> Sequence[int]:
         """Return all clients; a range, as of simulated ones, isn't copied."""

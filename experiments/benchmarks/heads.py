@@ -48,7 +48,7 @@ def _run(rounds: int, *, heads: bool) -> Measured:
         states, rng = StateFiles(Path(folder)), np.random.default_rng(0)
         for client, _ in clients:
             kept = {n: a + rng.normal(size=a.shape).astype(a.dtype) for n, a in own.items()}
-            states.write(client, -1, kept)
+            states.write(client, 0, kept)
         once: Callable[[], object] = lambda: worker.test(arrays, blocks)  # noqa: E731
         if heads:
             once = lambda: worker.test_clients(arrays, features, 1, clients)  # noqa: E731

@@ -124,7 +124,12 @@ def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 def from_record(record: ArrayRecord) -> Arrays:
     """Return the arrays of a record as float32: some of Flower's strategies answer in float64."""
-    return {name: _numbers(a).astype(np.float32) for name, a in record.items()}
+    return {name: array.astype(np.float32, order="C") for name, array in arrays_of(record).items()}
+
+
+def arrays_of(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a record as they are, mostly read-only views."""
+    return {name: _numbers(array) for name, array in record.items()}
 
 
 def _numbers(array: Array) -> NDArray[Any]:

@@ -103,9 +103,11 @@ class SimulatedGrid(Grid):
     ----------
     task : Task
         The data, the model and the client update.
+    versions : ndarray of int8 [K], optional
+        Which states the clients go on from, see `ClientStates`. By default they have none.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, versions: NDArray[np.int8] | None = None) -> None:
         flower.enter_runtime()
         self._federation = task.federation
         self._groups = task.statistics.groups
@@ -115,7 +117,7 @@ class SimulatedGrid(Grid):
         self.views = task.update.views
         """The views of the model that are tested, in order."""
         self._personal = task.update.has_personal_views
-        self.states = ClientStates(task.states, task.federation.num_clients)
+        self.states = ClientStates(task.states, task.federation.num_clients, versions)
         """What the clients keep between rounds."""
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
@@ -162,10 +164,10 @@ class SimulatedGrid(Grid):
         """
         num_train = self._federation.num_train(np.asarray(clients))
         work = expected_work(num_train, self._training, self._stacked)
-        versions = self.states.versions(clients)
+        slots = self.states.slots(clients)
         size = leaf_size(self._stacked, len(clients))
         shares: list[Share] = [
-            [(node, [(clients[i], versions[i]) for i in leaf]) for node, leaf in leaves]
+            [(node, [(clients[i], slots[i]) for i in leaf]) for node, leaf in leaves]
             for leaves in share_out(
                 tree(work, size, self._step), work, self.num_workers, self._step
             )
@@ -231,7 +233,7 @@ class SimulatedGrid(Grid):
     ) -> Scores:
         """Test the personal views of clients, joined in their order; see `Worker.test_clients`."""
         shared, of_all = self._put(arrays), self._put(features)
-        versions = self.states.versions(clients)
+        versions = self.states.versions[list(clients)].tolist()
         sizes = np.array([len(self._federation.test(client)) for client in clients])
         parts = balance(sizes, self.num_workers)
         found = self._call(
@@ -437,8 +439,8 @@ class SimulatedGrid(Grid):
 class InlineGrid(SimulatedGrid):
     """The grid whose one worker is this process: for debugging, notebooks and tests."""
 
-    def __init__(self, task: Task) -> None:
-        super().__init__(task)
+    def __init__(self, task: Task, versions: NDArray[np.int8] | None = None) -> None:
+        super().__init__(task, versions)
         self._threads = torch.get_num_threads()
         self._worker = Worker(task)
 

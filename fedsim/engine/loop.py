@@ -58,6 +58,7 @@ def run_rounds(
     rounds: int,
     evaluate_every: int,
     seed: int,
+    finished: int = 0,
 ) -> Iterator[Round]:
     """Run federated rounds, yielding after each.
 
@@ -68,13 +69,15 @@ def run_rounds(
     grid : SimulatedGrid
         The clients.
     arrays : ArrayRecord
-        The initial model.
+        The model to start from.
     rounds : int
-        How many rounds.
+        How many rounds in all.
     evaluate_every : int
         The model is tested after every so many rounds, and after the last.
     seed : int
         The experiment's seed.
+    finished : int
+        How many rounds there were before; strategy, grid and arrays are as they were then.
 
     Yields
     ------
@@ -82,7 +85,7 @@ def run_rounds(
         A round with no usable reply keeps the old model, with a warning.
     """
     grid.weights = flower.weights_of(strategy)
-    for round in range(1, rounds + 1):
+    for round in range(finished + 1, rounds + 1):
         clock = Clock()
         with flower.quiet_log():
             with flower.seeded_sampling(seed, "configure_train", round):

@@ -198,6 +198,8 @@ class RayGrid(SimulatedGrid):
         The work.
     actors : RayActors
         Who does it; `close` ends them.
+    versions : ndarray of int8 [K], optional
+        See `SimulatedGrid`.
 
     Raises
     ------
@@ -205,8 +207,10 @@ class RayGrid(SimulatedGrid):
         If a worker would import other files than this process, or can't start.
     """
 
-    def __init__(self, task: Task, actors: RayActors) -> None:
-        super().__init__(task)
+    def __init__(
+        self, task: Task, actors: RayActors, versions: NDArray[np.int8] | None = None
+    ) -> None:
+        super().__init__(task, versions)
         self._actors = actors
         self._ray = actors.ray
         self._claims = Claims(actors.claims)

@@ -2,17 +2,18 @@
 
 K clients. Workers, several processes of one machine, write the states of the clients they train;
 the driver alone decides which of them count, once it knows whose reply was usable. So each client
-has two slots: its committed state stays untouched in one, its new state goes to the other, and to
-commit is to flip one number. Where a worker dies half-way through a write, its clients are trained
-again from the same old state and write over the same slot; a client that fails is not committed.
+has several slots: its committed state stays untouched in one, its new state goes to another, and to
+commit is to change one number. Where a worker dies half-way through a write, its clients are
+trained again from the same old state and write over the same slot; a client that fails is not
+committed. A third slot keeps what a checkpoint refers to, however often the client trains after it.
 No two processes train one client at the same time, so no slot needs a lock. All this withstands
 processes that die, not a power failure: nothing waits until the disk has it.
 
-- ``states.bin``: the slots; that of a client's version, 0 or 1, begins at byte
-  (2 * client + version) * size. Sparse: who has never trained takes no room on the disk.
+- ``states.bin``: the slots; a client's slot 0, 1 or 2 begins at byte (3 * client + slot) * size.
+  Sparse: who has never trained takes no room on the disk.
 - ``schema.json``: array name -> dtype and shape, the same for all, settled by the first to write.
   A slot holds the arrays one after the other, sorted by name.
-- ``versions.npy``: int8 [K], the version that is committed; -1 for a client without a state.
+- ``versions.npy``: int8 [K], the slot that is committed; -1 for a client without a state.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ from numpy.typing import NDArray
 from fedsim.errors import EngineError
 
 STATES, SCHEMA, VERSIONS = "states.bin", "schema.json", "versions.npy"
+SLOTS = 3
+"""Of each client: for its committed state, that of the last checkpoint, and the next."""
+_FREE = np.array([[1, 2, 1, 1], [2, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
+"""A slot that is neither of two; -1, for none, is the last index."""
 
 _NATIVE = [np.dtype(c) for c in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]]
 DTYPES = {dtype.str for dtype in _NATIVE} | {dtype.newbyteorder().str for dtype in _NATIVE}
@@ -54,43 +59,42 @@ class StateFiles:
         self._schema_file = folder / SCHEMA
         self._schema: Schema | None = None
 
-    def read(self, client: int, version: int) -> dict[str, NDArray[Any]]:
-        """Return copies of the arrays in a client's slot ``version``; none for version -1.
+    def read(self, client: int, slot: int) -> dict[str, NDArray[Any]]:
+        """Return copies of the arrays in one of a client's slots; none for slot -1.
 
         Raises `EngineError` if states.bin is cut short, or schema.json missing or broken.
         """
-        assert version in (-1, 0, 1)
-        if version == -1:
+        assert -1 <= slot < SLOTS
+        if slot == -1:
             return {}
         schema = self._schema = self._schema or self._read_schema(client)
         size = sum(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in schema.values())
-        start = (2 * client + version) * size
-        slot = b""
+        start = (SLOTS * client + slot) * size
+        content = b""
         # No memory map: there a full disk or a file cut short kills the process.
         with (
             _reported(f"can't read the state of client {client} from {self._states}"),
             self._states.open("rb", buffering=0) as file,
         ):
-            while len(slot) < size:
-                part = os.pread(file.fileno(), size - len(slot), start + len(slot))
+            while len(content) < size:
+                part = os.pread(file.fileno(), size - len(content), start + len(content))
                 if not part:
                     raise OSError("the file ends too early; it isn't the one that was written")
-                slot += part
+                content += part
         arrays: dict[str, NDArray[Any]] = {}
         offset = 0
         for name, (dtype, shape) in schema.items():
-            arrays[name] = np.ndarray(shape, dtype, slot, offset).copy()
+            arrays[name] = np.ndarray(shape, dtype, content, offset).copy()
             offset += arrays[name].nbytes
         return arrays
 
-    def write(self, client: int, version: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write a client's new state into the slot that doesn't hold its committed one.
+    def write(self, client: int, slot: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write a client's new state, arrays of booleans or numbers, into one of its slots.
 
-        ``version`` is the committed one, -1 for none. The arrays are of booleans or numbers.
         Raises `EngineError` if they can't be written, or if their names, dtypes and shapes aren't
         those of every other client.
         """
-        assert version in (-1, 0, 1)
+        assert 0 <= slot < SLOTS
         own = {name: (arrays[name].dtype.str, arrays[name].shape) for name in sorted(arrays)}
         for name, (dtype, _) in own.items():
             if dtype not in DTYPES:
@@ -107,7 +111,7 @@ class StateFiles:
                     "keep arrays of the same names, dtypes and shapes"
                 )
         rest = memoryview(b"".join(arrays[name].tobytes() for name in schema))
-        start = (2 * client + (1 if version == 0 else 0)) * len(rest)
+        start = (SLOTS * client + slot) * len(rest)
         hint = f"; client {client} needs {len(rest):,} bytes there, and as many when trained again"
         with (
             _reported(f"can't write the clients' state to {self._states}", hint),
@@ -147,15 +151,17 @@ class StateFiles:
 
 
 class ClientStates:
-    """The states of K clients as the driver sees them; in memory, one byte a client.
+    """The states of K clients as the driver sees them; in memory, two bytes a client.
 
     Parameters
     ----------
     folder : Path
-        Where the states go; made if it isn't there. `EngineError` if that fails, or if it already
-        holds states.
+        Where the states go; made if it isn't there.
     num_clients : int
         K.
+    versions : ndarray of int8 [K], optional
+        What `versions` was at a checkpoint, to go on from it. By default the folder must not hold
+        states yet: `EngineError` if it does.
 
     Examples
     --------
@@ -164,19 +170,25 @@ class ClientStates:
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     states = ClientStates(Path(folder) / "states", num_clients=5)
-    ...     states.files.write(3, states.versions([3])[0], {"bias": np.array([1.0, 2.0])})
+    ...     [(slot, new_slot)] = states.slots([3])
+    ...     states.files.write(3, new_slot, {"bias": np.array([1.0, 2.0])})
     ...     before = states.read(3)
     ...     states.commit([3])
     ...     before, states.read(3), states.trained
     ({}, {'bias': array([1., 2.])}, array([3]))
     """
 
-    def __init__(self, folder: Path, num_clients: int) -> None:
-        for name in (STATES, SCHEMA, VERSIONS):
-            if (folder / name).exists():
-                raise EngineError(f"{folder} already holds {name}; use another folder")
+    def __init__(
+        self, folder: Path, num_clients: int, versions: NDArray[np.int8] | None = None
+    ) -> None:
         self._folder = folder
-        self._versions = np.full(num_clients, -1, dtype=np.int8)
+        if versions is None:
+            for name in (STATES, SCHEMA, VERSIONS):
+                if (folder / name).exists():
+                    raise EngineError(f"{folder} already holds {name}; use another folder")
+            versions = np.full(num_clients, -1, dtype=np.int8)
+        assert len(versions) == num_clients
+        self._versions = self._retained = versions
 
     @classmethod
     def open(cls, folder: Path) -> ClientStates:
@@ -184,17 +196,15 @@ class ClientStates:
 
         Raises `EngineError` if versions.npy is missing or broken.
         """
-        states = cls.__new__(cls)
-        states._folder, file = folder, folder / VERSIONS
+        file = folder / VERSIONS
         try:
             versions = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-            if versions.dtype != "i1" or versions.ndim != 1 or {*versions.tolist()} - {-1, 0, 1}:
+            if versions.dtype != "i1" or versions.ndim != 1 or not are_versions(versions):
                 raise ValueError
         except Exception as error:  # the parser of a broken header lets all kinds through
             reason = f"missing or broken ({type(error).__name__})"
-            raise EngineError(f"{file} is {reason}: it must hold int8 [K], -1, 0 or 1") from None
-        states._versions = versions
-        return states
+            raise EngineError(f"{file} is {reason}: it must hold int8 [K], -1 to 2") from None
+        return cls(folder, len(versions), versions)
 
     @cached_property
     def files(self) -> StateFiles:
@@ -206,14 +216,21 @@ class ClientStates:
         """The clients that have a state, in rising order."""
         return np.flatnonzero(self._versions >= 0)
 
-    def versions(self, clients: Sequence[int]) -> list[int]:
-        """Return each client's committed version, 0 or 1; -1 where it has no state."""
+    @property
+    def versions(self) -> NDArray[np.int8]:
+        """Each client's committed slot, int8 [K], -1 where it has no state; not to be changed."""
+        return self._versions
+
+    def slots(self, clients: Sequence[int]) -> list[tuple[int, int]]:
+        """Return of each client the slot of its state, or -1, and the one for its next state."""
         assert all(0 <= client < len(self._versions) for client in clients)
-        return [int(self._versions[client]) for client in clients]
+        index = np.asarray(clients, dtype=np.int64)
+        now, retained = self._versions[index], self._retained[index]
+        return list(zip(now.tolist(), _FREE[now, retained].tolist(), strict=True))
 
     def read(self, client: int) -> dict[str, NDArray[Any]]:
         """Return copies of a client's committed arrays; none if it has no state."""
-        return self.files.read(client, *self.versions([client]))
+        return self.files.read(client, int(self._versions[client]))
 
     def commit(self, clients: Sequence[int]) -> None:
         """Let count what these clients have written, each since its last commit.
@@ -223,8 +240,12 @@ class ClientStates:
         """
         if len(clients):
             versions = self._versions.copy()
-            versions[list(clients)] = [1 if v == 0 else 0 for v in self.versions(clients)]
+            versions[list(clients)] = [new for _, new in self.slots(clients)]
             self._save(versions)
+
+    def retain(self) -> None:
+        """Keep the states of now readable, by their slots, until this is called again."""
+        self._retained = self._versions
 
     def _save(self, versions: NDArray[np.int8]) -> None:
         content = io.BytesIO()
@@ -234,6 +255,11 @@ class ClientStates:
             temporary.write_bytes(content.getvalue())
             temporary.replace(self._folder / VERSIONS)
         self._versions = versions
+
+
+def are_versions(numbers: NDArray[Any]) -> bool:
+    """Tell whether all numbers are slots, or -1."""
+    return bool(np.isin(numbers, range(-1, SLOTS)).all())
 
 
 @contextmanager

@@ -20,7 +20,7 @@ takes longer to begin with than to do."""
 class _Waiting(NamedTuple):
     node: int
     client: int
-    version: int
+    slot: int
     upload: Upload
     audit: dict[str, float]
     num_bytes: int
@@ -32,7 +32,7 @@ class Intake:
     Parameters
     ----------
     keep : callable
-        Is told what a client keeps: ``keep(client, version, arrays)``.
+        Is told what a client keeps: ``keep(client, slot, arrays)``.
     weights : mapping or None
         Array group -> the number by which a client's is weighted, if only sums are wanted.
     clock : Clock
@@ -63,19 +63,19 @@ class Intake:
         self,
         node: int,
         client: int,
-        version: int,
+        slot: int,
         found: tuple[Upload, dict[str, float]] | Exception,
     ) -> None:
         """Take a client's result: what `fedsim.engine.local.LocalTrainer.update_all` returns.
 
-        ``node`` is the client's leaf, ``version`` that of the state it started from.
+        ``node`` is the client's leaf, ``slot`` the one for its next state.
         """
         if isinstance(found, Exception):
             self._replies.failures[client] = f"{type(found).__name__}: {found}"
             found = Upload({}, 0), {}  # it has its place in its leaf all the same
         upload, audit = found
         size = sum(map(num_bytes, upload.arrays.values()))
-        self._waiting.append(_Waiting(node, client, version, upload, audit, size))
+        self._waiting.append(_Waiting(node, client, slot, upload, audit, size))
         self._num_bytes += size + num_bytes(upload.state)
         if self._num_bytes >= TOGETHER:
             self._work_off()
@@ -98,9 +98,7 @@ class Intake:
         waiting, self._waiting, self._num_bytes = self._waiting, [], 0
         replies = self._replies
         laid_out = _lay_out([one.upload for one in waiting])
-        for (node, client, version, upload, audit, size), flats in zip(
-            waiting, laid_out, strict=True
-        ):
+        for (node, client, slot, upload, audit, size), flats in zip(waiting, laid_out, strict=True):
             if node != self._leaf:
                 climb(self._nodes, self._leaf)
                 self._leaf = node
@@ -122,7 +120,7 @@ class Intake:
             replies.keeps.append(bool(upload.state))
             if upload.state:
                 self._clock.lap("reduce")
-                self._keep(client, version, as_arrays(upload.state))
+                self._keep(client, slot, as_arrays(upload.state))
                 self._clock.lap("state")
 
 

@@ -38,9 +38,9 @@ STEP_FLOPS = 3e6
 operations of theirs: as much as seven clients with logistic regression, as half a one with a
 perceptron."""
 
-Share = Sequence[tuple[int, Sequence[tuple[int, int]]]]
-"""The leaves of a cohort's tree that a worker trains: node, and its clients, each with the version
-of its state that it starts from; see `fedsim.engine.reduction` and `StateFiles`."""
+Share = Sequence[tuple[int, Sequence[tuple[int, tuple[int, int]]]]]
+"""The leaves of a cohort's tree that a worker trains: node, and its clients, each with the slots of
+the state that it starts from and of the next; see `fedsim.engine.reduction` and `StateFiles`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,14 +157,14 @@ class Worker:
                 known = self._look_up(round, leaves)
             for some in self._stacks(leaves, w):
                 clients = [
-                    self._with_state(known[client], self._states.read(client, version))
-                    for _, client, version in some
+                    self._with_state(known[client], self._states.read(client, slot))
+                    for _, client, (slot, _) in some
                 ]
                 clock.lap("state")
                 found = self._trainer.update_all(self._update, w, clients)
                 clock.lap("train")
-                for (node, client, version), one in zip(some, found, strict=True):
-                    intake.take(node, client, version, one)
+                for (node, client, (_, new_slot)), one in zip(some, found, strict=True):
+                    intake.take(node, client, new_slot, one)
                 clock.lap("reduce")
         return *intake.end(), clock.seconds
 
@@ -172,8 +172,8 @@ class Worker:
         ids = [client for _, clients in share for client, _ in clients]
         return dict(zip(ids, self._trainer.clients(round, ids), strict=True))
 
-    def _stacks(self, share: Share, w: Weights) -> Iterator[list[tuple[int, int, int]]]:
-        """Yield the clients that train at a time: node, client and version of its state.
+    def _stacks(self, share: Share, w: Weights) -> Iterator[list[tuple[int, int, tuple[int, int]]]]:
+        """Yield the clients that train at a time: node, client and the slots of its state.
 
         On the processor clients of different leaves never train side by side, so that how the
         leaves are shared out among workers changes no number. A GPU is fast where many do, and its
@@ -209,12 +209,10 @@ class Worker:
         Returns its reply, and what it keeps now, if anything.
         """
         kept: list[Arrays] = [{}]
-        intake = Intake(
-            lambda client, version, arrays: kept.append(arrays), None, self._trainer.clock
-        )
+        intake = Intake(lambda client, slot, arrays: kept.append(arrays), None, self._trainer.clock)
         me = self._with_state(self._trainer.clients(round, [client])[0], state)
         (found,) = self._trainer.update_all(self._update, self.weights(arrays), [me])
-        intake.take(1, client, -1, found)
+        intake.take(1, client, 0, found)
         replies, _ = intake.end()
         return replies, kept[-1]
 
@@ -256,14 +254,14 @@ class Worker:
         round : int
             From 1.
         clients : sequence of (int, int)
-            Whom to test, and the version of each one's state.
+            Whom to test, and the slot of each one's state.
         """
         w = self.weights(arrays)
         scores = []
-        for client, version in clients:
+        for client, slot in clients:
             mine = features[self._trainer.federation.test(client)]
             own = brought(mine, self._device)
-            state = self.weights(self._states.read(client, version))
+            state = self.weights(self._states.read(client, slot))
             scores.append(self._trainer.test_personal(self._update, w, own, client, round, state))
         return join_scores(scores)
 

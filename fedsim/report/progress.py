@@ -29,6 +29,7 @@ class Progress:
         self._rounds = rounds
         self._console = console
         self._seconds = 0.0
+        self._finished = 0
         self._clients = 0
         self._accuracy = ""
         self._bar = (
@@ -68,6 +69,7 @@ class Progress:
         self._clients += row["clients"]
         # The rounds' own time: starting the workers says nothing about the time left.
         self._seconds += row["seconds"]
+        self._finished += 1  # of a resumed run others were before
         speed = f"{self._clients / self._seconds:.1f} clients/s"
         accuracies = {name: row[f"{name}_accuracy"] for name in ("generic", "personal")}
         # A method may lack a generic model, and a strategy may test no client.
@@ -81,6 +83,6 @@ class Progress:
             self._bar.update(self._task, description=name, completed=row["round"], figures=figures)
         elif evaluated:
             left = timedelta(
-                seconds=round(self._seconds / row["round"] * (self._rounds - row["round"]))
+                seconds=round(self._seconds / self._finished * (self._rounds - row["round"]))
             )
             self._console.print(f"{name}: {self._accuracy}, {speed}, {left} left", highlight=False)

@@ -139,6 +139,14 @@ def test_one_and_two_workers_and_this_process_give_the_same_run(here, method):
             pd.testing.assert_frame_equal(table, expected)
 
 
+def test_resume_goes_on_with_a_run(here):
+    fedsim(here, "run", "small.toml", "--out", "a run", "--set", "training.rounds=2")
+    done = fedsim(here, "run", "small.toml", "--out", "a run", "--resume")
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["round 3/3"]
+    assert "Clients after round 3" in done.stdout
+    assert pd.read_csv(here / "a run" / "rounds.csv")["round"].tolist() == [1, 2, 3]
+
+
 def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(here):
     command = [FEDSIM, "run", "small.toml", "--out", "results"]
     for override in ("training.rounds=100000", "engine.backend=ray", "engine.workers=2"):
@@ -169,7 +177,10 @@ def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(here):
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "stopped; the finished rounds are in results"
+    assert errors.splitlines()[-2:] == [
+        "stopped; the finished rounds are in results; go on with",
+        "fedsim run results/experiment.toml --resume --out results",
+    ]
     assert "Traceback" not in errors
     table = pd.read_csv(rows)
     assert table["round"].tolist() == list(range(1, len(table) + 1))
@@ -218,6 +229,10 @@ class TestCommandFailure:
                 "error: clients.count = 10000, but digits has 1437 training examples",
             ),
             (
+                ["run", "small.toml", "--resume"],
+                "error: --resume: say with --out which folder's run is to go on",
+            ),
+            (
                 ["run", "small.toml", "--set", "data.source=npz:none.npz"],
                 "error: npz:none.npz: no file none.npz",
             ),
@@ -261,4 +276,6 @@ class TestCommandFailure:
         (here / "results").mkdir()
         (here / "results" / "precious.txt").write_text("x")
         done = fedsim(here, "run", "small.toml", "--out", "results", code=2)
-        assert "isn't an empty folder; choose another --out" in done.stderr
+        assert (
+            "isn't an empty folder; choose another --out, or --resume the run in it" in done.stderr
+        )

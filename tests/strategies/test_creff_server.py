@@ -124,8 +124,8 @@ class TestAggregation:
     def test_a_round_matches_at_the_classifier_that_was_sent_and_re_trains(self):
         strategy = start(seed=5)
         replies = [answer(3, [1, 1, 0]), answer(1, [0, 1, 0], 1)]
-        arrays, _ = strategy.aggregate_train(1, replies)
         sent = strategy._arrays
+        arrays, _ = strategy.aggregate_train(1, replies)
         classifier = [
             torch.tensor(sent[name].numpy()) for name in ("retrained.weight", "retrained.bias")
         ]
@@ -172,8 +172,9 @@ class TestAggregation:
 
     def test_features_go_on_from_round_to_round(self):
         strategy = start()
-        strategy.aggregate_train(1, [answer(3, [1, 1, 1])])
+        model, _ = strategy.aggregate_train(1, [answer(3, [1, 1, 1])])
         first = strategy.features
+        strategy.configure_train(2, model, ConfigRecord(), Nodes())
         strategy.aggregate_train(2, [answer(3, [1, 0, 0])])
         assert torch.equal(strategy.features[1:], first[1:])
         assert not torch.equal(strategy.features[0], first[0])

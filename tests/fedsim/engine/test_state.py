@@ -48,7 +48,8 @@ def assert_same(found, expected):
 
 def write(states, client, arrays):
     """As a worker does, in an object of its own."""
-    pickle.loads(pickle.dumps(states.files)).write(client, *states.versions([client]), arrays)
+    [(_, slot)] = states.slots([client])
+    pickle.loads(pickle.dumps(states.files)).write(client, slot, arrays)
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ class TestClientStates:
         assert list(states.read(1)) == ["a", "b"]
 
     def test_the_files_are_as_documented(self, states, folder):
-        """A slot has 2 + 3 bytes: client 1's second version begins at byte (2 * 1 + 1) * 5."""
+        """A slot has 2 + 3 bytes: client 1's slot 1 begins at byte (3 * 1 + 1) * 5."""
         for value in (1, 2):
             arrays = {"b": np.full(3, value, np.uint8), "a": np.array(10 + value, ">i2")}
             write(states, 1, arrays)
@@ -99,7 +100,7 @@ class TestClientStates:
         schema = '{"a": [">i2", []], "b": ["|u1", [3]]}'
         assert (folder / "schema.json").read_text() == schema
         content = (folder / "states.bin").read_bytes()
-        assert content == bytes(10) + bytes([0, 11, 1, 1, 1]) + bytes([0, 12, 2, 2, 2])
+        assert content == bytes(15) + bytes([0, 11, 1, 1, 1]) + bytes([0, 12, 2, 2, 2])
         assert np.load(folder / "versions.npy").tolist() == [-1, 1] + 8 * [-1]
 
     def test_what_is_read_is_the_reader_s_own(self, states):
@@ -109,14 +110,34 @@ class TestClientStates:
         assert_same(states.read(4), head(1))
 
     def test_two_slots_take_turns(self, states):
-        assert states.versions([5]) == [-1]
-        for round, version in enumerate([0, 1, 0, 1]):
+        assert states.slots([5]) == [(-1, 0)]
+        for round, slot in enumerate([0, 1, 0, 1]):
             write(states, 5, head(round))
             states.commit([5])
-            assert states.versions([5]) == [version]
+            assert states.slots([5]) == [(slot, 1 - slot)]
             assert_same(states.read(5), head(round))
             if round:
-                assert_same(states.files.read(5, 1 - version), head(round - 1))
+                assert_same(states.files.read(5, 1 - slot), head(round - 1))
+
+    @settings(max_examples=60)
+    @given(st.lists(st.sampled_from(["train", "train and fail", "retain"]), max_size=12))
+    def test_what_is_retained_can_be_gone_on_from(self, events):
+        """However often clients train after a checkpoint, also in vain, it can be gone back to."""
+        with tempfile.TemporaryDirectory() as name:
+            states = ClientStates(Path(name), num_clients=2)
+            committed, retained, versions = {}, {}, states.versions
+            for number, event in enumerate(events):
+                if event == "retain":
+                    states.retain()
+                    retained, versions = committed, states.versions
+                else:
+                    write(states, 1, head(number))
+                    if event == "train":
+                        states.commit([1])
+                        committed = head(number)
+                assert_same(states.read(1), committed)
+                resumed = ClientStates(Path(name), num_clients=2, versions=versions)
+                assert_same(resumed.read(1), retained)
 
     def test_only_committed_clients_change(self, states):
         for value in (1, 2):
@@ -161,8 +182,9 @@ class TestClientStates:
             write(states, client, head(client))
         states.commit((7, 2))
         assert states.trained.tolist() == [2, 7]
-        assert states.versions([9, 7, 2]) == [-1, 0, 0]
-        assert states.versions([]) == []
+        assert states.slots([9, 7, 2]) == [(-1, 0), (0, 1), (0, 1)]
+        assert states.slots([]) == []
+        assert states.versions[[9, 7, 2]].tolist() == [-1, 0, 0]
         assert states.read(9) == {}
 
     def test_reopened_states_are_as_last_committed(self, states, folder):
@@ -196,7 +218,7 @@ class TestClientStates:
         states.commit([99_999])
         np.testing.assert_array_equal(states.read(99_999)["head"], array)
         usage = (folder / "states.bin").stat()
-        assert usage.st_size > 199_998 * array.nbytes
+        assert usage.st_size > 299_997 * array.nbytes
         assert usage.st_blocks * 512 < 2_000_000
 
     def test_partial_reads_and_writes_go_on(self, states, monkeypatch):
@@ -247,7 +269,7 @@ class TestSchemaRace:
             "for client in range(int(sys.argv[2]), 10, 2):\n"
             "    weight = np.full((2, 3), client, dtype=np.float32)\n"
             "    StateFiles(Path(sys.argv[1])).write(\n"
-            "        client, -1, {'weight': weight, 'seen': np.array(client, dtype=np.int64)}\n"
+            "        client, 0, {'weight': weight, 'seen': np.array(client, dtype=np.int64)}\n"
             "    )\n"
         )
         workers = [
@@ -334,7 +356,7 @@ class TestStatesFailure:
     @pytest.mark.parametrize(
         "array",
         [
-            np.array([0, 2], np.int8),
+            np.array([0, 3], np.int8),
             np.array([-128, 0], np.int8),
             np.array([0, 1], np.int64),
             np.array([[0, 1]], np.int8),

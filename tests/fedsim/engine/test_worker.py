@@ -46,7 +46,7 @@ def test_on_a_gpu_as_many_as_fit(make_task, monkeypatch, memory, expected):
 def test_a_sum_does_not_depend_on_who_trains_side_by_side(make_task, monkeypatch):
     """Leaves are summed apart even where their clients train in one stack."""
     arrays = {"head.weight": np.ones((3, 16), np.float32), "head.bias": np.ones(3, np.float32)}
-    share = [(2, [(0, -1), (1, -1)]), (6, [(2, -1)]), (7, [(3, -1)])]
+    share = [(2, [(0, (-1, 0)), (1, (-1, 0))]), (6, [(2, (-1, 0))]), (7, [(3, (-1, 0))])]
     worker = Worker(make_task())
     _, alone, _ = worker.train(arrays, 1, share, {"arrays": "num-examples"})
     apart = [[(n, *one) for n, leaf in share for one in leaf]]

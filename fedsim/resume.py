@@ -1,0 +1,82 @@
+"""Goes on with a run that was interrupted, or that shall have more rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.experiment_file import load
+from fedsim.report.run_directory import CHECKPOINT, is_new
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
+
+    from fedsim.engine.checkpoint import Checkpoint
+
+MAY_CHANGE = ("training.rounds", "evaluation.every", "engine.")
+"""Settings that a resumed run may have anew: they say how long, how often and on what, not what."""
+
+
+def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
+    """Return where the run in a folder stands; None if no run has begun there.
+
+    Raises
+    ------
+    ConfigError
+        If the folder's run is that of another experiment, or has gone on for longer than asked.
+    EngineError
+        If the folder holds no usable checkpoint.
+    """
+    from fedsim.engine.checkpoint import Checkpoint
+
+    if is_new(folder):
+        return None
+    found = Checkpoint.read(folder / CHECKPOINT)
+    before = _flat(load(folder / "experiment.toml").model_dump(mode="json"))
+    now = _flat(experiment.model_dump(mode="json"))
+    changed = [
+        f"{key} was {before.get(key)!r} in {folder}, but is {now.get(key)!r} now"
+        for key in dict.fromkeys((*before, *now))
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        allowed = ", ".join(key + "*" * key.endswith(".") for key in MAY_CHANGE)
+        raise ConfigError(
+            "\n".join(f"{line}; a resumed run can only change {allowed}" for line in changed)
+        )
+    if found.round > experiment.training.rounds:
+        raise ConfigError(
+            f"training.rounds = {experiment.training.rounds}: the run in {folder} has finished "
+            f"{found.round} already"
+        )
+    return found
+
+
+def check_model(found: Checkpoint, initial: ArrayRecord) -> None:
+    """Raise `ConfigError` if a checkpoint's model has other arrays than the experiment's."""
+    was, now = (
+        {name: array.shape for name, array in arrays.items()} for arrays in (found.arrays, initial)
+    )
+    for name in dict.fromkeys((*was, *now)):
+        if was.get(name) != now.get(name):
+            raise ConfigError(
+                f"the checkpoint's model has {_described(name, was)}, this experiment's "
+                f"{_described(name, now)}: has the code of the model changed?"
+            )
+
+
+def _described(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return f"{name} {list(shapes[name])}" if name in shapes else f"no {name}"
+
+
+def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": content for inner, content in value.items()}
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,268 @@
+"""What a checkpoint holds comes back as it was, and nothing else is taken for one."""
+
+import json
+import logging
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClipping, FedAdam
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.numpy import save
+
+import fedsim
+from fedsim.engine import flower
+from fedsim.engine.checkpoint import Checkpoint, attributes, digest, restore
+from fedsim.errors import EngineError
+from fedsim.simulation import load_federation
+from strategies import FedAvg, FedLabel
+
+KEYS = st.one_of(st.text(max_size=5), st.integers())
+ARRAYS = hnp.arrays(
+    st.one_of(
+        hnp.boolean_dtypes(),
+        hnp.integer_dtypes(endianness="="),
+        hnp.floating_dtypes(endianness="=", sizes=(16, 32, 64)),
+    ),
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), ARRAYS),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+        st.dictionaries(KEYS, inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+def checkpoint(**changes):
+    arrays = flower.to_record({"w": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    standard = {
+        "round": 3,
+        "arrays": arrays,
+        "strategy": {},
+        "versions": np.array([-1, 2, 0], np.int8),
+        "data": "abc",
+        "record": {},
+    }
+    return Checkpoint(**standard | changes)
+
+
+def written(tmp_path, content):
+    file = Path(tmp_path) / "x.safetensors"
+    file.write_bytes(content)
+    return file
+
+
+def again(tmp_path, **changes):
+    return Checkpoint.read(written(tmp_path, checkpoint(**changes).to_bytes()))
+
+
+def assert_same(found, expected):
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key, value in expected.items():
+            assert_same(found[key], value)
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    elif isinstance(expected, np.ndarray):
+        assert found.dtype == expected.dtype
+        assert found.shape == expected.shape
+        assert found.tobytes() == expected.tobytes()
+    else:
+        assert found == expected or (found != found and expected != expected)
+
+
+class Odd(FedAvg):
+    """Carries what no file can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.log = logging.getLogger("odd")
+        self.best = 0.5
+        self.measure = len
+        self.half = partial(max, 1)
+
+
+class TestCheckpoint:
+    @settings(max_examples=100)
+    @given(st.dictionaries(st.text(max_size=5), VALUES, max_size=3))
+    def test_values_come_back_as_they_were(self, tmp_path_factory, values):
+        found = again(tmp_path_factory.mktemp("x"), strategy=values, record=values)
+        assert_same(found.strategy, values)
+        assert_same(found.record, values)
+
+    def test_all_of_it_comes_back(self, tmp_path):
+        found = again(tmp_path)
+        assert (found.round, found.data) == (3, "abc")
+        assert found.versions.tolist() == [-1, 2, 0]
+        assert found.versions.dtype == np.int8
+        assert found.arrays == checkpoint().arrays
+
+    def test_arrays_keep_their_type_and_may_lie_in_memory_in_any_order(self, tmp_path):
+        fortran = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+        turned = np.arange(6, dtype=np.int32).reshape(2, 3).T
+        record = ArrayRecord({"a": Array(fortran), "b": Array(turned)})
+        values = {"list": [fortran, turned[:, ::2]], "number": np.float64(1.5)}
+        found = again(tmp_path, arrays=record, strategy=values)
+        assert_same(flower.arrays_of(found.arrays)["a"], np.arange(6.0).reshape(2, 3))
+        assert_same(flower.arrays_of(found.arrays)["b"], np.array(turned, order="C"))
+        assert_same(found.strategy, values)
+
+    def test_tensors_come_back(self, tmp_path):
+        tensor = torch.arange(6.0).reshape(2, 3).T
+        found = again(tmp_path, strategy={"x": tensor}).strategy["x"]
+        assert torch.equal(found, tensor)
+        found += 1  # its own memory, and writable
+
+
+class TestStrategies:
+    def test_attributes_go_from_one_strategy_to_another(self, tmp_path):
+        one, other = FedAdam(eta=0.5), FedAdam()
+        one.m_t = {"w": np.ones(2)}
+        one.current_arrays = {"w": np.zeros(2, np.float32)}
+        restore(other, again(tmp_path, strategy=attributes(one)).strategy)
+        assert other.eta == 0.5
+        assert_same(other.m_t, one.m_t)
+        assert_same(other.current_arrays, one.current_arrays)
+        assert other.v_t is None
+        assert other.train_metrics_aggr_fn is one.train_metrics_aggr_fn
+
+    def test_so_do_those_of_a_strategy_inside_another(self, tmp_path):
+        def wrapped():
+            return DifferentialPrivacyServerSideAdaptiveClipping(FedAdam(), 1.0, 50)
+
+        one, other = wrapped(), wrapped()
+        one.clipping_norm = 0.25
+        one.strategy.m_t = {"w": np.ones(2)}
+        inner = other.strategy
+        restore(other, again(tmp_path, strategy=attributes(one)).strategy)
+        assert other.clipping_norm == 0.25
+        assert other.strategy is inner
+        assert_same(inner.m_t, one.strategy.m_t)
+
+    def test_a_mapping_that_cannot_be_changed_is_saved_too(self, tmp_path):
+        one, other = FedLabel(aggregation="single"), FedLabel()
+        restore(other, again(tmp_path, strategy=attributes(one)).strategy)
+        assert dict(other.weights) == dict(one.weights)
+
+    def test_our_own_forget_the_model_once_it_is_averaged(self):
+        strategy = FedAvg()
+        strategy.complete(checkpoint().arrays)
+        assert not attributes(strategy)["_arrays"]
+
+    def test_what_no_file_can_hold_is_left_out_with_a_warning(self):
+        with pytest.warns(UserWarning, match=r"don't hold Odd.log \(a Logger\): a resumed run"):
+            found = attributes(Odd())
+        assert found["best"] == 0.5
+        assert not {"log", "measure", "half"} & set(found)
+
+    @pytest.mark.parametrize(
+        ("value", "what"),
+        [
+            (np.array([None]), "an array of object"),
+            (np.zeros(2, np.complex64), "an array of complex64"),
+            ({(1, 2): 3}, "a dict with keys that aren't numbers or texts"),
+            ([{1}], "a set"),
+            (torch.ones(1, requires_grad=True), "a Tensor"),
+        ],
+    )
+    def test_so_are_these(self, value, what):
+        strategy = FedAvg()
+        strategy.x = value
+        with pytest.warns(UserWarning, match=rf"FedAvg.x \({what}\)"):
+            assert "x" not in attributes(strategy)
+
+    def test_of_shipped_strategies_nothing_is_left_out(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for strategy in (FedAvg(), FedLabel(), FedAdam()):
+                attributes(strategy)
+
+
+class TestDigest:
+    def federation(self, **changes):
+        return load_federation(
+            fedsim.Experiment(clients={"count": 4, "partition": "dirichlet", **changes})
+        )
+
+    def test_the_same_data_have_the_same(self):
+        assert digest(self.federation()) == digest(self.federation())
+
+    @pytest.mark.parametrize("changes", [{"alpha": 0.4}, {"labelled": 0.5}, {"count": 5}])
+    def test_data_dealt_out_otherwise_have_another(self, changes):
+        assert digest(self.federation(**changes)) != digest(self.federation())
+
+    @pytest.mark.parametrize("name", ["x_train", "y_train", "x_test", "y_test"])
+    def test_other_examples_have_another(self, name):
+        changed = self.federation()
+        array = getattr(changed.source, name)
+        array[changed.train_index[0] if name.endswith("train") else 0] += 1
+        assert digest(changed) != digest(self.federation())
+
+
+class TestCheckpointFailure:
+    def test_no_file(self, tmp_path):
+        with pytest.raises(EngineError, match=r"x.safetensors: can't be read: No such file"):
+            Checkpoint.read(tmp_path / "x.safetensors")
+
+    def test_a_folder(self, tmp_path):
+        with pytest.raises(EngineError, match=r": can't be read: Is a directory"):
+            Checkpoint.read(tmp_path)
+
+    def test_a_file_cut_short_anywhere(self, tmp_path):
+        content = checkpoint().to_bytes()
+        file = written(tmp_path, content)
+        for size in reversed(range(0, len(content), 7)):
+            os.truncate(file, size)
+            with pytest.raises(EngineError, match=r"x.safetensors is broken, or no checkpoint"):
+                Checkpoint.read(file)
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            None,
+            {"format": "pt"},
+            {"format": "2", "description": "{}"},
+            {"format": "1"},
+            {"format": "1", "description": "{"},
+            {"format": "1", "description": "[]"},
+            {"format": "1", "description": '{"round": 1}'},
+            {"format": "1", "description": '{"round": {"array": "w"}}'},
+            {"format": "1", "description": '{"x": {"array": "nowhere"}}'},
+            {"format": "1", "description": '{"x": {"array": "w", "list": []}}'},
+        ],
+    )
+    def test_other_safetensors(self, tmp_path, metadata):
+        file = written(tmp_path, save({"w": np.zeros(2)}, metadata))
+        with pytest.raises(EngineError, match=r"x.safetensors is broken, or no checkpoint"):
+            Checkpoint.read(file)
+
+    def test_versions_that_are_no_slots(self, tmp_path):
+        with pytest.raises(EngineError, match="its versions are no slots"):
+            again(tmp_path, versions=np.array([3], np.int8))
+
+    def test_nothing_in_it_is_run(self, tmp_path):
+        """A pickle, wherever it stands, is bytes that mean nothing."""
+        pickle = b"cos\nsystem\n(S'touch pwned'\ntR."
+        description = json.dumps({"round": {"pickle": pickle.decode()}})
+        for content in (
+            pickle,
+            save({"w": np.frombuffer(pickle, np.uint8)}, {"format": "1"}),
+            save({"w": np.zeros(1)}, {"format": "1", "description": description}),
+        ):
+            with pytest.raises(EngineError, match="is broken, or no checkpoint"):
+                Checkpoint.read(written(tmp_path, content))
+        assert not Path("pwned").exists()

@@ -1,0 +1,372 @@
+"""A run that was interrupted goes on as if nothing had happened."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import fedsim
+from fedsim import recorder
+from fedsim.engine.checkpoint import Checkpoint
+from fedsim.engine.state import ClientStates
+from fedsim.errors import ConfigError, EngineError
+from fedsim.report.run_directory import CHECKPOINT, RunDirectory
+from strategies import FedAvg
+
+FEDSIM = Path(sys.executable).parent / "fedsim"
+SMALL = {
+    "name": "small",
+    "clients": {"count": 6, "partition": "dirichlet", "alpha": 0.5, "labelled": 0.5},
+    "model": {"name": "linear"},
+    "training": {"rounds": 5, "participation": 0.5, "momentum": 0.5},
+    "evaluation": {"every": 2},
+    "engine": {"backend": "inline"},
+}
+TABLES = ("clients.csv", "training.csv", "class_norms.csv", "partition.csv")
+METHODS = {
+    "fedavg": {},
+    "fedadam": {},
+    "fedavgm": {"server_momentum": 0.5},
+    "fedloge": {"sparsity": 0.2},
+    # Its clients have more to say once the warm-up is over: a resumed run must know the columns.
+    "fedlabel": {"warmup_rounds": 4},
+    "creff": {"crt_epochs": 2, "match_epochs": 2},
+}
+
+
+def experiment(**changes):
+    """Return the small experiment with some settings of its tables changed."""
+    tables = {key: {**SMALL.get(key, {}), **changes.get(key, {})} for key in (*SMALL, *changes)
+              if key not in ("name", "seed")}  # fmt: skip
+    return fedsim.Experiment(name="small", seed=changes.get("seed", 0), **tables)
+
+
+def of(method, **changes):
+    model = {"name": "mlp"} if method == "fedloge" else {"name": "linear"}
+    return experiment(method={"name": method, **METHODS[method]}, model=model, **changes)
+
+
+class StopRunError(Exception):
+    """Ends a run."""
+
+
+def stopped(experiment, out, after, **options):
+    """Run an experiment until a round is finished."""
+
+    def stop(row):
+        if row["round"] == after:
+            raise StopRunError
+
+    with pytest.raises(StopRunError):
+        fedsim.simulate(experiment, out=out, observer=stop, **options)
+
+
+def assert_same_run(one, other):
+    rounds = [pd.read_csv(run / "rounds.csv").drop(columns="seconds") for run in (one, other)]
+    pd.testing.assert_frame_equal(*rounds)
+    for name in TABLES:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    models = [load_file(run / "model.safetensors") for run in (one, other)]
+    assert models[0].keys() == models[1].keys()
+    for name, array in models[0].items():
+        np.testing.assert_array_equal(array, models[1][name])
+    if (one / "state").exists():
+        states = [ClientStates.open(run / "state") for run in (one, other)]
+        assert states[0].trained.tolist() == states[1].trained.tolist()
+        for client in states[0].trained.tolist():
+            for name, array in states[0].read(client).items():
+                np.testing.assert_array_equal(array, states[1].read(client)[name])
+
+
+@pytest.fixture
+def each_round(monkeypatch):
+    """Write a checkpoint after each round."""
+    monkeypatch.setattr(recorder, "PATIENCE", 0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of each method that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    for method in METHODS:
+        fedsim.simulate(of(method), out=folder / method)
+    return folder
+
+
+class TestResume:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_a_run_goes_on_where_it_stopped(self, whole, tmp_path, each_round, method):
+        out = tmp_path / "run"
+        stopped(of(method), out, after=3)
+        seen = []
+        result = fedsim.simulate(of(method), out=out, resume=True, observer=seen.append)
+        assert [row["round"] for row in seen] == [4, 5]
+        assert result.rounds["round"].tolist() == [1, 2, 3, 4, 5]
+        assert_same_run(out, whole / method)
+        read = [pd.read_csv(out / f"{name}.csv") for name in ("rounds", "clients", "training")]
+        for frame, other in zip(
+            (result.rounds, result.clients, result.training), read, strict=True
+        ):
+            pd.testing.assert_frame_equal(frame, other)
+
+    @pytest.mark.parametrize("method", ["fedloge", "fedadam"])
+    def test_and_from_an_older_checkpoint(self, whole, tmp_path, monkeypatch, method):
+        """The rounds after it, rows and states of clients among them, are as if not there."""
+        out = tmp_path / "run"
+        monkeypatch.setattr(recorder, "PATIENCE", 0)
+        stopped(of(method), out, after=2)
+        monkeypatch.setattr(recorder, "PATIENCE", 1e9)
+        stopped(of(method), out, after=4, resume=True)
+        assert Checkpoint.read(out / CHECKPOINT).round == 3  # the first of this process
+        assert len(pd.read_csv(out / "rounds.csv")) == 4
+        fedsim.simulate(of(method), out=out, resume=True)
+        assert_same_run(out, whole / method)
+
+    @pytest.mark.parametrize("method", ["fedloge", "creff"])
+    def test_an_interrupt_in_the_middle_of_a_round(
+        self, whole, tmp_path, each_round, monkeypatch, method
+    ):
+        """What clients and strategy had done of that round is as if not done."""
+        out = tmp_path / "run"
+        aggregate = FedAvg.complete
+
+        def interrupt(self, arrays):
+            if len(pd.read_csv(out / "rounds.csv")) == 3:
+                raise KeyboardInterrupt
+            return aggregate(self, arrays)
+
+        fedsim.simulate(of(method, training={"rounds": 1}), out=out)
+        with monkeypatch.context() as patch:
+            patch.setattr(FedAvg, "complete", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                fedsim.simulate(of(method), out=out, resume=True)
+        shutil.rmtree(out / "figures")
+        result = fedsim.simulate(of(method), out=out, resume=True)
+        # Round 1 was the last of a run, and so was evaluated.
+        assert result.clients["round"].unique().tolist() == [1, 2, 4, 5]
+        model, expected = (load_file(p / "model.safetensors") for p in (out, whole / method))
+        for name, array in expected.items():
+            np.testing.assert_array_equal(model[name], array)
+
+    def test_a_finished_run_can_have_more_rounds(self, whole, tmp_path):
+        out = tmp_path / "run"
+        fedsim.simulate(of("fedadam", training={"rounds": 4}), out=out)
+        fedsim.simulate(of("fedadam"), out=out, resume=True)
+        assert_same_run(out, whole / "fedadam")
+        assert fedsim.load(out / "experiment.toml").training.rounds == 5
+
+    def test_a_finished_run_is_shown_again(self, whole, tmp_path):
+        out = tmp_path / "run"
+        shutil.copytree(whole / "fedavg", out)
+        shutil.rmtree(out / "figures")
+        result = fedsim.simulate(of("fedavg"), out=out, resume=True)
+        assert len(result.rounds) == 5
+        assert_same_run(out, whole / "fedavg")
+        assert (out / "figures" / "client_accuracy.png").exists()
+
+    def test_where_no_run_has_begun_one_begins(self, whole, tmp_path):
+        out = tmp_path / "run"
+        out.mkdir()
+        fedsim.simulate(of("fedavg"), out=out, resume=True)
+        assert_same_run(out, whole / "fedavg")
+
+    def test_a_run_that_never_finished_a_round(self, whole, tmp_path, monkeypatch):
+        out = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(FedAvg, "configure_train", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                fedsim.simulate(of("fedavg"), out=out)
+        fedsim.simulate(of("fedavg"), out=out, resume=True)
+        assert_same_run(out, whole / "fedavg")
+
+    @pytest.mark.parametrize("row", ["4", "4,0.5", "4,0.5\n", "5,", ""])
+    def test_a_row_that_was_being_written(self, whole, tmp_path, each_round, row):
+        out = tmp_path / "run"
+        stopped(of("fedavg"), out, after=3)
+        for name in ("rounds.csv", "clients.csv", "training.csv"):
+            with (out / name).open("a") as file:
+                file.write(row)
+        fedsim.simulate(of("fedavg"), out=out, resume=True)
+        assert_same_run(out, whole / "fedavg")
+
+    def test_a_row_of_an_early_round_cut_off_is_no_row(self, tmp_path):
+        """The beginning of "12,0.5" is "1", but no row of round 1."""
+        (tmp_path / "x.csv").write_text("round,a\n1,0.1\n2,0.2\n1")
+        found = RunDirectory(tmp_path, resumed=True).cut("x.csv", 2)
+        assert found.to_numpy().tolist() == [[1, 0.1], [2, 0.2]]
+        assert (tmp_path / "x.csv").read_text() == "round,a\n1,0.1\n2,0.2\n"
+
+    def test_how_it_runs_may_change(self, whole, tmp_path, each_round):
+        out = tmp_path / "run"
+        stopped(of("fedavg"), out, after=3)
+        other = of("fedavg", engine={"cohort": "one-by-one"}, evaluation={"every": 5})
+        result = fedsim.simulate(other, out=out, resume=True)
+        assert result.clients["round"].unique().tolist() == [2, 5]
+
+    def test_run_json_counts_all_rounds(self, tmp_path, each_round):
+        out = tmp_path / "run"
+        stopped(of("fedavg"), out, after=2)
+        stopped(of("fedavg"), out, after=4, resume=True)
+        fedsim.simulate(of("fedavg"), out=out, resume=True)
+        facts = pd.read_json(out / "run.json", typ="series")
+        rounds = pd.read_csv(out / "rounds.csv")
+        assert facts["resumed_after"] == [2, 4]
+        assert facts["rounds_finished"] == 5
+        assert facts["bytes_up"] == rounds["bytes_up"].sum()
+        spent = facts["seconds_per_round"]
+        of_rounds = spent["total"] - spent["write"]
+        assert of_rounds == pytest.approx(rounds["seconds"].mean(), rel=1e-6)
+
+    def test_a_large_model_is_not_written_after_each_round(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(recorder, "PATIENCE", 1e9)
+        rounds = []
+        to_bytes = Checkpoint.to_bytes
+        monkeypatch.setattr(
+            Checkpoint, "to_bytes", lambda self: rounds.append(self.round) or to_bytes(self)
+        )
+        fedsim.simulate(of("fedavg"), out=tmp_path / "run")
+        assert rounds == [0, 5]
+
+    def test_without_a_folder_there_is_no_checkpoint(self, monkeypatch):
+        monkeypatch.setattr(Checkpoint, "to_bytes", lambda self: 1 / 0)
+        fedsim.simulate(of("fedavg"))
+
+
+KILLED = """\
+name = "small"
+[clients]
+count = 6
+[model]
+name = "mlp"
+[method]
+name = "fedloge"
+sparsity = 0.2
+[training]
+rounds = 8
+participation = 0.5
+[engine]
+workers = 2
+"""
+
+
+def test_a_run_on_ray_that_is_killed_goes_on(tmp_path):
+    (tmp_path / "small.toml").write_text(KILLED)
+    command = [FEDSIM, "run", "small.toml", "--out"]
+    subprocess.run([*command, "whole"], cwd=tmp_path, check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, "run"], cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    rows = tmp_path / "run" / "rounds.csv"
+    deadline = time.monotonic() + 60
+    while not (rows.exists() and rows.read_text().count("\n") > 3):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, "run", "--resume"], cwd=tmp_path, check=True, capture_output=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+class TestResumeFailure:
+    @pytest.fixture
+    def run(self, tmp_path, each_round):
+        stopped(of("fedavg"), tmp_path / "run", after=3)
+        return tmp_path / "run"
+
+    def fails(self, run, error, line, experiment=None):
+        with pytest.raises(error, match=line):
+            fedsim.simulate(experiment or of("fedavg"), out=run, resume=True)
+
+    def test_no_folder_named(self):
+        with pytest.raises(ConfigError, match="say in out which folder"):
+            fedsim.simulate(of("fedavg"), resume=True)
+
+    @pytest.mark.parametrize(
+        ("change", "line"),
+        [
+            ({"seed": 1}, r"seed was 0 in .*run, but is 1 now; a resumed run can only change"),
+            ({"training": {"lr": 0.1}}, r"training.lr was 0.05 in .*, but is 0.1 now"),
+            ({"clients": {"count": 7}}, r"clients.count was 6 in .*, but is 7 now"),
+            ({"evaluation": {"participation": 0.5}}, r"evaluation.participation was 1.0"),
+            ({"model": {"name": "mlp"}}, r"model.name was 'linear' in .*, but is 'mlp' now"),
+        ],
+    )
+    def test_another_experiment(self, run, change, line):
+        changed = experiment(method={"name": "fedavg"}, **change)
+        self.fails(run, ConfigError, line, changed)
+
+    def test_fewer_rounds(self, run):
+        fewer = of("fedavg", training={"rounds": 2})
+        self.fails(run, ConfigError, r"rounds = 2: the run in .* has finished 3 already", fewer)
+
+    def test_a_folder_without_a_run(self, tmp_path):
+        (tmp_path / "notes.txt").touch()
+        line = r"checkpoint/latest.safetensors: can't be read: No such file"
+        self.fails(tmp_path, EngineError, line)
+        assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+    def test_a_broken_checkpoint(self, run):
+        os.truncate(run / CHECKPOINT, 100)
+        self.fails(run, EngineError, r"latest.safetensors is broken, or no checkpoint")
+
+    def test_a_missing_experiment(self, run):
+        (run / "experiment.toml").unlink()
+        self.fails(run, ConfigError, r"run/experiment.toml: there is no such experiment file")
+
+    def test_other_data(self, run, monkeypatch):
+        line = r"clients' data aren't those with which the run in .* began: has data.source"
+        monkeypatch.setattr("fedsim.engine.checkpoint.digest", lambda federation: "other")
+        self.fails(run, EngineError, line)
+
+    def test_another_model_of_the_same_name(self, run, monkeypatch):
+        monkeypatch.setattr(
+            "fedsim.simulation.initial_arrays",
+            lambda task: {"head.weight": np.zeros((10, 3), np.float32)},
+        )
+        line = r"model has head.weight \[10, 64\], this experiment's head.weight \[10, 3\]"
+        self.fails(run, ConfigError, line)
+
+    def test_missing_rows(self, run):
+        (run / "rounds.csv").write_text("round\n1\n3\n")
+        self.fails(run, EngineError, r"rounds.csv has 2 rows of the 3 rounds that the checkpoint")
+
+    def test_rows_of_something_else(self, run):
+        (run / "clients.csv").write_text("name\nme\n")
+        self.fails(run, EngineError, r"clients.csv: a row doesn't begin with the number of a round")
+
+    def test_missing_states(self, tmp_path, each_round):
+        out = tmp_path / "run"
+        stopped(of("fedloge"), out, after=3)
+        (out / "state" / "states.bin").unlink()
+        self.fails(out, EngineError, r"can't read the state of client \d from", of("fedloge"))
+
+    def test_a_full_disk_leaves_the_checkpoint_before(self, run, monkeypatch):
+        write_bytes = Path.write_bytes
+
+        def full(self, content):
+            if "checkpoint" in str(self):
+                write_bytes(self, content[:50])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write_bytes(self, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", full)
+            line = r"can't write .*latest.safetensors: No space left on device; what the finished"
+            self.fails(run, EngineError, line)
+        assert Checkpoint.read(run / CHECKPOINT).round == 3
+        assert not list(run.rglob("*.part"))
+        assert len(fedsim.simulate(of("fedavg"), out=run, resume=True).rounds) == 5
+
+    def test_a_model_that_is_no_checkpoint(self, run):
+        save_file({"w": np.zeros(2)}, run / CHECKPOINT)
+        self.fails(run, EngineError, r"its format isn't 1")
