@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsim.engine.update import LocalSGD
+from fedsim.engine.update import Client, LocalSGD
 from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
 
@@ -50,7 +50,7 @@ class FedBN(LocalSGD):
         own = batch_norm(w_k)
         return {name: tensor for name, tensor in w_k.items() if name not in own}
 
-    def own(self, w_k: Weights) -> Weights:
+    def own(self, w_k: Weights, client: Client) -> Weights:
         """Return what a client keeps: its BatchNorm layers."""
         return batch_norm(w_k)
 

@@ -42,16 +42,20 @@ from fedsim.models import Net, Weights
 class FedLabel(JointUpdate):
     """FedLabel's client.
 
-    A client without labelled examples uploads w as its labelled model, with no say in the mean
-    of the labelled models; its local teacher is then w itself. A client without unlabelled
-    examples uploads w as its unlabelled model, with n_k = 1.
+    A client without labelled examples uploads w as its labelled model, with no say in the
+    disjoint mean of the labelled models; its local teacher is then w itself. A client without
+    unlabelled examples uploads w as its unlabelled model, with n_k = 1.
+
+    BatchNorm's statistics are those of a whole unlabelled batch; the authors' code passes only
+    the examples that are kept through the model that is trained.
 
     Parameters
     ----------
     labelled_steps : int
-        tau, steps of the labelled pass, >= 0; 0 means those of ``[training]``.
+        tau, steps of the labelled pass, >= 0; 0 means those of ``[training]``. Joint: of the
+        warm-up rounds.
     unlabelled_steps : int
-        tau', steps of the unlabelled pass, >= 0; 0 means those of ``[training]``.
+        tau', steps of the unlabelled pass, >= 0; 0 means those of ``[training]``. Sequential only.
     warmup_rounds : int
         Rounds at the start that use labelled examples only, >= 0; with at least as many as
         ``training.rounds``, unlabelled data are never used and w_u stays w.
@@ -65,11 +69,14 @@ class FedLabel(JointUpdate):
         Weight of the pseudo-labels' cross-entropy, >= 0. With ``schedule = "joint"`` it is
         lambda_u, the weight of the whole unlabelled part.
     consistency_weight : float
-        Weight of the agreement term (eq. 7), >= 0.
+        Weight of the agreement term (eq. 7), >= 0. The default is the authors' for the sequential
+        schedule; the papers that restate FedLabel jointly have 1.
     consistency_target : {"local", "other"}
         Towards which teacher: the local one (the authors' code) or the one that wasn't chosen.
+        Sequential only.
     proximal_weight : float
         Weight of the mean squared distance of w_u from w, summed over the arrays, >= 0.
+        Sequential only.
     schedule : {"sequential", "joint"}
         ``"sequential"``, the authors' code: a labelled pass, then an unlabelled one with both
         teachers frozen. ``"joint"``, how later papers restate FedLabel: one model, a labelled
@@ -77,7 +84,7 @@ class FedLabel(JointUpdate):
         consistency goes to the teacher that wasn't chosen, and the server averages as FedAvg.
     aggregation : {"disjoint", "single"}
         ``"disjoint"`` uploads w_l and w_u; ``"single"`` uploads (w_l + w_u) / 2, the paper's
-        claim of no extra communication.
+        claim of no extra communication. Sequential only.
     """
 
     labelled_steps: int = 0
@@ -113,7 +120,7 @@ class FedLabel(JointUpdate):
             train=self.trained,
             steps=self.labelled_steps or None,
         )
-        own = self.own(w_l)
+        own = self.own(w_l, client)
         if self.schedule == "joint":
             return Upload({"arrays": self.shared(w_l)}, len(client.labelled), log, own)
         w_u, num_kept, log["unlabelled_loss"] = w, 0.0, nan
@@ -132,7 +139,7 @@ class FedLabel(JointUpdate):
             num_kept = unlabelled_log.get("kept", 0.0)
             log["unlabelled_loss"] = unlabelled_log["train_loss"]
             # What stays on the client is halved as the server halves what leaves it.
-            own = _mean(own, self.own(w_u))
+            own = _mean(own, self.own(w_u, client))
         metrics = {
             **log,
             "num_labelled": len(client.labelled),

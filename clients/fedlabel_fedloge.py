@@ -24,8 +24,9 @@ from fedsim.models import Net, Weights
 class FedLabelFedLoGe(LoGeModel, FedLabel):
     """FedLabel's steps over FedLoGe's backbone and heads; parameters are those of both.
 
-    With the sequential schedule the heads stay as they were in the unlabelled pass, and the
-    personal heads of both passes are averaged half and half, as the server averages the rest.
+    With the sequential schedule the heads stay as they were in the unlabelled pass, but for weight
+    decay, and after the warm-up the personal heads of both passes are averaged half and half, as
+    the server averages the rest.
     """
 
     def teacher(self, net: Net, w: Weights, x: Tensor) -> Tensor:

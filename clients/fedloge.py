@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clients.checks import check_above
-from clients.personal_head import with_personal_head
+from clients.personal_head import trained_personal_head, with_personal_head
 from fedsim.engine.update import Client, ClientUpdate, Inputs, LocalSGD
 from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
@@ -44,7 +44,7 @@ class LoGeModel(ClientUpdate):
     sparsity : float
         Share of the fixed classifier's entries that are zero, in [0, 1); 0 is a dense ETF.
     etf_norm : float
-        Norm of each class vector of the fixed classifier, > 0.
+        Norm of each class vector of the fixed classifier, from 1e-6 to 1e6.
     etf_recipe : {"gram", "angles"}
         How the fixed classifier is made; see `fedsim.models.etf.sparse_etf`. "angles" is the
         authors' own, which only comes near an ETF.
@@ -70,7 +70,8 @@ class LoGeModel(ClientUpdate):
         super().__post_init__()
         if not 0 <= self.sparsity < 1:
             raise ConfigError(f"method.sparsity = {self.sparsity}: must be in [0, 1)")
-        check_above("etf_norm", self.etf_norm, 0)
+        if not 1e-6 <= self.etf_norm <= 1e6:
+            raise ConfigError(f"method.etf_norm = {self.etf_norm}: must be from 1e-6 to 1e6")
         check_above("realigned_norm", self.realigned_norm, 0)
 
     def initial(self, net: Net, w: Weights, rng: np.random.Generator) -> Weights:
@@ -88,6 +89,10 @@ class LoGeModel(ClientUpdate):
     def begin(self, w: Weights, client: Client) -> Weights:
         """Add the client's personal head; before its first round it equals the auxiliary head."""
         return with_personal_head(w, client)
+
+    def own(self, w_k: Weights, client: Client) -> Weights:
+        """Return the personal head, once a label has trained it."""
+        return trained_personal_head(w_k, client)
 
     def logits(self, net: Net, w_k: Weights, x: Tensor) -> tuple[Tensor, ...]:
         """Return psi(f), psi_aux(f) and psi_k(f): only the first trains the backbone."""
@@ -113,11 +118,13 @@ class LoGeModel(ClientUpdate):
     def personal(self, net: Net, w_k: Weights, client: Client, inputs: Inputs) -> dict[str, Tensor]:
         """Return the sum of the personal and the auxiliary head's logits, and realigned.
 
-        Classes of which the client has no labelled example get minus infinity. For the realigned
-        view, each class vector of the auxiliary head is scaled by the norm of the personal one.
+        Classes of which the client has no labelled example get minus infinity (and a test example
+        of such a class an infinite loss), unless it has no labels at all. For the realigned view,
+        each class vector of the auxiliary head is scaled by the norm of the personal one.
         """
         f = inputs.features
-        aux = net.head(w_k, f).masked_fill(client.class_counts == 0, -inf)
+        absent = (client.class_counts == 0) & (client.class_counts.sum() > 0)
+        aux = net.head(w_k, f).masked_fill(absent, -inf)
         norms = w_k["personal.weight"].norm(dim=1, keepdim=True)
         realigned = F.linear(f, w_k["head.weight"] * norms, w_k["personal.bias"])
         return {

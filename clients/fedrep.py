@@ -55,4 +55,5 @@ class FedRep(FedPer):
         )
         w_i, log = yield from sgd(self.loss, w_i, client.labelled, train=("backbone",))
         metrics = {**log, "head_loss": head_log["train_loss"]}
-        return Upload({"arrays": self.shared(w_i)}, len(client.labelled), metrics, self.own(w_i))
+        own = self.own(w_i, client)
+        return Upload({"arrays": self.shared(w_i)}, len(client.labelled), metrics, own)

@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clients.personal_head import with_personal_head
+from clients.personal_head import trained_personal_head, with_personal_head
 from fedsim.engine.update import Batch, Client, Inputs, LocalSGD, cross_entropy
 from fedsim.models import Net, Weights
 
@@ -46,6 +46,10 @@ class FedRoD(LocalSGD):
     def begin(self, w: Weights, client: Client) -> Weights:
         """Add the client's personal head; before its first round it equals the generic head."""
         return with_personal_head(w, client)
+
+    def own(self, w_k: Weights, client: Client) -> Weights:
+        """Return the personal head, once a label has trained it."""
+        return trained_personal_head(w_k, client)
 
     def given(self, w: Weights, client: Client) -> tuple[Weights, ...]:
         """Return N_m."""

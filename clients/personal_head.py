@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsim.engine.update import Client
-from fedsim.models import Weights
+from fedsim.models import Weights, parts
 
 
 def with_personal_head(w: Weights, client: Client) -> Weights:
@@ -18,3 +18,11 @@ def with_personal_head(w: Weights, client: Client) -> Weights:
     """
     first = {"personal.weight": w["head.weight"], "personal.bias": w["head.bias"]}
     return {**w, **(client.state or first)}
+
+
+def trained_personal_head(w_k: Weights, client: Client) -> Weights:
+    """Return the client's own head, to be kept; nothing where no label has trained it.
+
+    A copy of an early global head would fall behind the global one that such a client starts from.
+    """
+    return parts(w_k, ["personal"]) if len(client.labelled) else {}

@@ -135,7 +135,7 @@ class JointUpdate(ClientUpdate):
         else:
             w_k, log = yield from sgd(self.labelled_loss, w, labelled, train=self.trained)
         num_examples = len(labelled) + len(unlabelled)
-        return Upload({"arrays": self.shared(w_k)}, num_examples, log, self.own(w_k))
+        return Upload({"arrays": self.shared(w_k)}, num_examples, log, self.own(w_k, client))
 
     def labelled_loss(
         self, net: Net, w_k: Weights, batch: Batch

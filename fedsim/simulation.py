@@ -137,19 +137,19 @@ def simulate(
         task = make_task(experiment, federation, states)
         initial = initial_arrays(task)
         _warn_of_running_statistics(experiment, strategy, initial)
-        arrays = flower.to_record(initial)
+        arrays, rounds_before, versions = flower.to_record(initial), 0, None
         if begun is not None:
             check_model(begun, arrays)
-            arrays = begun.arrays
             restore(strategy, begun.strategy)
+            arrays, rounds_before, versions = begun.arrays, begun.round, begun.versions
         recorder = Recorder(
             experiment, federation, num_workers(experiment), task.device, out, begun
         )
-        grid = make_grid(experiment, task, actors, None if begun is None else begun.versions)
+        grid = make_grid(experiment, task, actors, versions)
         recorder.setup_seconds = time.perf_counter() - started
         try:
             with _noted_interrupts() as interrupted:
-                if begun is None:
+                if not rounds_before:
                     recorder.save(0, arrays, strategy, grid.states)
                 for finished in run_rounds(
                     strategy,
@@ -158,7 +158,7 @@ def simulate(
                     rounds=experiment.training.rounds,
                     evaluate_every=experiment.evaluation.every,
                     seed=experiment.seed,
-                    finished=0 if begun is None else begun.round,
+                    finished=rounds_before,
                 ):
                     arrays = finished.arrays
                     recorder.add(finished, strategy, grid.states)

@@ -352,7 +352,7 @@ class ClientUpdate(ABC):
         """
         return parts(w_k, set(self.trained) - set(self.kept))
 
-    def own(self, w_k: Weights) -> Weights:
+    def own(self, w_k: Weights, client: Client) -> Weights:
         """Return what a client keeps of its trained weights."""
         return parts(w_k, self.kept)
 
@@ -400,7 +400,9 @@ class LocalSGD(ClientUpdate):
             train=self.trained,
             given=self.given(w, client),
         )
-        return Upload({"arrays": self.shared(w_k)}, len(client.labelled), log, self.own(w_k))
+        return Upload(
+            {"arrays": self.shared(w_k)}, len(client.labelled), log, self.own(w_k, client)
+        )
 
     def given(self, w: Weights, client: Client) -> tuple[Weights, ...]:
         """Return more arrays that the loss takes, constant during the round."""

@@ -235,11 +235,11 @@ def sparse_etf(
     if not 0 <= sparsity < 1:
         raise ConfigError(f"method.sparsity = {sparsity}: must be at least 0 and below 1")
     if not 1e-6 <= norm <= 1e6:
-        raise ConfigError(f"method.norm = {norm}: must be above 0, from 1e-6 to 1e6")
+        raise ConfigError(f"norm = {norm}: must be from 1e-6 to 1e6")
     if recipe not in ("gram", "angles"):
-        raise ConfigError(f"method.recipe = {recipe!r}: must be 'gram' or 'angles'")
+        raise ConfigError(f"recipe = {recipe!r}: must be 'gram' or 'angles'")
     if steps < 1:
-        raise ConfigError(f"method.steps = {steps}: must be at least 1")
+        raise ConfigError(f"steps = {steps}: must be at least 1")
     dense = etf(features, num_classes, rng)
     mask = _draw_mask(features, num_classes, rng, sparsity)
     if recipe == "angles":

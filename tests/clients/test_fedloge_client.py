@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clients import FedLoGe
+from clients import FedLabelFedLoGe, FedLoGe, FedRoD
 from fedsim.data.federation import federate
-from fedsim.data.partition import client_dirichlet
+from fedsim.data.partition import client_dirichlet, iid
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader
 from fedsim.engine.local import LocalTrainer
@@ -177,13 +177,34 @@ def test_a_client_that_never_trained_predicts_as_the_auxiliary_head_among_its_cl
     np.testing.assert_array_equal(found["personal"].argmax(1), expected)
 
 
+def test_without_any_label_no_class_is_masked(model):
+    """Such a client has no classes to choose among: its view is the auxiliary head's, twice."""
+    found, f, w = views(model, [0.0, 0.0, 0.0])
+    aux = f @ w["head.weight"].T + w["head.bias"]
+    np.testing.assert_allclose(found["personal"], 2 * aux, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(found["personal-realigned"]).all()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [METHOD, FedRoD(), FedLabelFedLoGe(warmup_rounds=0, threshold=0.0, sparsity=0.3)],
+    ids=["fedloge", "fedrod", "fedlabel-fedloge"],
+)
+def test_a_personal_head_that_no_label_has_trained_is_not_kept(model, source, method):
+    """It would stay an early round's global head while the global one goes on."""
+    federation = federate(source, num_clients=2, partition=iid, labelled=0.0)
+    upload, _ = trainer_of(model, federation).update(method, initial(model), 0, ROUND)
+    assert upload.state == {}
+
+
 class TestFedLoGeFailure:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"sparsity": 1.0}, "method.sparsity = 1.0"),
             ({"sparsity": -0.1}, "method.sparsity = -0.1"),
-            ({"etf_norm": 0.0}, "method.etf_norm = 0.0"),
+            ({"etf_norm": 0.0}, "method.etf_norm = 0.0: must be from 1e-6 to 1e6"),
+            ({"etf_norm": 1e7}, "method.etf_norm = 10000000.0"),
             ({"realigned_norm": 0.0}, "method.realigned_norm = 0.0"),
         ],
     )

@@ -1,7 +1,7 @@
 """One content for many nodes: messages that are made when somebody looks at them."""
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 import strategies
@@ -90,4 +90,3 @@ def test_flowers_own_strategy_sends_lists(task):
 
     assert isinstance(messages, list)
     assert len(list(grid.send_and_receive(messages))) == len(messages) == 4
-    assert isinstance(arrays, ArrayRecord)

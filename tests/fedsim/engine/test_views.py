@@ -35,7 +35,7 @@ class Counts(ClientUpdate):
         first = w["head.bias"] * 0
         rounds = client.state.get("head.bias", first) + 1
         w_k = {**w_k, "extra.sum": w_k["extra.sum"] + 1, "head.bias": rounds}
-        return Upload({"arrays": self.shared(w_k)}, 1, {}, self.own(w_k))
+        return Upload({"arrays": self.shared(w_k)}, 1, {}, self.own(w_k, client))
         yield
 
     def initial(self, net, w, rng):
