@@ -7,7 +7,7 @@ with Limited Labels, ICCV 2023, arXiv 2307.08809. The clients are in ``clients/f
 paper              here
 =================  =============================================================
 w_l,k and w_u,k    the arrays ``labelled`` and ``unlabelled`` of client k's reply
-n_k                ``num-pseudo`` in its metrics
+n_k                ``num_pseudo`` in its metrics
 =================  =============================================================
 """
 
@@ -57,7 +57,7 @@ class FedLabel(FedAvg):
             seed=seed,
         )
         self.disjoint = aggregation == "disjoint" and schedule == "sequential"
-        disjoint = {"labelled": "has-labels", "unlabelled": "num-pseudo"}
+        disjoint = {"labelled": "has_labels", "unlabelled": "num_pseudo"}
         self.weights = disjoint if self.disjoint else FedAvg.weights
 
     def aggregate_train(
@@ -69,14 +69,14 @@ class FedLabel(FedAvg):
         contents = [reply.content for reply in replies if reply.has_content()]
         if not contents:
             return None, None
-        n = [number(content, "num-pseudo") for content in contents]
+        n = [number(content, "num_pseudo") for content in contents]
         unlabelled = weighted_mean([content.array_records["unlabelled"] for content in contents], n)
         # Without labels w_l,k is w: such clients have no say, and w it is if nobody has labels.
-        some = [content for content in contents if number(content, "has-labels")]
+        some = [content for content in contents if number(content, "has_labels")]
         if some:
             labelled = weighted_mean(
                 [content.array_records["labelled"] for content in some],
-                [number(content, "has-labels") for content in some],
+                [number(content, "has_labels") for content in some],
             )
         else:
             labelled = ArrayRecord({name: self._arrays[name] for name in unlabelled})

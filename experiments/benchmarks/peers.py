@@ -151,7 +151,7 @@ def train(message: Message, context: Context) -> Message:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
-    metrics: dict[str, Any] = {"num-examples": len(y), "train-loss": sum(losses) / len(losses)}
+    metrics: dict[str, Any] = {"num-examples": len(y), "train_loss": sum(losses) / len(losses)}
     content = RecordDict(
         {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(metrics)}
     )

@@ -16,10 +16,13 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
 from flwr.common.constant import SType
 from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
     FedAdagrad,
     FedAdam,
     FedAvg,
@@ -46,6 +49,10 @@ CLIENT_ERROR = 2
 NUM_EXAMPLES = "num-examples"
 """The key of the weight in Flower's averages."""
 
+_CLIENTS_CLIP = (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+)
 _FLOWER_MEANS = (FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi)
 
 
@@ -55,7 +62,17 @@ def weights_of(strategy: Strategy) -> Mapping[str, str] | None:
     A strategy says in an attribute ``weights`` that it only takes weighted means; a subclass that
     averages in another way must say so anew. Of Flower's own strategies, FedAvg and the server
     optimisers on top of it only take weighted means.
+
+    Raises
+    ------
+    EngineError
+        If the strategy relies on clients that clip what they upload.
     """
+    if isinstance(strategy, _CLIENTS_CLIP):
+        raise EngineError(
+            f"{type(strategy).__name__} counts on clients that clip their updates, which these "
+            "don't; use the DifferentialPrivacyServerSide... strategy of the same kind"
+        )
     if type(strategy) in _FLOWER_MEANS:
         assert isinstance(strategy, FedAvg)
         return {"arrays": strategy.weighted_by_key}
@@ -91,14 +108,19 @@ def _is_serious(line: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def seeded_sampling(seed: int, purpose: str, round: int) -> Iterator[None]:
-    """Seed the global ``random``, from which Flower's strategies sample nodes; restore it after."""
-    state = random.getstate()
-    random.seed(int(generator(seed, purpose, round=round).integers(2**63)))
+def seeded_draws(seed: int, purpose: str, round: int) -> Iterator[None]:
+    """Seed the global generators for a while, from which strategies sample nodes and draw noise."""
+    rng = generator(seed, purpose, round=round)
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(int(rng.integers(2**63)))
+    np.random.seed(int(rng.integers(2**32)))  # noqa: NPY002
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
+            yield
     finally:
-        random.setstate(state)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
@@ -225,7 +247,8 @@ def train_replies(
         elif client in places:
             place = places[client]
             numbers = {name: column[place] for name, column in replies.metrics.items()}
-            metrics = {n.replace("_", "-"): v for n, v in numbers.items() if v is not None}
+            metrics = {n: v for n, v in numbers.items() if v is not None}
+            metrics[NUM_EXAMPLES] = metrics.pop("num_examples")
             answers.append(reply(message_to(asked), replies.arrays[place], metrics))
     return answers
 

@@ -390,6 +390,7 @@ class SimulatedGrid(Grid):
 
     def _answer_train(self, messages: Sequence[Message]) -> list[Message]:
         report = self.report = TrainReport()
+        self._tested = None  # a strategy may put the new model into the record that it sent
         answers: list[Message] = []
         # A strategy sends all clients of a round one and the same record: look at it once.
         for record, round, clients, group in _by_record(messages):

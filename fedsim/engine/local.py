@@ -34,6 +34,7 @@ from fedsim.engine.update import (
     Steps,
     Upload,
 )
+from fedsim.errors import EngineError
 from fedsim.models.net import Net, Weights
 from fedsim.rng import Generators
 
@@ -56,6 +57,12 @@ class _Run:
     answer: Any = None
     result: Any = None
     error: Exception | None = None
+
+
+def _failure(error: Exception | SystemExit) -> Exception:
+    if isinstance(error, SystemExit):
+        return RuntimeError(f"it called sys.exit({error.code!r})")
+    return error
 
 
 @contextmanager
@@ -185,10 +192,20 @@ class LocalTrainer:
 
     def _update(self, method: ClientUpdate, w: Weights, client: Client) -> Steps:
         """Start the update at its first request, so that one that fails at once fails alone."""
-        return (yield from method.update(w, client))
+        steps = method.update(w, client)
+        if not isinstance(steps, Generator):
+            raise TypeError(
+                "update must be a generator: ask for passes with `yield from sgd(...)`, or put a "
+                "`yield` after its return"
+            )
+        return (yield from steps)
 
     def _drive(self, runs: list[_Run], purpose: str, round: int, stacked: bool) -> None:
         """Carry out what client updates ask for, until each has returned or failed."""
+        with torch.random.fork_rng(devices=[]):
+            self._go_on(runs, purpose, round, stacked)
+
+    def _go_on(self, runs: list[_Run], purpose: str, round: int, stacked: bool) -> None:
         while runs:
             asked: list[tuple[_Run, Request]] = []
             for run in runs:
@@ -196,8 +213,8 @@ class LocalTrainer:
                     asked.append((run, run.requests.send(run.answer)))
                 except StopIteration as finished:
                     run.result = finished.value
-                except Exception as error:  # a client's failure must not end the others
-                    run.error = error
+                except (Exception, SystemExit) as error:  # its failure must not end the others
+                    run.error = _failure(error)
             together: dict[Any, list[tuple[_Run, Request]]] = {}
             for run, request in asked:
                 key: Any = run.client
@@ -221,10 +238,11 @@ class LocalTrainer:
                 if len(passes) > 1:
                     found = run_stacked(self._setting, passes)
                 else:
+                    self._seed_chance(f"{purpose} {first.passes}", first.client)
                     found = [run_alone(self._setting, passes[0])]
-        except Exception as error:  # a client's failure must not end the others
+        except (Exception, SystemExit) as error:  # its failure must not end the others
             if len(group) == 1:
-                group[0][0].error = error
+                group[0][0].error = _failure(error)
                 return
             # Whose failure it is shows when each goes alone.
             for one in group:
@@ -242,6 +260,13 @@ class LocalTrainer:
             run.passes += 1
             for name, count in counts.items():
                 run.counts[name] = run.counts.get(name, 0.0) + count
+
+    def _seed_chance(self, purpose: str, client: int) -> None:
+        """Seed PyTorch, from which layers such as Dropout draw; ``vmap`` refuses them."""
+        seed = int(self._generators.of(f"{purpose} in PyTorch", client).integers(2**63))
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _passes(self, group: list[tuple[_Run, Request]], purpose: str, round: int) -> list[Pass]:
         """Return requests with random numbers of their own for each kind of their examples."""
@@ -323,17 +348,27 @@ class LocalTrainer:
         -------
         Scores
             Of each personal view.
+
+        Raises
+        ------
+        EngineError
+            If the method fails, naming the client.
         """
         index = self.federation.test(client)
         me = replace(self.clients(round, [client])[0], state=state)
         run = _Run(client, method.personalise(w, me))
         self._drive([run], "personalise", round, stacked=False)
-        if run.error is not None:
-            raise run.error
-        w_k = run.result
-        with torch.no_grad():
-            inputs = Inputs(features, lambda: self._test_inputs(index))
-            return self._scores(method.personal(self.net, w_k, me, inputs), index)
+        try:
+            if run.error is not None:
+                raise run.error
+            with torch.no_grad():
+                inputs = Inputs(features, lambda: self._test_inputs(index))
+                return self._scores(method.personal(self.net, run.result, me, inputs), index)
+        except Exception as error:
+            raise EngineError(
+                f"round {round}: client {client}'s personal model can't be tested: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _test_inputs(self, index: NDArray[np.integer[Any]]) -> Tensor:
         return self.loader.normalise(self.loader.test.inputs(index))

@@ -88,7 +88,7 @@ def run_rounds(
     for round in range(finished + 1, rounds + 1):
         clock = Clock()
         with flower.quiet_log():
-            with flower.seeded_sampling(seed, "configure_train", round):
+            with flower.seeded_draws(seed, "configure_train", round):
                 messages = _sequence(strategy.configure_train(round, arrays, ConfigRecord(), grid))
             clock.lap("configure")
             grid.report = TrainReport()
@@ -96,7 +96,8 @@ def run_rounds(
             clock.lap("train")
             _split(clock.seconds, "train", grid.report.seconds)
             _warn_of_failures(round, grid.report.failures, len(messages))
-            new = _aggregate(strategy, round, replies) if _usable(replies) else None
+            with flower.seeded_draws(seed, "aggregate_train", round):
+                new = _aggregate(strategy, round, replies) if _usable(replies) else None
         arrays = _accept(round, new, arrays)
         clock.lap("aggregate")
         figures: dict[str, float] = {}
@@ -186,10 +187,12 @@ def _evaluate(
     """Test the model on the global test set, and on the clients that the strategy chooses."""
     grid.evaluated = pd.DataFrame()
     with flower.quiet_log():
-        with flower.seeded_sampling(seed, "configure_evaluate", round):
+        with flower.seeded_draws(seed, "configure_evaluate", round):
             messages = _sequence(strategy.configure_evaluate(round, arrays, ConfigRecord(), grid))
         if messages:
-            strategy.aggregate_evaluate(round, grid.send_and_receive(messages))
+            replies = grid.send_and_receive(messages)
+            with flower.seeded_draws(seed, "aggregate_evaluate", round):
+                strategy.aggregate_evaluate(round, replies)
     return grid.test(arrays), grid.evaluated
 
 

@@ -9,12 +9,14 @@ Shapes: K clients side by side, B examples in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from types import FunctionType
 from typing import Any, Literal
+from weakref import ref
 
 import numpy as np
 import torch
@@ -72,7 +74,9 @@ class LocalTraining:
             return 0
         if request.epochs is not None:
             return request.epochs * in_an_epoch
-        return request.steps or self.steps or self.epochs * in_an_epoch
+        if request.steps is not None:
+            return request.steps
+        return self.steps or self.epochs * in_an_epoch
 
     def descend(self, w: list[Tensor], gradient: list[Tensor], velocity: list[Tensor]) -> None:
         """Take a step of SGD down a gradient, in place; there is a velocity with momentum only."""
@@ -95,7 +99,8 @@ class LocalTraining:
             )
             return
         if self.weight_decay:
-            torch._foreach_add_(gradient, w, alpha=self.weight_decay)
+            # Not in place: weights that the loss only adds up have one gradient in common.
+            gradient = list(torch._foreach_add(gradient, w, alpha=self.weight_decay))
         if self.momentum:
             torch._foreach_mul_(velocity, self.momentum)
             torch._foreach_add_(velocity, gradient)
@@ -348,9 +353,9 @@ class _Loop:
         fields = [one for batch in batches for one in batch[:4] if isinstance(one, Tensor)]
         widths = tuple(3 + (one.strong is not None) for one in batches)
         rest = [*targets.values(), *fields]
-        how = (function, tuple(targets), widths, batches[0].padded)
-        form = (how, own.form, layout(rest))
-        compute = partial(self._compute, *how, descends)
+        how = (tuple(targets), widths, batches[0].padded, descends)
+        form = (_known(function), how, own.form, layout(rest))
+        compute = partial(self._compute, function, *how)
         return self._tapes.call(form, compute, [*own.flat, *rest], own.still)
 
     def _compute(
@@ -371,7 +376,10 @@ class _Loop:
             kinds = tuple(_batch(padded, *islice(found, width)) for width in widths)
             batch = kinds if len(kinds) > 1 else kinds[0]
             with self._net.padding.of(_masks(kinds)):
-                return function(self._net, w, batch, *((of_teacher,) if targets else ()), *given)
+                found_out = function(
+                    self._net, w, batch, *((of_teacher,) if targets else ()), *given
+                )
+            return _checked_loss(found_out) if descends else found_out
 
         of_all = vmap(of_one) if self._lead else of_one
         num_arrays = sum(map(len, self._names))
@@ -395,11 +403,16 @@ class _Loop:
             gradient = torch.autograd.grad(
                 loss, leaves, torch.ones_like(loss), materialize_grads=True
             )
+        # A count may be a weight itself, which is going to change.
+        places = {tensor.untyped_storage().data_ptr() for tensor in arrays} if counts else set()
+        made = {"loss of": loss.detach()}
+        for name, count in counts.items():
+            is_weight = count.untyped_storage().data_ptr() in places
+            made[name] = count.detach().clone() if is_weight else count.detach()
         with torch.no_grad():
             leaves = [arrays[place] for place in self._trained]
             self._training.descend(leaves, list(gradient), list(velocity))
-        made = {name: value.detach() for name, value in counts.items()}
-        return made | {"loss of": loss.detach()}
+        return made
 
     def end(self) -> None:
         """Add up what was noted, once for all rows."""
@@ -416,6 +429,23 @@ class _Loop:
         counts = {f"pseudo_{name}": float(total[row]) for name, total in self._audited.items()}
         w = {name: tensor[row] for name, tensor in self._w.items()} if self._lead else self._w
         return Trained(w, log), counts
+
+
+def _checked_loss(found: Any) -> Any:
+    """Return what a loss has returned, if it is what it should be."""
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise TypeError("a loss must return (loss, counts): a scalar, and a dict of scalars")
+    for name, value in (("the loss", found[0]), *found[1].items()):
+        if not (isinstance(value, Tensor) and value.dim() == 0):
+            what = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"a loss must return scalar tensors, but {name} is {what}")
+    return found
+
+
+def _known(function: Callable[..., Any]) -> Hashable:
+    """Return what stands for a function among the forms, without keeping alive what it holds."""
+    # A bound method is made anew each time it is looked up: it is known by what it is bound to.
+    return ref(function) if isinstance(function, FunctionType | partial) else function
 
 
 def _batch(padded: bool, x: Tensor, y: Tensor, mask: Tensor, strong: Tensor | None = None) -> Batch:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from traceback import walk_tb
 from typing import NamedTuple
+
+from torch import Tensor
 
 from fedsim.engine.clock import Clock
 from fedsim.engine.reduction import Flat, Sum, climb, flatten
@@ -70,8 +77,10 @@ class Intake:
 
         ``node`` is the client's leaf, ``slot`` the one for its next state.
         """
+        if not isinstance(found, Exception):
+            found = _checked(*found)
         if isinstance(found, Exception):
-            self._replies.failures[client] = f"{type(found).__name__}: {found}"
+            self._replies.failures[client] = f"{type(found).__name__}: {found}{_where(found)}"
             found = Upload({}, 0), {}  # it has its place in its leaf all the same
         upload, audit = found
         size = sum(map(num_bytes, upload.arrays.values()))
@@ -122,6 +131,42 @@ class Intake:
                 self._clock.lap("reduce")
                 self._keep(client, slot, as_arrays(upload.state))
                 self._clock.lap("state")
+
+
+def _where(error: Exception) -> str:
+    """Return the line of the user's own code where an error arose, if it did in such."""
+    for frame, line in reversed([*walk_tb(error.__traceback__)]):
+        file = Path(frame.f_code.co_filename)
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in _OTHERS and "site-packages" not in file.parts:
+            return f" ({file.name}, line {line}, in {frame.f_code.co_name})"
+    return ""
+
+
+_OTHERS = {"", "fedsim", "strategies", "clients", *sys.stdlib_module_names} - {"__main__"}
+"""Packages that aren't the user's own; and what has no name, such as a tape."""
+
+
+def _checked(
+    upload: Upload, audit: dict[str, float]
+) -> tuple[Upload, dict[str, float]] | Exception:
+    """Return a client's result with numbers as metrics; or what is wrong with it."""
+    if not isinstance(upload, Upload):
+        return TypeError(f"the client update returned {type(upload).__name__}, not an Upload")
+    for w in (*upload.arrays.values(), upload.state):
+        for name, tensor in w.items():
+            if not isinstance(tensor, Tensor):
+                return TypeError(f"the array {name} is no tensor but {type(tensor).__name__}")
+    try:
+        num_examples = float(upload.num_examples)
+        if any(type(value) not in (int, float) for value in upload.metrics.values()):
+            metrics = {name: float(value) for name, value in upload.metrics.items()}
+            upload = replace(upload, metrics=metrics)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return TypeError(f"num_examples and the metrics must be numbers: {error}")
+    if not 0 <= num_examples < inf:
+        return ValueError(f"num_examples = {num_examples}: must be finite and at least 0")
+    return upload, audit
 
 
 STATE = "(state)"

@@ -199,7 +199,11 @@ class Worker:
 
     def weights(self, arrays: Arrays) -> Weights:
         """Return copies of arrays as tensors on the worker's device, laid out for speed."""
-        return as_weights(arrays, self._device)
+        w = as_weights(arrays, self._device)
+        for name, dtype in self._trainer.net.whole.items():
+            if name in w:  # on the way, and in averages, all are floating-point numbers
+                w[name] = w[name].round().to(dtype)
+        return w
 
     def train_client(
         self, arrays: Arrays, round: int, client: int, state: Arrays

@@ -106,11 +106,47 @@ class GreyConv2d(nn.Conv2d):
         return y.view(b, h, w, self.out_channels).permute(0, 3, 1, 2)
 
 
+class _TakesOneValue(nn.Module):
+    """A single value of a channel has no variance, and PyTorch refuses it; two alike have 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised inputs [B, C, ...]."""
+        if self.training and x.numel() == x.shape[1]:
+            twice: Tensor = super().forward(torch.cat([x, x]))
+            return twice[:1]
+        y: Tensor = super().forward(x)
+        return y
+
+
+class BatchNorm1d(_TakesOneValue, nn.BatchNorm1d):
+    """BatchNorm1d that takes a batch of one, as the last of an epoch may be."""
+
+
+class BatchNorm2d(_TakesOneValue, nn.BatchNorm2d):
+    """The same for images, of one pixel."""
+
+
+class BatchNorm3d(_TakesOneValue, nn.BatchNorm3d):
+    """The same for volumes."""
+
+
+BATCH_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
+
+
 def quicken(module: nn.Module) -> nn.Module:
-    """Let the layers of a module that is going to be trained compute the faster way; return it."""
+    """Make the layers of a module that is going to be trained ours where they fit; return it.
+
+    They compute the faster way, and take batches of one.
+    """
     for layer in module.modules():
         if GreyConv2d.fits(layer):
             layer.__class__ = GreyConv2d
+        elif type(layer) in BATCH_NORMS:
+            layer.__class__ = BATCH_NORMS[type(layer)]
     return module
 
 

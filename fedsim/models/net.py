@@ -82,14 +82,21 @@ class Net:
         """Names of the model's parameters."""
         self.buffers = frozenset(name for name, _ in model.named_buffers())
         """Names of its buffers: arrays that are never trained."""
+        self.whole = {
+            name: tensor.dtype
+            for name, tensor in model.named_buffers()
+            if not tensor.is_floating_point()
+        }
+        """The dtypes of the buffers of whole numbers or booleans, by name."""
         self.num_features = model.features
         self.num_classes = model.head.out_features
         # The weights always come from outside: keep the two modes as empty shells.
         self.padding = Padding()
         """Of the inputs in training mode; only `side_by_side` asks for it."""
         train, test = (copy.deepcopy(model.backbone).to("meta") for _ in range(2))
-        self._train = _Shell(quicken(train.train()), self.padding)
-        self._eval = _Shell(test.eval(), self.padding)
+        names = _names(model.backbone)
+        self._train = _Shell(quicken(train.train()), names, self.padding)
+        self._eval = _Shell(test.eval(), names, self.padding)
         self._linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
 
     @cached_property
@@ -103,7 +110,7 @@ class Net:
         """
         net = copy.copy(self)
         net._train, net._eval = (
-            _Shell(spread(copy.deepcopy(shell.backbone)), self.padding)
+            _Shell(spread(copy.deepcopy(shell.backbone)), shell.names, self.padding)
             for shell in (self._train, self._eval)
         )
         net._linear = linear
@@ -145,21 +152,13 @@ class _Shell:
     tenth of a small CNN's step.
     """
 
-    def __init__(self, backbone: nn.Module, padding: Padding) -> None:
+    def __init__(self, backbone: nn.Module, names: list[str], padding: Padding) -> None:
         self.backbone = backbone
+        self.names = names
         self._padding = padding
         self._norms = [layer for layer in backbone.modules() if isinstance(layer, StackedBatchNorm)]
-        names = {
-            id(tensor): f"backbone.{name}"
-            for name, tensor in [*backbone.named_parameters(), *backbone.named_buffers()]
-        }
-        # All places of a tensor that several layers share.
         self._places: list[tuple[dict[str, Any], str, str]] = [
-            (held, local, names[id(tensor)])
-            for layer in backbone.modules()
-            for held in (layer._parameters, layer._buffers)
-            for local, tensor in held.items()
-            if tensor is not None
+            (*place, name) for place, name in zip(_places(backbone), names, strict=True)
         ]
 
     def __call__(self, w: Weights, x: Tensor) -> Tensor:
@@ -171,6 +170,24 @@ class _Shell:
                 layer.mask = mask
         features: Tensor = self.backbone(x)
         return features
+
+
+def _places(backbone: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Return where the layers hold their arrays, all places of one that several layers share."""
+    return [
+        (held, local)
+        for layer in backbone.modules()
+        for held in (layer._parameters, layer._buffers)
+        for local, tensor in held.items()
+        if tensor is not None
+    ]
+
+
+def _names(backbone: nn.Module) -> list[str]:
+    """Return the name of the array at each of the `_places`."""
+    arrays = [*backbone.named_parameters(), *backbone.named_buffers()]
+    names = {id(tensor): f"backbone.{name}" for name, tensor in arrays}
+    return [names[id(held[local])] for held, local in _places(backbone)]
 
 
 def step_flops(model: Model, shape: tuple[int, ...], batch_size: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.errors import UserError
-from fedsim.models.layers import GreyConv2d
+from fedsim.models.layers import BATCH_NORMS, GreyConv2d
 
 
 class PaddingUnknownError(UserError):
@@ -75,10 +75,10 @@ def spread(module: nn.Module) -> nn.Module:
             layer.__class__ = StackedGreyConv2d if is_grey else StackedConv2d
         elif type(layer) is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1)):
             layer.__class__ = StackedMean2d
-        elif layer._buffers.get("running_mean") is not None:
+        elif isinstance(layer, _BatchNorm) or layer._buffers.get("running_mean") is not None:
             raise PaddingUnknownError(
-                f"{layer}: of the layers with running statistics only PyTorch's BatchNorm, with "
-                "weights and a momentum, can leave padding out"
+                f"{layer}: of the layers that mix examples only PyTorch's BatchNorm, with weights, "
+                "running statistics and a momentum, can leave padding out"
             )
     return module
 
@@ -96,7 +96,7 @@ class StackedBatchNorm(_BatchNorm):
         """Tell whether a layer is one of PyTorch's that this computes."""
         return (
             isinstance(layer, _BatchNorm)
-            and type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+            and type(layer) in (*BATCH_NORMS, *BATCH_NORMS.values())
             and layer.affine
             and layer.track_running_stats
             and layer.momentum is not None

@@ -42,7 +42,7 @@ def answer(num_examples, has, seed=0, model=1.0, loss=1.0):
     flower.identify(question, "1")
     arrays = {"backbone.w": np.float32([model]), "head.weight": np.full((C, D), model, "float32")}
     groups = {"arrays": arrays, "gradients": gradients}
-    return flower.reply(question, groups, {"num-examples": num_examples, "train-loss": loss})
+    return flower.reply(question, groups, {"num-examples": num_examples, "train_loss": loss})
 
 
 def start(**options):
@@ -114,7 +114,7 @@ class TestAggregation:
         assert arrays["backbone.w"].numpy().tolist() == [2.0]
         assert (arrays["head.weight"].numpy() == 2.0).all()
         assert list(arrays) == ["backbone.w", "head.weight", "retrained.weight", "retrained.bias"]
-        assert metrics["train-loss"] == 1.0
+        assert metrics["train_loss"] == 1.0
         plain = FedAvg()
         plain.configure_train(1, ArrayRecord(), ConfigRecord(), Nodes())
         expected, _ = plain.aggregate_train(1, replies)
@@ -150,7 +150,7 @@ class TestAggregation:
         for name, array in alone.items():
             np.testing.assert_array_equal(both[name].numpy(), array.numpy())
         assert torch.equal(one.features, other.features)
-        assert metrics["train-loss"] == 1.0
+        assert metrics["train_loss"] == 1.0
 
     def test_a_round_without_examples_changes_nothing(self):
         strategy = start()

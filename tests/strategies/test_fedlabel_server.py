@@ -17,7 +17,7 @@ def answer(labelled, unlabelled, num_labelled, num_pseudo):
         "unlabelled": {"w": np.float32(unlabelled)},
     }
     has = float(num_labelled > 0)
-    metrics = {"num-examples": 10, "has-labels": has, "num-pseudo": num_pseudo}
+    metrics = {"num-examples": 10, "has_labels": has, "num_pseudo": num_pseudo}
     return flower.reply(question, groups, metrics)
 
 

@@ -54,11 +54,11 @@ def test_backbone_and_auxiliary_head_are_weighted_by_examples_and_the_etf_stays(
 
 
 def test_with_fedlabel_both_halves_are_averaged_and_the_etf_stays():
-    metrics = {"num-examples": 9, "has-labels": 1.0}
+    metrics = {"num-examples": 9, "has_labels": 1.0}
     found = aggregate(
         FedLabelFedLoGe(),
-        ({"labelled": ONE, "unlabelled": TWO}, {**metrics, "num-pseudo": 1.0}),
-        ({"labelled": TWO, "unlabelled": ONE}, {**metrics, "num-pseudo": 3.0}),
+        ({"labelled": ONE, "unlabelled": TWO}, {**metrics, "num_pseudo": 1.0}),
+        ({"labelled": TWO, "unlabelled": ONE}, {**metrics, "num_pseudo": 3.0}),
     )
     # Labelled: the plain means 3, 2, 0 and 5. Unlabelled: (TWO + 3 ONE) / 4 = 2, 3, 1 and 4.
     assert found["backbone.weight"] == [2.5, 2.5]

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedsim.engine import flower
@@ -61,17 +62,26 @@ def test_records_of_any_layout_are_written_and_read_as_flower_does(array):
         assert back.shape == array.shape
 
 
-def test_sampling_is_seeded_and_the_global_generator_restored():
+@pytest.mark.parametrize(
+    ("seed_it", "number"),
+    [
+        (random.seed, random.random),
+        (np.random.seed, np.random.random),
+        (torch.manual_seed, lambda: torch.rand(()).item()),
+    ],
+    ids=["python", "numpy", "torch"],
+)
+def test_draws_are_seeded_and_the_global_generators_restored(seed_it, number):
     def draw(seed, purpose, round):
-        with flower.seeded_sampling(seed, purpose, round):
-            return random.random()
+        with flower.seeded_draws(seed, purpose, round):
+            return number()
 
-    random.seed(1)
-    expected = random.random()
-    random.seed(1)
+    seed_it(1)
+    expected = number()
+    seed_it(1)
     assert draw(0, "train", 1) == draw(0, "train", 1)
     assert len({draw(0, "train", 1), draw(0, "train", 2), draw(1, "train", 1)}) == 3
-    assert random.random() == expected
+    assert number() == expected
 
 
 def test_flower_log_is_quiet_inside_only():

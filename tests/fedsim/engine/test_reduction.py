@@ -189,7 +189,7 @@ def test_two_workers_take_the_two_halves():
 def test_who_needs_only_means():
     assert flower.weights_of(strategies.FedAvg()) == {"arrays": "num-examples"}
     assert flower.weights_of(strategies.FedLoGe()) == {"arrays": "num-examples"}
-    assert flower.weights_of(strategies.FedLabel())["unlabelled"] == "num-pseudo"
+    assert flower.weights_of(strategies.FedLabel())["unlabelled"] == "num_pseudo"
     assert flower.weights_of(strategies.FedLabel(aggregation="single")) == {
         "arrays": "num-examples"
     }

@@ -10,7 +10,7 @@ from fedsim.engine.update import Upload
 from fedsim.engine.uploads import Intake
 from fedsim.errors import EngineError
 
-WEIGHTS = {"arrays": "num-examples", "extra": "num-pseudo"}
+WEIGHTS = {"arrays": "num-examples", "extra": "num_pseudo"}
 
 
 def result(client, **changes):
