@@ -101,6 +101,7 @@ def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = Non
         num_classes = federation.source.num_classes
         picture = folder.path / "class_counts.png"
         save(class_counts(table, federation.num_clients, num_classes, experiment.name), picture)
+        folder.release()
         _out.print(partition_table(table, federation.num_clients))
         _out.print(f"who holds what: {folder.path / 'partition.csv'}", markup=False, soft_wrap=True)
         _out.print(f"picture: {picture}", markup=False, soft_wrap=True)
@@ -140,7 +141,9 @@ def _settings(what: Kinds, name: str) -> dict[str, Any]:
 
 def _how_to_go_on(folder: Path) -> str:
     """Return what to say of a run in a folder that the user has stopped."""
-    if not (folder / "experiment.toml").exists():
+    from fedsim.report.run_directory import CHECKPOINT
+
+    if not (folder / CHECKPOINT).exists():
         return "stopped before the first round"
     command = ["fedsim", "run", f"{folder}/experiment.toml", "--resume", "--out", f"{folder}"]
     return f"stopped; the finished rounds are in {folder}; go on with\n{shlex.join(command)}"

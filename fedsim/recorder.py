@@ -82,6 +82,7 @@ class Recorder:
         workers: int,
         device: str,
         out: Path | str | None,
+        resume: bool = False,
         begun: Checkpoint | None = None,
     ) -> None:
         self.setup_seconds = 0.0
@@ -103,11 +104,13 @@ class Recorder:
             from fedsim.engine.checkpoint import digest
 
             self._digest = digest(federation)
-            self._folder = RunDirectory(Path(out), resumed=begun is not None)
+            self._folder = RunDirectory(Path(out), resumed=resume)
             if begun is not None:
-                self._take_up(begun, self._folder)
-            self._folder.write_text("experiment.toml", experiment.to_toml())
-            self._folder.write_table("partition.csv", self._partition)
+                try:
+                    self._take_up(begun, self._folder)
+                except BaseException:
+                    self.release()
+                    raise
 
     def _take_up(self, begun: Checkpoint, folder: RunDirectory) -> None:
         """Go on with the tables and sums of an earlier run, as they were at its checkpoint."""
@@ -134,12 +137,24 @@ class Recorder:
         self._started = begun.record["started"]
         self._resumed_after = [*begun.record["resumed_after"], begun.round]
 
-    def save(
+    def begin(self, arrays: ArrayRecord, strategy: Strategy, states: ClientStates) -> None:
+        """Write what is known before the first round, or the next one of a resumed run."""
+        if self._folder is not None:
+            self._folder.write_text("experiment.toml", self._experiment.to_toml())
+            self._folder.write_table("partition.csv", self._partition)
+            if not self._rounds:
+                self._save(0, arrays, strategy, states)
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        if self._folder is not None:
+            self._folder.release()
+
+    def _save(
         self, round: int, arrays: ArrayRecord, strategy: Strategy, states: ClientStates
     ) -> None:
         """Write a checkpoint after a round, 0 before the first."""
-        if self._folder is None:
-            return
+        assert self._folder is not None
         from fedsim.engine.checkpoint import Checkpoint, attributes
 
         begun = time.perf_counter()
@@ -178,8 +193,9 @@ class Recorder:
         for part, spent in finished.seconds.items():
             self._seconds[part] = self._seconds.get(part, 0.0) + spent
         due = time.perf_counter() >= self._next_checkpoint
-        if due or row["round"] == self._experiment.training.rounds:
-            self.save(row["round"], finished.arrays, strategy, states)
+        last = row["round"] == self._experiment.training.rounds
+        if self._folder is not None and (due or last):
+            self._save(row["round"], finished.arrays, strategy, states)
         spent = time.perf_counter() - begun
         self._seconds["write"] = self._seconds.get("write", 0.0) + spent
 
@@ -285,7 +301,7 @@ def _class_norms(
     Of the clients' own heads the mean over the clients that have one, or a sample of them.
     """
     heads = {
-        head: np.linalg.norm(arrays[name], axis=1)
+        head: _lengths(arrays[name])
         for name, head in _HEADS.items()
         # An ETF may live on projected features, and a user's head have any shape.
         if name in arrays and arrays[name].ndim == 2
@@ -296,7 +312,7 @@ def _class_norms(
     for client in some.tolist():
         for name, array in states.read(client).items():
             if name in ("personal.weight", "head.weight"):
-                own.setdefault(name, []).append(np.linalg.norm(array, axis=1))
+                own.setdefault(name, []).append(_lengths(array))
     for norms in own.values():
         heads["personal heads (mean)"] = np.mean(norms, axis=0)
     num_classes = len(class_counts)
@@ -308,6 +324,12 @@ def _class_norms(
             "norm": np.concatenate([*heads.values(), np.empty(0)]),
         }
     )
+
+
+def _lengths(rows: NDArray[Any]) -> NDArray[np.float64]:
+    # The squares of a diverging model's weights are beyond float32.
+    lengths: NDArray[np.float64] = np.linalg.norm(rows.astype(np.float64), axis=1)
+    return lengths
 
 
 def _device_name(device: str) -> str:

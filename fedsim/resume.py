@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.config import Experiment
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, EngineError
 from fedsim.experiment_file import load
-from fedsim.report.run_directory import CHECKPOINT, is_new
+from fedsim.report.run_directory import CHECKPOINT, is_new, is_unborn
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -32,8 +32,13 @@ def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
     """
     from fedsim.engine.checkpoint import Checkpoint
 
-    if is_new(folder):
+    if is_new(folder) or is_unborn(folder):
         return None
+    if not (folder / CHECKPOINT).exists():
+        raise EngineError(
+            f"{folder} holds no run that could go on: {folder / CHECKPOINT} is missing; choose "
+            "another --out"
+        )
     found = Checkpoint.read(folder / CHECKPOINT)
     before = _flat(load(folder / "experiment.toml").model_dump(mode="json"))
     now = _flat(experiment.model_dump(mode="json"))

@@ -143,14 +143,14 @@ def simulate(
             restore(strategy, begun.strategy)
             arrays, rounds_before, versions = begun.arrays, begun.round, begun.versions
         recorder = Recorder(
-            experiment, federation, num_workers(experiment), task.device, out, begun
+            experiment, federation, num_workers(experiment), task.device, out, resume, begun
         )
+        leaving.callback(recorder.release)
         grid = make_grid(experiment, task, actors, versions)
         recorder.setup_seconds = time.perf_counter() - started
         try:
             with _noted_interrupts() as interrupted:
-                if not rounds_before:
-                    recorder.save(0, arrays, strategy, grid.states)
+                recorder.begin(arrays, strategy, grid.states)
                 for finished in run_rounds(
                     strategy,
                     grid,
@@ -167,9 +167,11 @@ def simulate(
                     if interrupted.is_set():
                         raise KeyboardInterrupt
         finally:
-            # Also after Ctrl-C or an error: the workers go, what the finished rounds gave stays.
-            grid.close()
-            recorder.close(flower.from_record(arrays))
+            # Also after Ctrl-C or an error: what the finished rounds gave stays, the workers go.
+            try:
+                recorder.close(flower.from_record(arrays))
+            finally:
+                grid.close()
         return recorder.result(flower.from_record(arrays), grid.states, task.update.kept)
 
 
@@ -275,6 +277,7 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
     make_model = partial(model, shape, source.num_classes, **experiment.model.options)
     flops = step_flops(_new_model(make_model, experiment.seed), shape, training.batch_size)
     own = {function.__module__.partition(".")[0] for function in (type(update), model)}
+    own.discard("__main__")  # a script, or an interactive session: Ray sends what it defines
     return Task(
         federation=federation,
         statistics=Statistics.of(federation),

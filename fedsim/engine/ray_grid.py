@@ -11,6 +11,7 @@ from itertools import count
 from math import ceil, floor, inf
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -143,9 +144,10 @@ class RayActors:
         self.ray = _import_ray()
         # Ray counts in ten-thousandths, and shares that exceed a GPU would wait for ever.
         self._gpu = floor(1e4 * gpu) / 1e4
-        self._own_ray = not self.ray.is_initialized()
-        if self._own_ray:
-            _start_ray(self.ray, workers, ceil(workers * self._gpu))
+        self._session: Path | None = None
+        """Of the Ray that was started here."""
+        if not self.ray.is_initialized():
+            self._session = _start_ray(self.ray, workers, ceil(workers * self._gpu))
         elif self.ray.cluster_resources().get("GPU", 0) < workers * self._gpu:
             raise EngineError(
                 f"{workers} workers need {self._gpu:g} of a GPU each, but the Ray that runs in "
@@ -185,8 +187,10 @@ class RayActors:
             self.ray.kill(actor.handle)
         self.actors = []
         self._folder.cleanup()
-        if self._own_ray:
+        if self._session is not None:
             self.ray.shutdown()
+            # Ray never takes it away itself.
+            rmtree(self._session, ignore_errors=True)
 
 
 class RayGrid(SimulatedGrid):
@@ -326,8 +330,9 @@ def _import_ray() -> Any:
     return ray
 
 
-def _start_ray(ray: Any, workers: int, gpus: int = 0) -> None:
-    ray.init(
+def _start_ray(ray: Any, workers: int, gpus: int = 0) -> Path:
+    """Start Ray on the loopback; returns the folder of its log and sockets."""
+    started = ray.init(
         num_cpus=workers,
         num_gpus=gpus,
         include_dashboard=False,
@@ -335,3 +340,4 @@ def _start_ray(ray: Any, workers: int, gpus: int = 0) -> None:
         logging_level="ERROR",
         configure_logging=False,
     )
+    return Path(started.address_info["session_dir"])

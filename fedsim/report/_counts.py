@@ -80,8 +80,8 @@ class Counts:
         """Say the sizes in one line."""
         labelled, total = self.labelled.sum(), (self.labelled + self.unlabelled).sum()
         return (
-            f"{self.num_clients:,} clients, {self.num_classes:,} classes, {total:,} training "
-            f"examples ({100 * labelled / total:.1f} % labelled)"
+            f"{_style.counted(self.num_clients, 'client')}, {self.num_classes:,} classes, "
+            f"{total:,} training examples ({100 * labelled / total:.1f} % labelled)"
         )
 
 
@@ -138,7 +138,8 @@ def bubbles(counts: Counts, title: str) -> Figure:
     top.set_xlim(-0.5, cols - 0.5)
     top.set_xticks([])
     top.spines["left"].set_visible(False)
-    top.yaxis.set_major_locator(_style.whole_numbers(2))
+    # Of so low bars the highest says most; a round number may be above it.
+    top.set_yticks([0, int(counts.by_client(total).max())])
     top.yaxis.set_major_formatter(_style.THOUSANDS)
     top.tick_params(axis="y", length=0)
     top.grid(axis="y")

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito, "Color Universal Design": told apart with any kind of colour vision.
@@ -106,6 +107,15 @@ def whole_numbers(most: int) -> MaxNLocator:
     return MaxNLocator(nbins=most, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things.
+
+    >>> counted(1, "client"), counted(1200, "client")
+    ('1 client', '1,200 clients')
+    """
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def set_note(ax: Axes, note: str) -> None:
     """Write a grey line above axes, at their left."""
     ax.set_title(note, loc="left", color=MUTED, fontsize=9, parse_math=False)
@@ -137,18 +147,23 @@ def round_axis(ax: Axes, rounds: npt.NDArray[np.float64]) -> None:
 def label_ends(ax: Axes, labels: Sequence[tuple[float, str, str]], inches: float = 3.0) -> None:
     """Write (y, text, colour) at the right of the axes, beside the data and clear of each other.
 
-    The axes must be at least ``inches`` high.
+    A line leads to what had to move. The axes must be at least ``inches`` high.
     """
     bottom, top = ax.get_ylim()
     gap = 13 / (inches * 72) * (top - bottom)  # a line of type takes 13 points
     heights = apart([y for y, _, _ in labels], gap, bottom, top)
-    for y, (_, text, colour) in zip(heights, labels, strict=True):
+    beside = ax.get_yaxis_transform()
+    leading = any(abs(y - at) > 0.3 * gap for y, (at, _, _) in zip(heights, labels, strict=True))
+    for y, (at, text, colour) in zip(heights, labels, strict=True):
+        if leading:
+            ends = ([1.003, 1.035], [at, y])
+            ax.figure.add_artist(Line2D(*ends, color=colour, linewidth=0.8, transform=beside))
         ax.text(
-            1.015,
+            1.042 if leading else 1.015,
             y,
             text,
             color=colour,
-            transform=ax.get_yaxis_transform(),
+            transform=beside,
             va="center",
             ha="left",
             parse_math=False,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +19,25 @@ CHECKPOINT = "checkpoint/latest.safetensors"
 """File in a run directory from which the run can go on."""
 
 
+_FIRST_FILES = {
+    "experiment.toml",
+    "partition.csv",
+    "checkpoint",
+    "run.json",
+    "model.safetensors",
+}
+
+
 def is_new(path: Path) -> bool:
     """Tell whether a run may begin in a folder: there is none, or an empty one."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def is_unborn(path: Path) -> bool:
+    """Tell whether a folder holds no more than a run that ended before its first checkpoint."""
+    if not path.is_dir() or (path / CHECKPOINT).exists():
+        return False
+    return {file.name.removesuffix(".part") for file in path.iterdir()} <= _FIRST_FILES
 
 
 class RunDirectory:
@@ -34,23 +52,39 @@ class RunDirectory:
     path : Path
         The folder; made with its parents.
     resumed : bool
-        Whether it is that of an earlier run; else it must be empty if it exists.
+        Whether it may be that of an earlier run; else it must be empty if it exists.
 
     Raises
     ------
     EngineError
-        If the folder isn't empty or can't be written.
+        If the folder isn't empty, can't be written or belongs to a run that is still going on.
     """
 
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
         self.path = path
-        with self._writing(path):
+        try:
             if not resumed and not is_new(path):
                 raise EngineError(
                     f"{path} exists and isn't an empty folder; choose another --out, or --resume "
                     "the run in it"
                 )
             path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise EngineError(
+                f"can't write results to {path}: {error.strerror or error}; choose another --out"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise EngineError(f"another run is writing to {path}; choose another --out") from None
+        except OSError:  # a file system without locks
+            pass
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        os.close(self._lock)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all."""

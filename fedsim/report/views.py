@@ -107,7 +107,10 @@ def client_accuracy(clients: pd.DataFrame, title: str) -> Figure:
     colours = {v: spare[i % len(spare)] for i, v in enumerate(views)} | _style.VIEW_COLOURS
     with mpl.rc_context(_style.STYLE):
         most = int(scored["view"].value_counts().max())
-        note = f"Round {int(rows['round'].iloc[0])}, {most:,} clients; shaded: the worst 10 %"
+        note = (
+            f"Round {int(rows['round'].iloc[0])}, {_style.counted(most, 'client')}; shaded: the "
+            "worst 10 %"
+        )
         note += _untested(rows)
         fig = _style.new_figure(7.5, 3.7, title, note)
         ax = fig.add_subplot()
@@ -216,7 +219,8 @@ def personal_gain(clients: pd.DataFrame, title: str) -> Figure:
     better, worse = _style.VIEW_COLOURS["personal"], _style.VIEW_COLOURS["generic"]
     with mpl.rc_context(_style.STYLE):
         note = (
-            f"Round {int(rows['round'].iloc[0])}, {count:,} clients: {up.sum():,} gain, "
+            f"Round {int(rows['round'].iloc[0])}, {_style.counted(count, 'client')}: "
+            f"{up.sum():,} gain, "
             f"{down.sum():,} lose, {count - up.sum() - down.sum():,} level"
         )
         note += _untested(rows)

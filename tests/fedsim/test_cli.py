@@ -119,6 +119,30 @@ def test_parts_of_ones_own_are_found_in_the_working_directory(here):
     pd.testing.assert_frame_equal(inline, on_ray)
 
 
+def test_a_script_may_define_its_own_client_update(here):
+    """Ray's workers get it from there, and of Ray nothing is left behind."""
+    (here / "script.py").write_text(
+        "import os\n"
+        "from dataclasses import dataclass\n"
+        "from pathlib import Path\n"
+        "import fedsim\n"
+        "from fedsim.engine.update import LocalSGD\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(LocalSGD):\n"
+        "    scale: float = 1.0\n"
+        "if __name__ == '__main__':\n"
+        "    method = {'client': '__main__:Mine', 'scale': 2.0}\n"
+        "    training = {'rounds': 1}\n"
+        "    result = fedsim.simulate(fedsim.Experiment(method=method, training=training))\n"
+        "    print(len(result.rounds), result.rounds['failures'].sum())\n"
+        "    print(list(Path('/tmp/ray').glob(f'session_*_{os.getpid()}')))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=here, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines() == ["1 0", "[]"], done.stderr
+
+
 @pytest.mark.parametrize("method", ["fedavg", "fedlabel"])
 def test_one_and_two_workers_and_this_process_give_the_same_run(here, method):
     demo = ROOT / "experiments" / "digits.toml"

@@ -188,6 +188,23 @@ class TestResume:
         fedsim.simulate(of("fedavg"), out=out, resume=True)
         assert_same_run(out, whole / "fedavg")
 
+    def test_a_run_that_ended_before_its_first_checkpoint(self, whole, tmp_path, monkeypatch):
+        """A job stopped while its workers start can be started again by the same command."""
+        out = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(recorder.Recorder, "_save", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                fedsim.simulate(of("fedavg"), out=out)
+        assert (out / "experiment.toml").exists()
+        fedsim.simulate(of("fedavg"), out=out, resume=True)
+        assert_same_run(out, whole / "fedavg")
+
+    def test_a_run_whose_workers_do_not_start_leaves_an_empty_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("fedsim.simulation.make_grid", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fedsim.simulate(of("fedavg"), out=tmp_path / "run")
+        assert not list((tmp_path / "run").iterdir())
+
     @pytest.mark.parametrize("row", ["4", "4,0.5", "4,0.5\n", "5,", ""])
     def test_a_row_that_was_being_written(self, whole, tmp_path, each_round, row):
         out = tmp_path / "run"
@@ -309,9 +326,19 @@ class TestResumeFailure:
         fewer = of("fedavg", training={"rounds": 2})
         self.fails(run, ConfigError, r"rounds = 2: the run in .* has finished 3 already", fewer)
 
+    def test_two_runs_in_one_folder(self, tmp_path):
+        out = tmp_path / "run"
+
+        def start_another(row):
+            self.fails(out, EngineError, "another run is writing to .*run; choose another --out")
+
+        result = fedsim.simulate(of("fedavg"), out=out, observer=start_another)
+        assert len(result.rounds) == 5
+        fedsim.simulate(of("fedavg"), out=out, resume=True)  # it has been let go
+
     def test_a_folder_without_a_run(self, tmp_path):
         (tmp_path / "notes.txt").touch()
-        line = r"checkpoint/latest.safetensors: can't be read: No such file"
+        line = r"holds no run that could go on: .*checkpoint/latest.safetensors is missing"
         self.fails(tmp_path, EngineError, line)
         assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 

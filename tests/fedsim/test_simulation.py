@@ -311,6 +311,16 @@ def test_iid_labelled_digits_reach_95_percent():
     assert result.rounds["generic_accuracy"].iloc[-1] >= 0.95
 
 
+def test_a_run_that_diverges_ends_as_any_other(tmp_path):
+    """Weights so large that their squares are beyond float32 still have lengths."""
+    wild = experiment(model={"name": "mlp"}, training={"lr": 1e6, "rounds": 3})
+    result = fedsim.simulate(wild, out=tmp_path / "run")
+    norms = pd.read_csv(tmp_path / "run" / "class_norms.csv")["norm"]
+    assert norms.max() > 1e20
+    assert np.isfinite(norms).all()
+    assert (result.path / "figures" / "class_norms.png").exists()
+
+
 def test_an_interrupted_run_keeps_its_finished_rounds(tmp_path):
     def stop_after_two(row):
         if row["round"] == 2:
