@@ -1,5 +1,6 @@
 """Experiment files: what is accepted, what is said about mistakes."""
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -20,6 +21,19 @@ def write(tmp_path):
         return file
 
     return write
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "my_splits.py").write_text(
+        "def split(y, group, num_clients, rng, *, limit: int | None = None, far: float = 2.0,"
+        " least: int | None = 3): ...\n"
+        "def clash(y, group, num_clients, rng, *, count: int = 4): ...\n"
+        "def odd(y, group, num_clients, rng, *, order=sorted): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_splits"
+    sys.modules.pop("my_splits", None)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -46,6 +60,14 @@ def test_every_default_is_written_out():
     assert tables["clients"]["alpha"] == 0.5
     assert tables["model"]["channels"] == [16, 32]
     assert tables["training"]["momentum"] == 0.0
+
+
+def test_settings_that_are_none_or_infinite_come_back(own_module, write):
+    partition = {"partition": f"{own_module}:split", "far": float("inf")}
+    experiment = Experiment(clients=partition)
+    assert experiment.clients.options == {"limit": None, "far": float("inf"), "least": 3}
+    assert "limit" not in experiment.to_toml()
+    assert load(write(experiment.to_toml())) == experiment
 
 
 def test_set_overrides_the_file(write):
@@ -109,6 +131,12 @@ MISTAKES = {
     '[method]\nclient = "no.such:Thing"': "method.client = 'no.such:Thing': ",
     '[method]\nclient = "json:Thing"': "method.client = 'json:Thing': 'json:Thing': the module ",
     '[engine]\nworkers = "many"': "engine.workers = 'many': must be a valid integer, or must be ",
+    "[data]\nsource = 5": "data.source = 5: must be a valid string",
+    "[clients]\npartition = [3]": "clients.partition = (3,): must be a valid string",
+    "[model]\nname = 3": "model.name = 3: must be a valid string",
+    '[method]\nname = ["fedavg"]': "method.name = ('fedavg',): must be a valid string",
+    "[method.name]\na = 1": "method.name = {'a': 1}: must be a valid string",
+    "[method]\nclient = 3": "method.client = 3: must be a valid string",
     'name = "a b"': "name = 'a b': use letters, digits",
     "seed = -1": "seed = -1: must be greater than or equal to 0",
     "training = 3": "training = 3: must be a table",
@@ -125,6 +153,25 @@ class TestExperimentFailure:
         message = str(caught.value)
         assert message.startswith(f"{file}: {MISTAKES[text]}"), message
         assert "\n" not in message
+
+    def test_a_setting_of_ones_own_with_the_name_of_a_key(self, own_module):
+        problem = "clients.count = 7: clash has a setting of this name too; rename that one"
+        with pytest.raises(ConfigError, match=f"^{problem}$"):
+            Experiment(clients={"count": 7, "partition": f"{own_module}:clash"})
+
+    @pytest.mark.parametrize(
+        ("changes", "setting"),
+        [
+            ({"partition": "my_splits:split", "least": None}, "least = None"),
+            ({"partition": "my_splits:odd"}, "order = <built-in function sorted>"),
+            ({"partition": "my_splits:odd", "order": [1, None]}, r"order = \(1, None\)"),
+        ],
+    )
+    def test_a_setting_that_no_file_can_hold(self, own_module, changes, setting):
+        with pytest.raises(
+            ConfigError, match=rf"^clients\.{setting}: an experiment file can't hold this value$"
+        ):
+            Experiment(clients=changes)
 
     def test_two_mistakes_are_two_lines(self, write):
         file = write("[training]\nrounds = 0\nlr = 0.0\n")
