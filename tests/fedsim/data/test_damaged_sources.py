@@ -16,7 +16,6 @@ from fedsim.errors import DataError
     [
         "{'descr': '<i8'",  # tokenize.TokenError
         "{'descr': '<i8', 'fortran_order': False, b'shape': (1,)}",  # TypeError
-        "{'descr': '<i8', 'fortran_order': False, 'shape': (01,)}",
         f"{{'descr': '<i8', 'fortran_order': False, 'shape': (1{'0' * 30},)}}",  # OverflowError
     ],
 )
