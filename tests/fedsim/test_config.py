@@ -93,6 +93,18 @@ def test_another_partition_drops_only_the_old_ones_settings(write):
     assert (experiment.clients.count, experiment.clients.options) == (7, {})
 
 
+def test_spaces_around_an_override(write):
+    experiment = load(write(""), ["method.name = fedprox", " seed =  3 # three", "name= mine "])
+    assert (experiment.method.name, experiment.seed, experiment.name) == ("fedprox", 3, "mine")
+
+
+def test_the_default_named_once_more_drops_nothing(write):
+    file = write('[data]\nimbalance = 0.1\n[model]\nchannels = [4]\n[method]\nclient = ""\n')
+    experiment = load(file, ["data.source=digits", "model.name=cnn", "method.name=fedavg"])
+    assert experiment.data.imbalance == 0.1
+    assert experiment.model.options["channels"] == (4,)
+
+
 def test_integers_count_clients_and_floats_are_shares():
     assert Experiment(training={"participation": 4}).training.participation == 4
     assert Experiment(training={"participation": 0.4}).training.participation == 0.4
@@ -141,6 +153,8 @@ MISTAKES = {
     "seed = -1": "seed = -1: must be greater than or equal to 0",
     "training = 3": "training = 3: must be a table",
     "[training\n": "not valid TOML: ",
+    f"seed = {'9' * 5000}": "not valid TOML: Exceeds the limit (4300 digits)",
+    f"seed = {'[' * 5000}": "not valid TOML: maximum recursion depth exceeded",
 }
 
 
@@ -192,10 +206,17 @@ class TestExperimentFailure:
         with pytest.raises(ConfigError, match=r"binary\.toml: can't be read"):
             load(file)
 
-    @pytest.mark.parametrize("override", ["rounds", "=5", "training.lr.x=3"])
+    @pytest.mark.parametrize(
+        "override", ["rounds", "=5", " =5", "training.lr.x=3", "seed=1\nx=2", "seed=1\n[training]"]
+    )
     def test_an_override_that_is_no_assignment(self, write, override):
         with pytest.raises(ConfigError, match=r"write --set table\.key=value"):
             load(write(""), [override])
+
+    def test_an_override_that_is_no_toml_is_a_string(self, write):
+        for value in ("9" * 5000, "[" * 5000):
+            with pytest.raises(ConfigError, match=r"seed = '.*': must be a valid integer"):
+                load(write(""), [f"seed={value}"])
 
     def test_an_override_below_a_plain_value(self, write):
         with pytest.raises(ConfigError, match="seed isn't a table"):
