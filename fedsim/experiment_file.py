@@ -64,9 +64,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
     except (ValueError, RecursionError):
         table = {"value": text}
     if not equals or not key or len(table) > 1:
-        raise ConfigError(
-            f"--set {override!r}: write --set table.key=value, one --set for each key"
-        )
+        raise ConfigError(f"--set {override!r}: write --set table.key=value, once for each key")
     return key, table["value"]
 
 
