@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedsim import registry
 from fedsim.errors import ConfigError
+from fedsim.settings import OpenTable, OptionError, Table, blame, problems, tuples
 
 
 def _check_participation(value: int | float) -> int | float:
@@ -36,74 +35,6 @@ Participation = Annotated[int | float, AfterValidator(_check_participation)]
 """A float is a share of the clients, an integer a count."""
 
 
-class _OptionError(ValueError):
-    """A setting of a component that can't be used."""
-
-    def __init__(self, key: str, value: Any, problem: str) -> None:
-        super().__init__(problem)
-        self.key = key
-        self.value = value
-
-
-class _Table(BaseModel):
-    """A table of the file with a fixed set of keys."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _OpenTable(_Table):
-    """A table that names a component and also holds that component's own settings."""
-
-    model_config = ConfigDict(extra="allow")
-
-    @classmethod
-    def components(cls, table: Mapping[str, Any]) -> Iterable[Callable[..., Any]]:
-        """Return what the table names; its settings are the keys that aren't fields."""
-        raise NotImplementedError
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The component's own settings, defaults included."""
-        return dict(self.model_extra or {})
-
-    def options_of(self, component: Callable[..., Any]) -> dict[str, Any]:
-        """Return the settings that one of the components takes."""
-        fields = registry.options(component).model_fields
-        return {name: value for name, value in self.options.items() if name in fields}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve_options(cls, table: Any) -> Any:
-        """Check the component's settings against its signature and fill in its defaults."""
-        if not isinstance(table, dict):
-            return table
-        fixed = {key: value for key, value in table.items() if key in cls.model_fields}
-        given = {key: value for key, value in table.items() if key not in fixed}
-        resolved: dict[str, Any] = {}
-        for component in cls.components({**_defaults(cls), **fixed}):
-            model = registry.options(component)
-            mine = {key: value for key, value in given.items() if key in model.model_fields}
-            try:
-                resolved |= model.model_validate(_tuples(mine)).model_dump()
-            except ValidationError as error:
-                key, value, problem = _problems(error)[0]
-                raise _OptionError(key, value, problem) from None
-        for key in given:
-            if key not in resolved:
-                allowed = [*cls.model_fields, *resolved]
-                raise _OptionError(key, given[key], _unknown_key(key, allowed))
-        return fixed | resolved
-
-
-@contextmanager
-def _blame(key: str, table: Mapping[str, Any]) -> Iterator[None]:
-    """Say of an unknown name under which key it stands."""
-    try:
-        yield
-    except ConfigError as error:
-        raise _OptionError(key, table[key], str(error)) from None
-
-
 def find_update(method: str, client: str) -> Callable[..., Any] | None:
     """Return the class of a method's client update; None means plain SGD.
 
@@ -119,7 +50,7 @@ def find_update(method: str, client: str) -> Callable[..., Any] | None:
     return registry.find("client", method) if registry.has("client", method) else None
 
 
-class Data(_OpenTable):
+class Data(OpenTable):
     """``[data]``: the examples, before they are dealt out."""
 
     source: str = Field(
@@ -137,11 +68,11 @@ class Data(_OpenTable):
     @classmethod
     def components(cls, table: Mapping[str, Any]) -> Iterable[Callable[..., Any]]:
         """Return the source's loader."""
-        with _blame("source", table):
+        with blame("source", table):
             return [registry.find_dataset(table["source"])[0]]
 
 
-class Clients(_OpenTable):
+class Clients(OpenTable):
     """``[clients]``: who holds what."""
 
     count: Positive = Field(10, description="number of clients")
@@ -165,11 +96,11 @@ class Clients(_OpenTable):
     @classmethod
     def components(cls, table: Mapping[str, Any]) -> Iterable[Callable[..., Any]]:
         """Return the partition."""
-        with _blame("partition", table):
+        with blame("partition", table):
             return [registry.find("partition", table["partition"])]
 
 
-class Model(_OpenTable):
+class Model(OpenTable):
     """``[model]``: the architecture."""
 
     name: str = Field(
@@ -181,11 +112,11 @@ class Model(_OpenTable):
     @classmethod
     def components(cls, table: Mapping[str, Any]) -> Iterable[Callable[..., Any]]:
         """Return the model's function."""
-        with _blame("name", table):
+        with blame("name", table):
             return [registry.find("model", table["name"])]
 
 
-class Method(_OpenTable):
+class Method(OpenTable):
     """``[method]``: the server's strategy and the clients' update, and their hyperparameters."""
 
     name: str = Field("fedavg", description="a method, or package.module:Class, a Flower strategy")
@@ -198,9 +129,9 @@ class Method(_OpenTable):
     @classmethod
     def components(cls, table: Mapping[str, Any]) -> Iterable[Callable[..., Any]]:
         """Return the strategy and, where the method has one, its client update."""
-        with _blame("name", table):
+        with blame("name", table):
             strategy = registry.find("method", table["name"])
-        with _blame("client", table):
+        with blame("client", table):
             update = find_update(table["name"], table["client"])
         return [strategy] if update is None else [strategy, update]
 
@@ -213,7 +144,7 @@ class Method(_OpenTable):
         return self
 
 
-class Training(_Table):
+class Training(Table):
     """``[training]``: the rounds, and the optimiser on the clients."""
 
     rounds: Positive = Field(10, description="number of rounds")
@@ -238,7 +169,7 @@ class Training(_Table):
     )
 
 
-class Evaluation(_Table):
+class Evaluation(Table):
     """``[evaluation]``: when and on whom the model is tested."""
 
     every: Positive = Field(
@@ -249,7 +180,7 @@ class Evaluation(_Table):
     )
 
 
-class Engine(_Table):
+class Engine(Table):
     """``[engine]``: what runs the clients."""
 
     backend: Literal["ray", "inline"] = Field(
@@ -270,7 +201,7 @@ class Engine(_Table):
     )
 
 
-class Experiment(_Table):
+class Experiment(Table):
     """Everything that decides a run.
 
     Examples
@@ -295,12 +226,12 @@ class Experiment(_Table):
     def __init__(self, **tables: Any) -> None:
         registry.check_packages()
         try:
-            super().__init__(**_tuples(tables))
+            super().__init__(**tuples(tables))
         except ValidationError as error:
             lines = [
                 # What a component's own check says is a full line already.
                 f"{key} = {value!r}: {problem}" if key else problem
-                for key, value, problem in _problems(error)
+                for key, value, problem in problems(error, type(self))
             ]
             raise ConfigError("\n".join(lines)) from None
 
@@ -309,23 +240,12 @@ class Experiment(_Table):
         for name, table in (("training", self.training), ("evaluation", self.evaluation)):
             if isinstance(table.participation, int) and table.participation > self.clients.count:
                 problem = f"more than clients.count = {self.clients.count}"
-                raise _OptionError(f"{name}.participation", table.participation, problem)
+                raise OptionError(f"{name}.participation", table.participation, problem)
         return self
 
     def to_toml(self) -> str:
-        """Return the experiment as a TOML file with every setting written out."""
-        return tomli_w.dumps(self.model_dump(mode="json"))
-
-
-_TABLES: dict[str, type[_Table]] = {
-    "data": Data,
-    "clients": Clients,
-    "model": Model,
-    "method": Method,
-    "training": Training,
-    "evaluation": Evaluation,
-    "engine": Engine,
-}
+        """Return the experiment as a TOML file with every setting but None written out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
 def cohort_size(participation: float, count: int) -> int:
@@ -340,56 +260,3 @@ def cohort_size(participation: float, count: int) -> int:
         return participation
     # A share such as 0.29 of 100 must not lose a client to rounding.
     return max(1, int(count * participation + 1e-9))
-
-
-def _defaults(table: type[BaseModel]) -> dict[str, Any]:
-    return {name: field.default for name, field in table.model_fields.items()}
-
-
-def _tuples(value: Any) -> Any:
-    """Turn TOML's lists into tuples, which strict types tell apart."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _problems(error: ValidationError) -> list[tuple[str, Any, str]]:
-    """Return (key, value, what is wrong and allowed) for each key that is wrong."""
-    problems: dict[str, tuple[Any, list[str]]] = {}
-    for item in error.errors():
-        # The branches of a union follow the key in pydantic's location.
-        path = [str(part) for part in item["loc"]][:2]
-        value: Any = item["input"]
-        cause = item.get("ctx", {}).get("error")
-        if isinstance(cause, _OptionError):
-            path, value = [*path, cause.key], cause.value
-        elif isinstance(cause, ConfigError):
-            path = []
-        if item["type"] == "extra_forbidden":
-            problem = _unknown_key(path[-1], _known_keys(path[:-1]))
-        elif cause is not None:
-            problem = str(cause)
-        elif item["type"] == "string_pattern_mismatch":
-            problem = "use letters, digits, '.', '_' and '-' only"
-        else:
-            problem = (
-                item["msg"]
-                .replace("Input should be", "must be")
-                .replace("a valid dictionary or instance of", "a table, see")
-            )
-        known = problems.setdefault(".".join(path), (value, []))
-        if problem not in known[1]:
-            known[1].append(problem)
-    return [(key, value, ", or ".join(texts)) for key, (value, texts) in problems.items()]
-
-
-def _known_keys(path: Sequence[str]) -> list[str]:
-    if not path:
-        return list(Experiment.model_fields)
-    return list(_TABLES[path[0]].model_fields)
-
-
-def _unknown_key(key: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, allowed, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"unknown key; {hint}allowed: {', '.join(allowed)}"

@@ -8,11 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import Clients, Experiment
+from fedsim.config import Clients, Data, Experiment, Method, Model
 from fedsim.errors import ConfigError
+from fedsim.settings import OpenTable
 
 # Setting one of these with --set starts from the new component's own defaults.
-_SELECTORS = ("data.source", "clients.partition", "model.name", "method.name")
+_SELECTORS: dict[str, type[OpenTable]] = {
+    "data.source": Data,
+    "clients.partition": Clients,
+    "model.name": Model,
+    "method.name": Method,
+}
 
 
 def load(file: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -39,7 +45,7 @@ def load(file: Path, overrides: Sequence[str] = ()) -> Experiment:
         raise ConfigError(f"{file}: there is no such experiment file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: can't be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also for numbers too long, brackets too deep
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
     settings = [_parse_override(override) for override in overrides]
     # Components first, so that their own settings can stand before or after them.
@@ -52,13 +58,14 @@ def load(file: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override}: write --set table.key=value")
+    key, equals, text = (part.strip() for part in override.partition("="))
     try:
-        return key.strip(), tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), text
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        table = {"value": text}
+    if not equals or not key or len(table) > 1:
+        raise ConfigError(f"--set {override!r}: write --set table.key=value, once for each key")
+    return key, table["value"]
 
 
 def _override(tables: dict[str, Any], key: str, value: Any) -> None:
@@ -68,7 +75,7 @@ def _override(tables: dict[str, Any], key: str, value: Any) -> None:
     table = tables.setdefault(path[0], {}) if path else tables
     if not isinstance(table, dict):
         raise ConfigError(f"--set {key}: {path[0]} isn't a table")
-    if key in _SELECTORS and table.get(last) != value:
+    if key in _SELECTORS and table.get(last, _SELECTORS[key].model_fields[last].default) != value:
         keep = set(Clients.model_fields) if key == "clients.partition" else {last}
         dropped = [name for name in table if name not in keep]
         for name in dropped:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
@@ -16,9 +17,10 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, PydanticUserError, create_model
 
 from fedsim.errors import ConfigError
 
@@ -90,6 +92,8 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
             f"unknown {kind} {name!r}; allowed: {', '.join(names(kind))}, "
             f"or package.module:name for one of your own"
         )
+    if not all(module_name.split(".")):
+        raise ConfigError(f"{name!r}: {module_name!r} names no module; write package.module:name")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -101,9 +105,9 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
             "or among the installed packages"
         ) from None
     if not callable(getattr(module, attribute, None)):
-        raise ConfigError(
-            f"{name!r}: the module {module.__file__} has no function or class {attribute!r}"
-        )
+        # Python's own modules and folders without an __init__.py have no file.
+        place = getattr(module, "__file__", None) or module_name
+        raise ConfigError(f"{name!r}: the module {place} has no function or class {attribute!r}")
     own: Callable[..., Any] = getattr(module, attribute)
     return own
 
@@ -140,20 +144,49 @@ def options(function: Callable[..., Any]) -> type[BaseModel]:
     >>> options(dirichlet)().model_dump()
     {'alpha': 0.5}
     """
-    # A dataclass may inherit fields, whose types only their own modules know.
-    constructed = inspect.isclass(function) and not is_dataclass(function)
-    hints = typing.get_type_hints(function.__init__ if constructed else function)
     fields: dict[str, Any] = {}
     for parameter in _parameters(function):
         if parameter.name in _PLUMBING or not _can_be_set(function, parameter):
             continue
         required = parameter.default is inspect.Parameter.empty
         fields[parameter.name] = (
-            hints.get(parameter.name, Any),
+            _type_of(function, parameter.name),
             ... if required else parameter.default,
         )
-    name = getattr(function, "__name__", "options")
-    return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+    name = _name_of(function)
+    try:
+        return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+    except PydanticUserError as error:
+        line = str(error).partition(". ")[0]
+        raise ConfigError(f"{name} has a setting that no file can hold: {line}") from None
+
+
+def _type_of(function: Callable[..., Any], name: str) -> Any:
+    """Return the type of a parameter; those of the others need not be known here."""
+    holders: Iterable[Any] = [inspect.unwrap(function)]
+    if inspect.isclass(function):
+        # A dataclass may inherit fields, whose types only their own modules know.
+        made = is_dataclass(function)
+        holders = function.__mro__ if made else [inspect.unwrap(function.__init__)]
+    holder = next((one for one in holders if name in inspect.get_annotations(one)), None)
+    if holder is None:
+        return Any
+    if inspect.isfunction(holder):
+        scope = holder.__globals__
+    else:
+        scope = vars(holder) | vars(sys.modules[holder.__module__])
+    hint = inspect.get_annotations(holder)[name]
+    alone = SimpleNamespace(__annotations__={name: hint}, __globals__=scope)
+    try:
+        return typing.get_type_hints(alone)[name]
+    except (NameError, TypeError, AttributeError, SyntaxError) as error:
+        raise ConfigError(
+            f"{_name_of(function)}: the type of its setting {name!r} can't be found out: {error}"
+        ) from None
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", "options")
 
 
 def _parameters(function: Callable[..., Any]) -> Iterable[inspect.Parameter]:

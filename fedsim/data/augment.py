@@ -108,7 +108,7 @@ class StrongAugmentation:
                                   inverted
     color                         saturation x 0.7; images that don't have 3 channels stay
     contrast, brightness          x * 0.7; x - 0.3
-    sharpness                     30 % of the way to the smoothed image
+    sharpness                     30 % of the way to the smoothed image; its border stays
     rotate, shear_x, shear_y      by 10 degrees; by 18 degrees
     translate_x, translate_y      by 1/30 of the width; of the height
     ============================  ================================================================
@@ -126,7 +126,7 @@ class StrongAugmentation:
     Parameters
     ----------
     side : int
-        The smaller side of an image, pixels; with ``flip`` at least 3.
+        The smaller side of an image, pixels.
     flip : bool
         Whether a flip keeps an image's meaning.
     low, high : float
@@ -245,7 +245,8 @@ def _change_values(name: str, x: Tensor, threshold: Tensor) -> Tensor:
         case "brightness":
             changed = enhance.adjust_brightness(x, -0.3)
         case "sharpness":
-            changed = enhance.sharpness(x, 0.7)
+            # What lies on the border stays, so an image that is all border stays, too.
+            changed = enhance.sharpness(x, 0.7) if min(x.shape[-2:]) >= 3 else x
         case _:
             raise AssertionError(name)
     return changed.clamp(0.0, 1.0)

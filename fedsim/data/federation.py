@@ -254,7 +254,7 @@ def federate(
             f" {len(kept) // min_examples} clients"
         )
     rng = generator(seed, "partition")
-    _check_options(partition, options)
+    _check_signature(partition, options)
     owner = _check_owner(
         partition, partition(y, group, num_clients, rng, **options), y, num_clients
     )
@@ -297,8 +297,9 @@ def federate(
     )
 
 
-def _check_options(partition: Partition, options: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(partition).parameters.values()
+def _check_signature(partition: Partition, options: Mapping[str, Any]) -> None:
+    signature = inspect.signature(partition)
+    parameters = signature.parameters.values()
     known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     name = _name_of(partition)
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -311,6 +312,12 @@ def _check_options(partition: Partition, options: Mapping[str, Any]) -> None:
     for key, default in known.items():
         if default is inspect.Parameter.empty and key not in options:
             raise DataError(f"clients.{key}: partition {name} needs this option")
+    try:
+        signature.bind("y", "group", "num_clients", "rng", **options)
+    except TypeError as error:
+        raise DataError(
+            f"partition {name}: {error}; it is called as f(y, group, num_clients, rng, *, options)"
+        ) from None
 
 
 def _check_owner(partition: Partition, owner: NDArray[Any], y: Ints, num_clients: int) -> Ints:

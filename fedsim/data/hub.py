@@ -5,7 +5,7 @@ Shapes: N training examples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ def hf(location: str, *, flip: bool = False) -> Source:
     for column in (image, label):
         if column not in splits["test"].features:
             raise DataError(f"{name}: the split train has a column {column!r}, but test has none")
-    images = {split: _read(f"{name}: {split}", splits[split][image]) for split in _SPLITS}
+    images = {split: _read(f"{name}: {split}", splits[split], image) for split in _SPLITS}
     colour = any(x.ndim == 3 for part in images.values() for x in part)
     labels = {split: np.array(list(splits[split][label])) for split in _SPLITS}
     return Source(
@@ -113,10 +113,22 @@ def _column(
     raise DataError(f"{name}: has no column of {what}; its columns are {kinds}")
 
 
-def _read(what: str, images: Iterable[Any]) -> list[NDArray[np.uint8]]:
+def _decoded(what: str, split: Any, column: str) -> Iterator[Any]:
+    """Yield the images; the library decodes each as it is asked for."""
+    index = 0
+    try:
+        for row in split.select_columns(column):
+            yield row[column]
+            index += 1
+    except Exception as error:  # Pillow lets all kinds through
+        line = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"{what}: image {index} can't be decoded: {line}") from error
+
+
+def _read(what: str, split: Any, column: str) -> list[NDArray[np.uint8]]:
     """Return the images [H, W] or [H, W, 3]."""
     arrays = []
-    for index, image in enumerate(images):
+    for index, image in enumerate(_decoded(what, split, column)):
         mode = getattr(image, "mode", None)
         if mode not in _MODES:
             raise DataError(

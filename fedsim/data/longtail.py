@@ -23,11 +23,13 @@ def long_tail(
 
     With n_max the count of the largest class, class c keeps
 
-    - ``"exponential"``: n_max * imbalance^(c / (C-1)), class 0 being the most frequent;
+    - ``"exponential"``: n_max * imbalance^(c / (C-1)), which falls from class 0 on;
     - ``"step"``: n_max for the first half of the classes (the larger half when C is odd) and
       n_max * imbalance for the others;
 
-    rounded down, at least 1, and never more than the class has.
+    rounded down, at least 1, and never more than the class has. So where the classes of a source
+    differ in size, class 0 need not be the most frequent, nor the last the rarest, and the ratio of
+    the two may be another than `imbalance`.
 
     Parameters
     ----------
@@ -36,7 +38,8 @@ def long_tail(
     num_classes : int
         C, at least 2.
     imbalance : float
-        Examples of the rarest class / of the most frequent one, in (0, 1]; 1 keeps everything.
+        Examples of the rarest class / of the most frequent one where all classes of `y` are
+        equal, in (0, 1]; 1 keeps everything.
     profile : str
         ``"exponential"`` or ``"step"``.
     rng : numpy.random.Generator

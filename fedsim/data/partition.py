@@ -294,5 +294,6 @@ def _deal(num_examples: int, weights: NDArray[np.float64], rng: np.random.Genera
     """
     clients = rng.permutation(len(weights))
     ends = np.cumsum(weights[clients])
-    cuts = (ends / ends[-1] * num_examples).astype(np.int64)
+    # The factor keeps 29 / 100 * 100, which is 28.999999999999996, from being rounded down to 28.
+    cuts = np.minimum(ends / ends[-1] * num_examples * (1 + 1e-12), num_examples).astype(np.int64)
     return rng.permutation(np.repeat(clients, np.diff(cuts, prepend=0)))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.checks import is_whole
 from fedsim.errors import DataError
 
 Examples = NDArray[np.uint8] | NDArray[np.float32]
@@ -74,10 +75,10 @@ class Source:
     group_test: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_classes <= MAX_CLASSES:
+        if not is_whole(self.num_classes) or not 2 <= self.num_classes <= MAX_CLASSES:
             raise DataError(
-                f"{self.name}: num_classes = {self.num_classes}; must be 2..{MAX_CLASSES}, and"
-                " labels 0..num_classes-1"
+                f"{self.name}: num_classes = {self.num_classes!r}; must be a whole number,"
+                f" 2..{MAX_CLASSES}, and labels 0..num_classes-1"
             )
         for split in ("train", "test"):
             x: NDArray[Any] = getattr(self, f"x_{split}")
@@ -101,7 +102,13 @@ class Source:
         if self.group_test is not None and self.group_train is None:
             raise DataError(f"{self.name}: has group_test but no group_train")
 
+    def _check_array(self, what: str, array: object) -> None:
+        if not isinstance(array, np.ndarray):
+            kind = type(array).__name__
+            raise DataError(f"{self.name}: {what} is of type {kind}; must be a NumPy array")
+
     def _check_examples(self, what: str, x: NDArray[Any]) -> None:
+        self._check_array(what, x)
         image = x.ndim == 4 and x.dtype in (np.uint8, np.float32)
         vector = x.ndim == 2 and x.dtype == np.float32
         if not (image or vector):
@@ -122,6 +129,7 @@ class Source:
                     )
 
     def _check_integers(self, what: str, values: NDArray[Any], length: int) -> NDArray[np.int64]:
+        self._check_array(what, values)
         if values.ndim != 1 or values.dtype.kind not in "iu":
             raise DataError(
                 f"{self.name}: {what} is {values.dtype} {list(values.shape)}; must be integers [N]"

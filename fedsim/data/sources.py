@@ -123,7 +123,7 @@ def idx(location: str, *, flip: bool = False) -> Source:
     ----------
     LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file formats.
     """
-    return _idx_source(f"idx:{location}", Path(location).expanduser(), flip=flip)
+    return _idx_source(f"idx:{location}", Path(location), flip=flip)
 
 
 def npz(location: str, *, flip: bool = False) -> Source:
@@ -155,7 +155,7 @@ def npz(location: str, *, flip: bool = False) -> Source:
     DataError
         If the file is missing or damaged, an array is missing, or has another shape or type.
     """
-    return _npz_source(f"npz:{location}", Path(location).expanduser(), flip=flip)
+    return _npz_source(f"npz:{location}", Path(location), flip=flip)
 
 
 def cifar10(location: str) -> Source:
@@ -180,12 +180,12 @@ def cifar10(location: str) -> Source:
     ----------
     Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", technical report, 2009.
     """
-    return _cifar(f"cifar10:{location}", Path(location).expanduser(), 10)
+    return _cifar(f"cifar10:{location}", Path(location), 10)
 
 
 def cifar100(location: str) -> Source:
     """Return CIFAR-100 with its 100 fine classes from an .npz file; else as `cifar10`."""
-    return _cifar(f"cifar100:{location}", Path(location).expanduser(), 100)
+    return _cifar(f"cifar100:{location}", Path(location), 100)
 
 
 def _cifar(name: str, path: Path, num_classes: int) -> Source:
@@ -244,12 +244,21 @@ def _idx_source(name: str, folder: Path, *, flip: bool) -> Source:
     )
 
 
+def _find(name: str, path: Path) -> Path | None:
+    """Return the file with ``~`` written out, or None if there is none."""
+    try:
+        path = path.expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError) as error:  # too long, in a closed folder, of an unknown user
+        raise DataError(f"{name}: can't read {path}: {_first_line(error)}") from error
+
+
 def _read_idx(name: str, path: Path, ndim: int) -> NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes: 4 bytes magic, 4 bytes for each axis, the values."""
-    if not path.is_file():
-        plain, path = path, path.with_name(f"{path.name}.gz")
-        if not path.is_file():
-            raise DataError(f"{name}: no file {plain}, nor with .gz")
+    found = _find(name, path) or _find(name, path.with_name(f"{path.name}.gz"))
+    if found is None:
+        raise DataError(f"{name}: no file {path}, nor with .gz")
+    path = found
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
@@ -265,6 +274,8 @@ def _read_idx(name: str, path: Path, ndim: int) -> NDArray[np.uint8]:
             f" 0x{magic:08x}, not 0x{expected:08x}, or ends within its header"
         )
     shape = [int(size) for size in np.frombuffer(data, ">u4", ndim, 4)]
+    if not prod(shape):
+        raise DataError(f"{name}: {path} is empty, its shape is {shape}")
     if len(data) - header != prod(shape):
         raise DataError(
             f"{name}: {path} has {len(data) - header} bytes of values, but its header says"
@@ -275,17 +286,19 @@ def _read_idx(name: str, path: Path, ndim: int) -> NDArray[np.uint8]:
 
 
 def _read_npz(name: str, path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
+    found = _find(name, path)
+    if found is None:
         raise DataError(f"{name}: no file {path}")
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(found):
         raise DataError(f"{name}: {path} is no .npz file (numpy.savez), or was cut short")
     arrays = {}
     key = ""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because NumPy leaves a file open whose archive is damaged.
+        with found.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             for key in file.files:
                 arrays[key] = file[key]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # the parsers of damaged headers let all kinds through
         raise DataError(f"{name}: can't read array {key!r}: {_first_line(error)}") from error
     # What isn't in NumPy's format comes back as bytes.
     return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
@@ -326,17 +339,22 @@ def _number_groups(
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
     """Number the groups of both splits together, so that a writer has one number."""
     present = [key for key in ("group_train", "group_test") if key in arrays]
-    kinds = {"string" if arrays[key].dtype.kind in "US" else "integer" for key in present}
     for key in present:
         if arrays[key].ndim != 1 or arrays[key].dtype.kind not in "iuUS":
             raise DataError(
                 f"{name}: {key} is {arrays[key].dtype} {list(arrays[key].shape)}; must be integers"
                 " or strings [N]"
             )
-    if len(kinds) > 1:
-        raise DataError(f"{name}: of group_train and group_test one has integers, one strings")
     if not present:
         return None, None
+    dtypes = [arrays[key].dtype for key in present]
+    # NumPy compares int64 and uint64 as floats, which merges large numbers.
+    kinds = {"integer" if dtype.kind in "iu" else dtype.kind for dtype in dtypes}
+    if len(kinds) > 1 or np.result_type(*dtypes).kind == "f":
+        raise DataError(
+            f"{name}: group_train is {dtypes[0]} but group_test is {dtypes[1]}; must be integers or"
+            " strings of one kind"
+        )
     _, number = np.unique(np.concatenate([arrays[key] for key in present]), return_inverse=True)
     parts = np.split(number.astype(np.int64), np.cumsum([len(arrays[key]) for key in present])[:-1])
     numbers = dict(zip(present, parts, strict=True))

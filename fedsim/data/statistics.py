@@ -17,9 +17,10 @@ class Statistics:
     Attributes
     ----------
     mean, std : ndarray of float32
-        Of the inputs, in raw units: [channels] of images, [D] of vectors.
+        Of the source's training inputs, those that a long tail leaves out among them, in raw units:
+        [channels] of images, [D] of vectors.
     low, high : float
-        Smallest and largest raw input value.
+        Smallest and largest value of the same inputs.
     groups : ndarray of int64 [C]
         Whether a class is head (0), medium (1) or tail (2); see `fedsim.metrics.class_groups`.
     """

@@ -1,5 +1,6 @@
 """Experiment files: what is accepted, what is said about mistakes."""
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -20,6 +21,19 @@ def write(tmp_path):
         return file
 
     return write
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "my_splits.py").write_text(
+        "def split(y, group, num_clients, rng, *, limit: int | None = None, far: float = 2.0,"
+        " least: int | None = 3): ...\n"
+        "def clash(y, group, num_clients, rng, *, count: int = 4): ...\n"
+        "def odd(y, group, num_clients, rng, *, order=sorted): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_splits"
+    sys.modules.pop("my_splits", None)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -48,6 +62,14 @@ def test_every_default_is_written_out():
     assert tables["training"]["momentum"] == 0.0
 
 
+def test_settings_that_are_none_or_infinite_come_back(own_module, write):
+    partition = {"partition": f"{own_module}:split", "far": float("inf")}
+    experiment = Experiment(clients=partition)
+    assert experiment.clients.options == {"limit": None, "far": float("inf"), "least": 3}
+    assert "limit" not in experiment.to_toml()
+    assert load(write(experiment.to_toml())) == experiment
+
+
 def test_set_overrides_the_file(write):
     file = write("[training]\nrounds = 100\nlr = 0.1\n")
     experiment = load(file, ["training.rounds=5", "seed=3", "data.source=digits", "name=other"])
@@ -69,6 +91,18 @@ def test_another_partition_drops_only_the_old_ones_settings(write):
     with pytest.warns(UserWarning, match=r"drops the file's clients\.alpha"):
         experiment = load(file, ["clients.partition=iid"])
     assert (experiment.clients.count, experiment.clients.options) == (7, {})
+
+
+def test_spaces_around_an_override(write):
+    experiment = load(write(""), ["method.name = fedprox", " seed =  3 # three", "name= mine "])
+    assert (experiment.method.name, experiment.seed, experiment.name) == ("fedprox", 3, "mine")
+
+
+def test_the_default_named_once_more_drops_nothing(write):
+    file = write('[data]\nimbalance = 0.1\n[model]\nchannels = [4]\n[method]\nclient = ""\n')
+    experiment = load(file, ["data.source=digits", "model.name=cnn", "method.name=fedavg"])
+    assert experiment.data.imbalance == 0.1
+    assert experiment.model.options["channels"] == (4,)
 
 
 def test_integers_count_clients_and_floats_are_shares():
@@ -109,10 +143,18 @@ MISTAKES = {
     '[method]\nclient = "no.such:Thing"': "method.client = 'no.such:Thing': ",
     '[method]\nclient = "json:Thing"': "method.client = 'json:Thing': 'json:Thing': the module ",
     '[engine]\nworkers = "many"': "engine.workers = 'many': must be a valid integer, or must be ",
+    "[data]\nsource = 5": "data.source = 5: must be a valid string",
+    "[clients]\npartition = [3]": "clients.partition = (3,): must be a valid string",
+    "[model]\nname = 3": "model.name = 3: must be a valid string",
+    '[method]\nname = ["fedavg"]': "method.name = ('fedavg',): must be a valid string",
+    "[method.name]\na = 1": "method.name = {'a': 1}: must be a valid string",
+    "[method]\nclient = 3": "method.client = 3: must be a valid string",
     'name = "a b"': "name = 'a b': use letters, digits",
     "seed = -1": "seed = -1: must be greater than or equal to 0",
     "training = 3": "training = 3: must be a table",
     "[training\n": "not valid TOML: ",
+    f"seed = {'9' * 5000}": "not valid TOML: Exceeds the limit (4300 digits)",
+    f"seed = {'[' * 5000}": "not valid TOML: maximum recursion depth exceeded",
 }
 
 
@@ -125,6 +167,25 @@ class TestExperimentFailure:
         message = str(caught.value)
         assert message.startswith(f"{file}: {MISTAKES[text]}"), message
         assert "\n" not in message
+
+    def test_a_setting_of_ones_own_with_the_name_of_a_key(self, own_module):
+        problem = "clients.count = 7: clash has a setting of this name too; rename that one"
+        with pytest.raises(ConfigError, match=f"^{problem}$"):
+            Experiment(clients={"count": 7, "partition": f"{own_module}:clash"})
+
+    @pytest.mark.parametrize(
+        ("changes", "setting"),
+        [
+            ({"partition": "my_splits:split", "least": None}, "least = None"),
+            ({"partition": "my_splits:odd"}, "order = <built-in function sorted>"),
+            ({"partition": "my_splits:odd", "order": [1, None]}, r"order = \(1, None\)"),
+        ],
+    )
+    def test_a_setting_that_no_file_can_hold(self, own_module, changes, setting):
+        with pytest.raises(
+            ConfigError, match=rf"^clients\.{setting}: an experiment file can't hold this value$"
+        ):
+            Experiment(clients=changes)
 
     def test_two_mistakes_are_two_lines(self, write):
         file = write("[training]\nrounds = 0\nlr = 0.0\n")
@@ -145,10 +206,17 @@ class TestExperimentFailure:
         with pytest.raises(ConfigError, match=r"binary\.toml: can't be read"):
             load(file)
 
-    @pytest.mark.parametrize("override", ["rounds", "=5", "training.lr.x=3"])
+    @pytest.mark.parametrize(
+        "override", ["rounds", "=5", " =5", "training.lr.x=3", "seed=1\nx=2", "seed=1\n[training]"]
+    )
     def test_an_override_that_is_no_assignment(self, write, override):
         with pytest.raises(ConfigError, match=r"write --set table\.key=value"):
             load(write(""), [override])
+
+    def test_an_override_that_is_no_toml_is_a_string(self, write):
+        for value in ("9" * 5000, "[" * 5000):
+            with pytest.raises(ConfigError, match=r"seed = '.*': must be a valid integer"):
+                load(write(""), [f"seed={value}"])
 
     def test_an_override_below_a_plain_value(self, write):
         with pytest.raises(ConfigError, match="seed isn't a table"):

@@ -1,6 +1,7 @@
 """Finding components, one's own among them."""
 
 import sys
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -8,12 +9,29 @@ import pytest
 from fedsim import registry
 from fedsim.errors import ConfigError
 
+OWN = """\
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+from strategies import FedAvg
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+value = 3
+def small(shape, num_classes, *, width: int = 3): ...
+def checked(y: NDArray, rng: NDArray | None = None, *, step: int = 2) -> NDArray: ...
+def unknown(shape, *, width: int = 3, start: NDArray | None = None): ...
+def number(shape, *, width: int | 3 = 3): ...
+def strange(shape, *, width: int = 3, start: FedAvg | None = None): ...
+@dataclass
+class Known:
+    kind: Literal["a", "b"] = "a"
+"""
+
 
 @pytest.fixture
 def own_module(tmp_path, monkeypatch):
-    (tmp_path / "my_parts.py").write_text(
-        "def small(shape, num_classes, *, width: int = 3): ...\nvalue = 3\n"
-    )
+    (tmp_path / "my_parts.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     yield "my_parts"
     sys.modules.pop("my_parts", None)
@@ -42,6 +60,19 @@ def test_a_function_of_ones_own(own_module):
     assert registry.options(function)().model_dump() == {"width": 3}
 
 
+def test_only_the_types_of_settings_must_be_known(own_module):
+    function = registry.find("partition", f"{own_module}:checked")
+    assert registry.options(function)().model_dump() == {"step": 2}
+
+
+def test_an_inherited_setting_has_a_type_that_its_own_module_knows(own_module):
+    @dataclass
+    class Mine(registry.find("client", f"{own_module}:Known")):
+        late: bool = False
+
+    assert registry.options(Mine)(kind="b").model_dump() == {"kind": "b", "late": False}
+
+
 def test_flowers_plumbing_is_no_setting():
     fields = registry.options(registry.find("method", "fedavgm")).model_fields
     assert set(fields) == {"server_learning_rate", "server_momentum"}
@@ -66,6 +97,31 @@ class TestRegistryFailure:
         for attribute in ("large", "value"):
             with pytest.raises(ConfigError, match=f"no function or class '{attribute}'"):
                 registry.find("model", f"{own_module}:{attribute}")
+
+    @pytest.mark.parametrize("name", [":f", ".:f", ".my_parts:f", "my..parts:f"])
+    def test_a_name_without_a_module(self, name):
+        with pytest.raises(ConfigError, match=r"names no module; write package\.module:name"):
+            registry.find("model", name)
+
+    def test_modules_without_a_file(self, tmp_path, monkeypatch):
+        (tmp_path / "my_folder").mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
+        for module in ("sys", "my_folder"):
+            with pytest.raises(ConfigError, match=f"the module {module} has no function or class"):
+                registry.find("model", f"{module}:nothing")
+
+    @pytest.mark.parametrize(
+        ("name", "problem"),
+        [
+            ("unknown", "the type of its setting 'start' can't be found out: name 'NDArray'"),
+            ("number", "the type of its setting 'width' can't be found out: unsupported"),
+            ("strange", "has a setting that no file can hold: .*FedAvg'>$"),
+        ],
+    )
+    def test_a_setting_of_a_type_that_cannot_be_used(self, own_module, name, problem):
+        function = registry.find("model", f"{own_module}:{name}")
+        with pytest.raises(ConfigError, match=f"^{name}:? {problem}"):
+            registry.options(function)
 
     def test_two_packages_with_the_same_name(self, monkeypatch):
         points = [EntryPoint("x", value, "fedsim.models") for value in ("one:f", "one:f", "two:f")]

@@ -195,6 +195,12 @@ def test_a_server_optimiser_on_batch_norm_statistics_is_warned_of():
     fedsim.simulate(fedsim.Experiment(**tables | {"model": model | {"norm": "group"}}))
 
 
+def test_tf32_on_a_processor_is_warned_of():
+    training = {"precision": "tf32", "rounds": 1}
+    with pytest.warns(UserWarning, match="'tf32' changes nothing on a CPU"):
+        fedsim.simulate(experiment(training=training, engine={"device": "cpu"}))
+
+
 @pytest.mark.parametrize(("participation", "cohort"), [(0.5, 10), (7, 7), (1.0, 20), (0.29, 5)])
 @pytest.mark.parametrize("method", ["fedavg", "fedmedian"])
 def test_participation_by_share_and_by_count(method, participation, cohort):

@@ -140,6 +140,19 @@ class TestRandAugment:
         strong = StrongAugmentation(side=16, flip=True, low=0, high=255)
         torch.testing.assert_close(strong(x, self.draws("color", [1] * 4, [0] * 4)), x)
 
+    @pytest.mark.parametrize("operation", OPERATIONS)
+    @pytest.mark.parametrize("sides", [(1, 1), (2, 2), (1, 5), (5, 2)])
+    def test_images_of_few_pixels(self, operation, sides):
+        x = images(4, 3, *sides)
+        strong = StrongAugmentation(side=min(sides), flip=True, low=0, high=255)
+        draws = self.draws(operation, [1] * 4, [0.5] * 4)
+        draws[:, :3] = (1, 1, 0)  # a crop that shifts by nothing
+        y = strong(x, draws)
+        assert y.shape == x.shape
+        assert bool(((y >= 0) & (y <= 255)).all())
+        if operation == "sharpness":
+            torch.testing.assert_close(y, x)
+
     def test_the_weak_augmentation_follows(self):
         x = images(1, 1, 16, 16)
         strong = StrongAugmentation(side=16, flip=True, low=0, high=255)

@@ -388,6 +388,21 @@ class TestFederateFailure:
             federate(toy(), num_clients=3, partition=mine)
 
     @pytest.mark.parametrize(
+        ("mine", "message"),
+        [
+            (lambda y, num_clients, rng: y, "too many positional arguments"),
+            (lambda y, group, num_clients, rng, step: y, "missing a required argument: 'step'"),
+        ],
+    )
+    def test_parameters_of_ones_own_partition(self, mine, message):
+        with pytest.raises(DataError) as error:
+            federate(toy(), num_clients=3, partition=mine)
+        assert str(error.value) == (
+            f"partition <lambda>: {message}; it is called as f(y, group, num_clients, rng, *,"
+            " options)"
+        )
+
+    @pytest.mark.parametrize(
         ("owner", "message"),
         [
             (np.zeros(119, int), r"returned int64 \[119\]; must be .* integers \[120\]"),

@@ -5,7 +5,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fedsim import registry
 from fedsim.data.hub import hf
@@ -35,6 +35,12 @@ class Split:
     def __getitem__(self, column):
         # Recent versions of the library give a column that is read as it is gone through.
         return iter(self.columns[column])
+
+    def select_columns(self, column):
+        for value in self.columns[column]:
+            if isinstance(value, Exception):  # an image that can't be decoded
+                raise value
+            yield {column: value}
 
 
 class DatasetsError(Exception):
@@ -194,6 +200,20 @@ class TestHfFailure:
     def test_odd_images(self, hub, odd, expected):
         hub(splits([*pictures(pixels(2, 3, 3)), odd], pictures(pixels(2, 3, 3))))
         assert expected in self.message()
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            UnidentifiedImageError("cannot identify image file"),
+            OSError("image file is truncated"),
+            SyntaxError("broken PNG file\nin many words"),
+            Image.DecompressionBombError(),
+        ],
+    )
+    def test_an_image_that_cannot_be_decoded(self, hub, error):
+        hub(splits(pictures(pixels(2, 3, 3)), [*pictures(pixels(3, 3, 3)), error]))
+        line = str(error).partition("\n")[0] or "DecompressionBombError"
+        assert f"test: image 3 can't be decoded: {line}" in self.message()
 
     def test_empty_split(self, hub):
         hub(splits(pictures(pixels(2, 3, 3)), []))

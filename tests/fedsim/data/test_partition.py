@@ -158,6 +158,12 @@ class TestQuantity:
         assert sizes.sum() == 103
         assert set(sizes) == {10, 11}
 
+    @given(st.integers(1, 300), st.integers(1, 4))
+    def test_sigma_zero_is_equal_where_it_can_be(self, num_clients, each):
+        y = np.zeros(num_clients * each, int)
+        sizes = np.bincount(partition.quantity(y, None, num_clients, rng(), sigma=0))
+        assert (sizes == each).all()
+
     def test_log_sizes_have_the_standard_deviation(self):
         y = np.zeros(2_000_000, int)
         sizes = np.bincount(partition.quantity(y, None, 2000, rng(), sigma=0.7), minlength=2000)

@@ -82,6 +82,12 @@ class TestSourceFailure:
         [
             ({"num_classes": 1}, "num_classes = 1"),
             ({"num_classes": 10**12}, "num_classes = 1000000000000"),
+            ({"num_classes": 2.5}, r"num_classes = 2\.5; must be a whole number"),
+            ({"num_classes": "3"}, "num_classes = '3'"),
+            ({"x_train": [[0.0] * 3] * 4}, "x_train is of type list; must be a NumPy array"),
+            ({"x_test": None}, "x_test is of type NoneType; must be a NumPy array"),
+            ({"y_train": (0, 1, 2, 1)}, "y_train is of type tuple; must be a NumPy array"),
+            ({"group_train": [1, 2, 3, 4]}, "group_train is of type list"),
             ({"x_train": np.zeros((4, 3))}, "x_train is float64"),
             ({"x_train": np.zeros((4, 3), np.uint8)}, "x_train is uint8"),
             ({"x_test": np.zeros((2, 3, 4), np.float32)}, r"x_test is float32 \[2, 3, 4\]"),

@@ -137,6 +137,15 @@ class TestIdxFailure:
         ):
             sources.idx(str(tmp_path / "none"))
 
+    @pytest.mark.parametrize(
+        "shape", [(0, 2, 3), (2**32 - 1, 2**32 - 1, 0), (0, 2**32 - 1, 2**32 - 1)]
+    )
+    def test_no_values(self, tmp_path, shape):
+        write_idx(tmp_path, compress=False)
+        empty = struct.pack(">4I", 0x0803, *shape)
+        message = self.damage(tmp_path, "train-images-idx3-ubyte", lambda _: empty)
+        assert f"train-images-idx3-ubyte is empty, its shape is {list(shape)}" in message
+
     @pytest.mark.parametrize("length", [0, 3, 7, 12, 20])
     def test_cut_short(self, tmp_path, length):
         write_idx(tmp_path, compress=False)
@@ -219,6 +228,12 @@ class TestNpz:
         assert source.group_train.tolist() == [2, 1, 2, 3]
         assert source.group_test.tolist() == [3, 0]
 
+    def test_groups_of_integers_of_several_sizes(self, save):
+        group = np.array([2**53 + 1, 2**53, 5, 6])
+        source = sources.npz(save(group_train=group, group_test=np.array([6, 5], np.uint8)))
+        assert source.group_train.tolist() == [3, 2, 0, 1]
+        assert source.group_test.tolist() == [1, 0]
+
     def test_groups_of_the_training_set_alone(self, save):
         source = sources.npz(save(group_train=np.array([30, 10, 30, 20])))
         assert source.group_train.tolist() == [2, 0, 2, 1]
@@ -243,7 +258,15 @@ class TestNpzFailure:
             ({"group_train": np.zeros(4)}, "group_train is float64"),
             (
                 {"group_train": np.array(list("abcd")), "group_test": np.array([1, 2])},
-                "one has integers, one strings",
+                "group_train is <U1 but group_test is int64; must be integers or strings of one",
+            ),
+            (
+                {"group_train": np.arange(4, dtype=np.uint64), "group_test": np.array([1, 2])},
+                "group_train is uint64 but group_test is int64",
+            ),
+            (
+                {"group_train": np.array([b"\xc3"] * 4), "group_test": np.array(["a", "b"])},
+                r"group_train is \|S1 but group_test is <U1",
             ),
         ],
     )
