@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedsim import registry
@@ -115,7 +116,11 @@ def list_(
     with _clear_errors():
         table = Table("name", "settings and their defaults", box=None)
         for name in registry.names(_KIND[what]):
-            settings = _settings(what, name)
+            try:
+                settings = _settings(what, name)
+            except ConfigError as error:  # of another package: the rest can be listed
+                table.add_row(name, f"[red]{escape(str(error))}[/]")
+                continue
             table.add_row(name, ", ".join(f"{key} = {value}" for key, value in settings.items()))
         _out.print(table)
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
+
 
 class UserError(ValueError):
     """A mistake the user can mend; the message says what, where and what is allowed."""
@@ -17,3 +23,29 @@ class DataError(UserError):
 
 class EngineError(UserError):
     """The simulation can't start or go on."""
+
+
+@contextmanager
+def own_part(what: str) -> Iterator[None]:
+    """Turn whatever a part of the user's own raises into a ConfigError that says which it is."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what}: {described(error)}") from error
+
+
+def described(error: BaseException) -> str:
+    """Return an error in one line, with the line of the user's own code where it arose, if any."""
+    text = f"{type(error).__name__}: {error}".partition("\n")[0]
+    for frame, line in reversed([*walk_tb(error.__traceback__)]):
+        file = Path(frame.f_code.co_filename)
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in _OTHERS and "site-packages" not in file.parts:
+            return f"{text} ({file.name}, line {line}, in {frame.f_code.co_name})"
+    return text
+
+
+_OTHERS = {"", "fedsim", "strategies", "clients", *sys.stdlib_module_names} - {"__main__"}
+"""Packages that aren't the user's own; and what has no name, such as a tape."""

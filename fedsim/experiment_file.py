@@ -21,12 +21,12 @@ _SELECTORS: dict[str, type[OpenTable]] = {
 }
 
 
-def load(file: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load(file: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file.
 
     Parameters
     ----------
-    file : Path
+    file : Path or str
         A TOML file.
     overrides : sequence of str
         ``table.key=value`` each; the value is TOML, or a plain string. ``method.name``,
@@ -40,7 +40,8 @@ def load(file: Path, overrides: Sequence[str] = ()) -> Experiment:
         A line for each mistake: file, key, value, and what is allowed.
     """
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        # Some editors write a byte order mark.
+        tables = tomllib.loads(Path(file).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such experiment file") from None
     except (OSError, UnicodeDecodeError) as error:

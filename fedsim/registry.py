@@ -7,6 +7,7 @@ parameters of functions and constructors.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import sys
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PydanticUserError, create_model
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, own_part
 
 Kind = Literal["method", "client", "dataset", "model", "partition"]
 
@@ -84,26 +85,30 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
         If there is no such name; the message lists those there are.
     """
     if name in _points(kind):
-        found: Callable[..., Any] = _points(kind)[name].load()
+        with own_part(f"{kind} {name!r} can't be imported"):
+            found: Callable[..., Any] = _points(kind)[name].load()
         return found
     module_name, colon, attribute = name.partition(":")
     if not colon:
+        close = difflib.get_close_matches(name, names(kind), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(
-            f"unknown {kind} {name!r}; allowed: {', '.join(names(kind))}, "
+            f"unknown {kind} {name!r}; {hint}allowed: {', '.join(names(kind))}, "
             f"or package.module:name for one of your own"
         )
     if not all(module_name.split(".")):
         raise ConfigError(f"{name!r}: {module_name!r} names no module; write package.module:name")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # Only the user's own module may be missing; what it imports in turn has its own error.
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise ConfigError(
-            f"{name!r}: there is no module {error.name!r} in the working directory "
-            "or among the installed packages"
-        ) from None
+    with own_part(f"{name!r}: {module_name} can't be imported"):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            # Only the user's own module may be missing; what it imports in turn has its own error.
+            if error.name is None or not module_name.startswith(error.name):
+                raise
+            raise ConfigError(
+                f"{name!r}: there is no module {error.name!r} in the working directory "
+                "or among the installed packages"
+            ) from None
     if not callable(getattr(module, attribute, None)):
         # Python's own modules and folders without an __init__.py have no file.
         place = getattr(module, "__file__", None) or module_name

@@ -130,16 +130,23 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, 
             problem = str(cause)
         elif item["type"] == "string_pattern_mismatch":
             problem = "use letters, digits, '.', '_' and '-' only"
+        elif item["type"] == "missing":
+            # A number is a place in a list that is too short.
+            problem = "must be given" if isinstance(item["loc"][-1], str) else "has too few values"
+            value = None if isinstance(item["loc"][-1], str) else value
+        elif item["type"] == "model_type":
+            problem = "must be a table"
         else:
-            problem = (
-                item["msg"]
-                .replace("Input should be", "must be")
-                .replace("a valid dictionary or instance of", "a table, see")
-            )
+            problem = item["msg"].replace("Input should be", "must be")
+            problem = problem.replace("a valid tuple", "a list")
         known = found.setdefault(".".join(path), (value, []))
         if problem not in known[1]:
             known[1].append(problem)
-    return [(key, value, ", or ".join(texts)) for key, (value, texts) in found.items()]
+    return [
+        # As the file has it, see `tuples`.
+        (key, list(value) if isinstance(value, tuple) else value, ", or ".join(texts))
+        for key, (value, texts) in found.items()
+    ]
 
 
 def _known_keys(model: Any, path: Sequence[str]) -> list[str]:

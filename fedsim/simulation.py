@@ -21,7 +21,7 @@ from fedsim.config import Experiment, cohort_size, find_update
 from fedsim.data.federation import Federation, federate
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
-from fedsim.errors import ConfigError, DataError
+from fedsim.errors import ConfigError, DataError, own_part
 from fedsim.recorder import Recorder, Result
 from fedsim.resume import check_model, last_checkpoint
 from fedsim.rng import generator
@@ -44,7 +44,8 @@ DEALING_SECONDS = 0.5
 def load_source(experiment: Experiment) -> Source:
     """Read the experiment's examples."""
     loader, arguments = registry.find_dataset(experiment.data.source)
-    source = loader(*arguments, **experiment.data.options)
+    with own_part(f"data.source = {experiment.data.source!r}"):
+        source = loader(*arguments, **experiment.data.options)
     if not isinstance(source, Source):
         raise DataError(
             f"data.source = {experiment.data.source!r}: the function must return a "
@@ -239,11 +240,8 @@ def make_strategy(experiment: Experiment) -> Strategy:
     }
     settings = experiment.method.options_of(make)
     settings |= {key: value for key, value in plumbing.items() if registry.accepts(make, key)}
-    try:
-        with flower.quiet_log():
-            strategy = make(**settings)
-    except ValueError as error:
-        raise ConfigError(f"method.name = {name!r}: {error}") from None
+    with own_part(f"method.name = {name!r}"), flower.quiet_log():
+        strategy = make(**settings)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"method.name = {name!r}: isn't a flwr.serverapp.strategy.Strategy")
     return strategy
@@ -258,7 +256,8 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
 
     method = experiment.method
     make_update = find_update(method.name, method.client) or LocalSGD
-    update = make_update(**method.options_of(make_update))
+    with own_part(f"method.client = {method.client!r}"):
+        update = make_update(**method.options_of(make_update))
     if not isinstance(update, ClientUpdate):
         raise ConfigError(
             f"method.client = {method.client!r}: isn't a fedsim.engine.update.ClientUpdate"
@@ -277,7 +276,8 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
                 f"{source.name} has the shape {shape}"
             )
     make_model = partial(model, shape, source.num_classes, **experiment.model.options)
-    flops = step_flops(_new_model(make_model, experiment.seed), shape, training.batch_size)
+    with own_part(f"model.name = {experiment.model.name!r}"):
+        flops = step_flops(_new_model(make_model, experiment.seed), shape, training.batch_size)
     own = {function.__module__.partition(".")[0] for function in (type(update), model)}
     own.discard("__main__")  # a script, or an interactive session: Ray sends what it defines
     return Task(

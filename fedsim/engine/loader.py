@@ -222,7 +222,7 @@ class Loader:
         return self.normalise(self.train.inputs(np.asarray(examples.index)))
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Return raw inputs with the training data's mean 0 and standard deviation 1."""
+        """Return raw inputs such that all of the source's would have mean 0 and deviation 1."""
         # In place on a copy: memory is dear where a step is short.
         copy = x.to(torch.float32, copy=True)
         return channels_last(copy.sub_(self._mean).div_(self._std))

@@ -34,7 +34,7 @@ from fedsim.engine.update import (
     Steps,
     Upload,
 )
-from fedsim.errors import EngineError
+from fedsim.errors import EngineError, described
 from fedsim.models.net import Net, Weights
 from fedsim.rng import Generators
 
@@ -367,7 +367,7 @@ class LocalTrainer:
         except Exception as error:
             raise EngineError(
                 f"round {round}: client {client}'s personal model can't be tested: "
-                f"{type(error).__name__}: {error}"
+                f"{described(error)}"
             ) from error
 
     def _test_inputs(self, index: NDArray[np.integer[Any]]) -> Tensor:

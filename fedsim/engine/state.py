@@ -191,11 +191,12 @@ class ClientStates:
         self._versions = self._retained = versions
 
     @classmethod
-    def open(cls, folder: Path) -> ClientStates:
+    def open(cls, folder: Path | str) -> ClientStates:
         """Return the states in a folder as last committed.
 
         Raises `EngineError` if versions.npy is missing or broken.
         """
+        folder = Path(folder)
         file = folder / VERSIONS
         try:
             versions = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)

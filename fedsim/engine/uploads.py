@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
-from pathlib import Path
-from traceback import walk_tb
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,7 +13,7 @@ from fedsim.engine.clock import Clock
 from fedsim.engine.reduction import Flat, Sum, climb, flatten
 from fedsim.engine.replies import Replies, columns
 from fedsim.engine.update import Upload
-from fedsim.errors import EngineError
+from fedsim.errors import EngineError, described
 from fedsim.models.net import Arrays, Weights, num_bytes
 
 TOGETHER = 1 << 20
@@ -80,7 +77,7 @@ class Intake:
         if not isinstance(found, Exception):
             found = _checked(*found)
         if isinstance(found, Exception):
-            self._replies.failures[client] = f"{type(found).__name__}: {found}{_where(found)}"
+            self._replies.failures[client] = described(found)
             found = Upload({}, 0), {}  # it has its place in its leaf all the same
         upload, audit = found
         size = sum(map(num_bytes, upload.arrays.values()))
@@ -131,20 +128,6 @@ class Intake:
                 self._clock.lap("reduce")
                 self._keep(client, slot, as_arrays(upload.state))
                 self._clock.lap("state")
-
-
-def _where(error: Exception) -> str:
-    """Return the line of the user's own code where an error arose, if it did in such."""
-    for frame, line in reversed([*walk_tb(error.__traceback__)]):
-        file = Path(frame.f_code.co_filename)
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in _OTHERS and "site-packages" not in file.parts:
-            return f" ({file.name}, line {line}, in {frame.f_code.co_name})"
-    return ""
-
-
-_OTHERS = {"", "fedsim", "strategies", "clients", *sys.stdlib_module_names} - {"__main__"}
-"""Packages that aren't the user's own; and what has no name, such as a tape."""
 
 
 def _checked(

@@ -98,6 +98,12 @@ def test_spaces_around_an_override(write):
     assert (experiment.method.name, experiment.seed, experiment.name) == ("fedprox", 3, "mine")
 
 
+def test_a_file_may_begin_with_a_byte_order_mark_and_be_named_by_a_string(write):
+    file = write("")
+    file.write_bytes(b"\xef\xbb\xbfseed = 3\n")
+    assert load(str(file)).seed == 3
+
+
 def test_the_default_named_once_more_drops_nothing(write):
     file = write('[data]\nimbalance = 0.1\n[model]\nchannels = [4]\n[method]\nclient = ""\n')
     experiment = load(file, ["data.source=digits", "model.name=cnn", "method.name=fedavg"])
@@ -135,18 +141,21 @@ MISTAKES = {
     '[clients]\npartition = "iid"\nalpha = 0.5': "clients.alpha = 0.5: unknown key; allowed: ",
     '[clients]\npartition = "dirichlet"\nalpha = "a"': "clients.alpha = 'a': must be a valid ",
     "[clients]\nlabelled = 1.2": "clients.labelled = 1.2: must be less than or equal to 1",
-    "[clients]\nlabelled = [0.5, 0.1]": "clients.labelled = (0.5, 0.1): in [low, high] ",
+    "[clients]\nlabelled = [0.5, 0.1]": "clients.labelled = [0.5, 0.1]: in [low, high] ",
     "[clients]\ncount = 0": "clients.count = 0: must be greater than or equal to 1",
-    '[method]\nname = "fedprx"': "method.name = 'fedprx': unknown method 'fedprx'; allowed: ",
+    '[method]\nname = "fedprx"': "method.name = 'fedprx': unknown method 'fedprx'; did you mean "
+    "fedprox? allowed: ",
+    "[clients]\nlabelled = [0.5]": "clients.labelled = [0.5]: must be a valid number, or has ",
+    '[model]\nname = "mlp"\nhidden = 5': "model.hidden = 5: must be a list",
     '[method]\nname = "fedprox"\nmu = -1.0': "method.mu = -1.0: must be at least 0",
     '[method]\nname = "fedprox"\nnu = 1.0': "method.nu = 1.0: unknown key; allowed: ",
     '[method]\nclient = "no.such:Thing"': "method.client = 'no.such:Thing': ",
     '[method]\nclient = "json:Thing"': "method.client = 'json:Thing': 'json:Thing': the module ",
     '[engine]\nworkers = "many"': "engine.workers = 'many': must be a valid integer, or must be ",
     "[data]\nsource = 5": "data.source = 5: must be a valid string",
-    "[clients]\npartition = [3]": "clients.partition = (3,): must be a valid string",
+    "[clients]\npartition = [3]": "clients.partition = [3]: must be a valid string",
     "[model]\nname = 3": "model.name = 3: must be a valid string",
-    '[method]\nname = ["fedavg"]': "method.name = ('fedavg',): must be a valid string",
+    '[method]\nname = ["fedavg"]': "method.name = ['fedavg']: must be a valid string",
     "[method.name]\na = 1": "method.name = {'a': 1}: must be a valid string",
     "[method]\nclient = 3": "method.client = 3: must be a valid string",
     'name = "a b"': "name = 'a b': use letters, digits",
@@ -178,7 +187,7 @@ class TestExperimentFailure:
         [
             ({"partition": "my_splits:split", "least": None}, "least = None"),
             ({"partition": "my_splits:odd"}, "order = <built-in function sorted>"),
-            ({"partition": "my_splits:odd", "order": [1, None]}, r"order = \(1, None\)"),
+            ({"partition": "my_splits:odd", "order": [1, None]}, r"order = \[1, None\]"),
         ],
     )
     def test_a_setting_that_no_file_can_hold(self, own_module, changes, setting):

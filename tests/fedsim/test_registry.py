@@ -86,7 +86,9 @@ def test_a_dataset_and_its_place():
 
 class TestRegistryFailure:
     def test_an_unknown_name_lists_the_known_ones(self):
-        with pytest.raises(ConfigError, match=r"unknown model 'cn'; allowed: cnn, linear"):
+        with pytest.raises(
+            ConfigError, match=r"unknown model 'cn'; did you mean cnn\? allowed: cnn, linear"
+        ):
             registry.find("model", "cn")
 
     def test_a_module_that_is_missing(self):
@@ -97,6 +99,23 @@ class TestRegistryFailure:
         for attribute in ("large", "value"):
             with pytest.raises(ConfigError, match=f"no function or class '{attribute}'"):
                 registry.find("model", f"{own_module}:{attribute}")
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            (
+                "x = 1\n@dataclass\nclass F: ...",
+                "NameError: name 'dataclass' .*broken.py, line 2, in",
+            ),
+            ("def f(:", "SyntaxError: invalid syntax"),
+            ("import no_such_module", "No module named 'no_such_module' .broken.py, line 1, in"),
+        ],
+    )
+    def test_a_module_that_cannot_be_imported(self, tmp_path, monkeypatch, text, line):
+        (tmp_path / "broken.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ConfigError, match=f"'broken:F': broken can't be imported: .*{line}"):
+            registry.find("client", "broken:F")
 
     @pytest.mark.parametrize("name", [":f", ".:f", ".my_parts:f", "my..parts:f"])
     def test_a_name_without_a_module(self, name):

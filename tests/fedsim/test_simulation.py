@@ -3,6 +3,7 @@
 import copy
 import json
 import signal
+import sys
 import time
 
 import numpy as np
@@ -438,5 +439,29 @@ class TestSimulateFailure:
     def test_parts_of_ones_own_of_the_wrong_kind(self):
         with pytest.raises(ConfigError, match=r"isn't a flwr.serverapp.strategy.Strategy"):
             fedsim.simulate(experiment(method={"name": "fractions:Fraction"}))
+        with pytest.raises(ConfigError, match=r"name = 'json:loads': TypeError: loads\(\) missing"):
+            fedsim.simulate(experiment(method={"name": "json:loads"}))
+        with pytest.raises(
+            ConfigError, match=r"source = 'json:loads': TypeError: loads\(\) missing"
+        ):
+            fedsim.simulate(experiment(data={"source": "json:loads"}))
         with pytest.raises(DataError, match=r"must return a fedsim.data.source.Source, not str"):
             fedsim.simulate(experiment(data={"source": "getpass:getuser"}))
+
+    @pytest.mark.parametrize(
+        ("body", "line"),
+        [
+            ("return Model(nn.Flatten(), 5, num_classes)", "RuntimeError: mat1 and mat2 shapes"),
+            ("return shape.nothing", r"AttributeError: .*\(my_models.py, line 4, in f\)"),
+            ("return 3", "must return a fedsim.models.Model"),
+        ],
+    )
+    def test_a_model_of_ones_own_that_cannot_be_used(self, tmp_path, monkeypatch, body, line):
+        (tmp_path / "my_models.py").write_text(
+            f"from torch import nn\nfrom fedsim.models import Model\n"
+            f"def f(shape, num_classes):\n    {body}\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "my_models", raising=False)
+        with pytest.raises(ConfigError, match=line):
+            fedsim.simulate(experiment(model={"name": "my_models:f"}))
