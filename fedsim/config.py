@@ -46,7 +46,15 @@ def find_update(method: str, client: str) -> Callable[..., Any] | None:
         A client update of the user's own, which comes first, or "".
     """
     if client:
-        return registry.find("client", client)
+        update = registry.find("client", client)
+        own = vars(update).get("__annotations__", {}) if isinstance(update, type) else {}
+        settings = [name for name, kind in own.items() if "ClassVar" not in str(kind)]
+        if settings and "__dataclass_fields__" not in vars(update):
+            raise ConfigError(
+                f"{client!r} has settings ({', '.join(settings)}) but is no dataclass; write "
+                "@dataclass(frozen=True, kw_only=True) above it"
+            )
+        return update
     return registry.find("client", method) if registry.has("client", method) else None
 
 

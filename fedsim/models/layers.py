@@ -135,6 +135,7 @@ BATCH_NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
 }
+"""PyTorch's layer -> ours."""
 
 
 def quicken(module: nn.Module) -> nn.Module:

@@ -133,6 +133,9 @@ class RunDirectory:
             raise EngineError(f"{file}: a row doesn't begin with the number of a round") from None
         if rows and not rows[-1].endswith("\n"):
             del rows[-1]
+        if not rows:  # the header may not be whole either; the next row brings another
+            file.unlink()
+            return pd.DataFrame()
         text = "".join([*lines[:1], *rows])
         self.write_text(name, text)
         return pd.read_csv(io.StringIO(text))

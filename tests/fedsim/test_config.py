@@ -30,6 +30,13 @@ def own_module(tmp_path, monkeypatch):
         " least: int | None = 3): ...\n"
         "def clash(y, group, num_clients, rng, *, count: int = 4): ...\n"
         "def odd(y, group, num_clients, rng, *, order=sorted): ...\n"
+        "from typing import ClassVar\n"
+        "from fedsim.engine.update import LocalSGD\n"
+        "class Bare(LocalSGD):\n"
+        "    views: ClassVar = ('generic',)\n"
+        "    mu: float = 0.5\n"
+        "class Plain(LocalSGD):\n"
+        "    views: ClassVar = ('generic',)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield "my_splits"
@@ -176,6 +183,12 @@ class TestExperimentFailure:
         message = str(caught.value)
         assert message.startswith(f"{file}: {MISTAKES[text]}"), message
         assert "\n" not in message
+
+    def test_a_client_update_that_is_no_dataclass(self, own_module):
+        line = r"my_splits:Bare' has settings \(mu\) but is no dataclass; write @dataclass"
+        with pytest.raises(ConfigError, match=line):
+            Experiment(method={"client": f"{own_module}:Bare"})
+        Experiment(method={"client": f"{own_module}:Plain"})  # without settings it need not be
 
     def test_a_setting_of_ones_own_with_the_name_of_a_key(self, own_module):
         problem = "clients.count = 7: clash has a setting of this name too; rename that one"

@@ -222,6 +222,16 @@ class TestResume:
         assert found.to_numpy().tolist() == [[1, 0.1], [2, 0.2]]
         assert (tmp_path / "x.csv").read_text() == "round,a\n1,0.1\n2,0.2\n"
 
+    @pytest.mark.parametrize(
+        "text", ["", "rou", "round,a", "round,a\n", "round,a\n1,0", "a\n9,1\n"]
+    )
+    def test_a_table_without_a_row_that_counts_begins_anew(self, tmp_path, text):
+        (tmp_path / "x.csv").write_text(text)
+        folder = RunDirectory(tmp_path, resumed=True)
+        assert folder.cut("x.csv", 2).empty
+        folder.append("x.csv", pd.DataFrame({"round": [1], "a": [0.5]}))
+        assert (tmp_path / "x.csv").read_text() == "round,a\n1,0.5\n"
+
     def test_how_it_runs_may_change(self, whole, tmp_path, each_round):
         out = tmp_path / "run"
         stopped(of("fedavg"), out, after=3)
