@@ -79,7 +79,7 @@ def test_a_client_that_raises_or_diverges_is_left_out_and_named(make_grid):
     replies = grid.send_and_receive(messages(record, [0, 1, 2, 3]))
     assert [reply.has_error() for reply in replies] == [False, True, True, False]
     assert grid.report.failures == {
-        1: "RuntimeError: out of batteries",
+        1: "RuntimeError: out of batteries (test_grid.py, line 21, in update)",
         2: "head.bias is not finite (NaN or inf)",
     }
     assert grid.report.metrics["client"] == [0, 3]
