@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
+_SETTING = re.compile(r"(data|clients|model|method|training|evaluation|engine)\.\w+ = ")
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", show_default=False)]
 Overrides = Annotated[
@@ -63,7 +65,7 @@ def run(
     ] = False,
 ) -> None:
     """Run an experiment and report each client's accuracy."""
-    with _clear_errors():
+    with _clear_errors(file):
         if resume and out is None:
             raise ConfigError("--resume: say with --out which folder's run is to go on")
         experiment = load(file, set_ or [])
@@ -87,7 +89,7 @@ def run(
 @app.command()
 def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = None) -> None:
     """Show who holds what, without training."""
-    with _clear_errors():
+    with _clear_errors(file):
         experiment = load(file, set_ or [])
         from fedsim.report.figures import class_counts, save
         from fedsim.report.run_directory import RunDirectory
@@ -166,12 +168,17 @@ def _run_folder(experiment: Experiment, suffix: str = "") -> Path:
 
 
 @contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Show what the user did wrong as plain lines, with exit code 2."""
+def _clear_errors(file: Path | None = None) -> Iterator[None]:
+    """Show what the user did wrong as plain lines, with exit code 2.
+
+    A line about a setting names the experiment file.
+    """
     try:
         yield
     except UserError as error:
         for line in str(error).split("\n"):
+            if file is not None and _SETTING.match(line):
+                line = f"{file}: {line}"
             _err.print(f"error: {line}", markup=False, soft_wrap=True, style="bold red")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

@@ -246,11 +246,11 @@ class TestCommandFailure:
                     *("run", "small.toml", "--set", "clients.partition=dirichlet"),
                     *("--set", "clients.alpha=-1.0"),
                 ],
-                "error: clients.alpha = -1.0: must be a number above 0",
+                "error: small.toml: clients.alpha = -1.0: must be a number above 0",
             ),
             (
                 ["partition", "small.toml", "--set", "clients.count=10000"],
-                "error: clients.count = 10000, but digits has 1437 training examples",
+                "error: small.toml: clients.count = 10000, but digits has 1437 training examples",
             ),
             (
                 ["run", "small.toml", "--resume"],
