@@ -270,6 +270,8 @@ def measure(name: str, batch_size: int, clients: int, args: argparse.Namespace) 
     stacked = seconds(
         cohort.device, lambda: cohort.round(cohort.stacked, cohort.w), args.rounds, WARM_UP
     )
+    if not cohort.stacked.stacked:
+        raise SystemExit(f"{name}, batch {batch_size}, {clients} clients: they went one by one")
     cohort.plain(1)
     return Row(
         model=name,

@@ -8,7 +8,7 @@ them in one go.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ Function = Callable[..., Outputs]
 
 
 class Graphs:
-    """Makes graphs that share the memory in which they work."""
+    """Makes graphs that share the memory in which they work, and that from which they read."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._rooms: dict[Hashable, Tensor] = {}
+        self._failed = False
 
     def capture(self, function: Function, tensors: Sequence[Tensor], still: int) -> Function:
         """Return what does the same as ``function(*tensors)``, begun as one.
@@ -36,19 +38,22 @@ class Graphs:
         tensors : sequence of torch.Tensor
             Its arguments. Their layout is that of the arguments of every later call.
         still : int
-            So many of them, the first ones, are the same in every call. Others are brought to where
-            the graph reads them.
+            So many of them, the first ones, are the same in every call. Others, [K, ...] of K
+            clients, are brought to where the graph reads them.
 
         Returns
         -------
         callable
-            ``function`` itself where it can't be captured, with a warning.
+            ``function`` itself where it can't be captured, with a warning. Nothing is captured any
+            more then, for a capture that fails may leave the allocator in the middle of it.
         """
-        brought = [
-            torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device)
-            for one in tensors[still:]
-        ]
+        if self._failed:
+            return function
+        brought = [self._room(place, one) for place, one in enumerate(tensors[still:])]
         graph = torch.cuda.CUDAGraph()
+        # A capture can't take back what PyTorch keeps for later.
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         # What was begun so far must have come first.
         self._stream.wait_stream(torch.cuda.current_stream())
         try:
@@ -59,7 +64,9 @@ class Graphs:
                 finally:
                     graph.capture_end()
         except RuntimeError as error:
-            warnings.warn(f"steps are begun operation by operation ({error})", stacklevel=2)
+            self._failed = True
+            cause = error.__context__ or error  # the end of a broken capture fails, too
+            warnings.warn(f"steps are begun operation by operation ({cause})", stacklevel=2)
             return function
 
         def replay(*tensors: Tensor) -> Outputs:
@@ -70,3 +77,12 @@ class Graphs:
             return {name: output.clone() for name, output in outputs.items()}
 
         return replay
+
+    def _room(self, place: int, one: Tensor) -> Tensor:
+        """Return memory that is laid out like an argument; graphs run one after the other."""
+        key = (place, one.shape[1:], one.stride(), one.dtype)
+        room = self._rooms.get(key)
+        if room is None or len(room) < len(one):
+            room = torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=one.device)
+            self._rooms[key] = room
+        return room[: len(one)]

@@ -152,6 +152,8 @@ class Loader:
         self._federation = federation
         self._statistics = statistics
         self._batch_size = batch_size
+        self.widest = min(batch_size, int(np.diff(federation.train_offsets).max()))
+        """The most examples that a batch can have."""
         # [channels] of images, [D] of vectors.
         trailing = (1,) * (federation.source.x_train.ndim - 2)
         self._device = torch.device(device)
@@ -281,7 +283,7 @@ class Loader:
             widths = (planned.examples >= 0).sum(axis=2).max(axis=0, initial=0).tolist()
         else:
             # Padding costs a GPU little, and a step of another shape a graph of its own.
-            widths = [self._batch_size] * len(active)
+            widths = [self.widest] * len(active)
         shapes = list(zip(active, widths, strict=True))
         lengths = [k * b for k, b in shapes]
 

@@ -227,11 +227,38 @@ class LocalTrainer:
 
     def _answer(self, group: list[tuple[_Run, Request]], purpose: str, round: int) -> None:
         """Carry out one client's request, or the passes of several side by side."""
+        failure = self._try(group, purpose, round)
+        if failure is None:
+            return
+        if len(group) == 1:
+            group[0][0].error = failure
+            return
+        # What the failed pass still holds would be in the way of the next ones.
+        failure.__traceback__ = failure.__context__ = None
+        if isinstance(failure, torch.OutOfMemoryError):
+            warnings.warn(f"{len(group)} clients don't fit side by side: in halves", stacklevel=2)
+            half = len(group) // 2
+            self._answer(group[:half], purpose, round)
+            self._answer(group[half:], purpose, round)
+            return
+        # Whose failure it is shows when each goes alone.
+        for one in group:
+            self._answer([one], purpose, round)
+        if not any(run.error for run, _ in group):
+            self.stacked = False
+            warnings.warn(
+                f"clients go one by one, for their passes can't run side by side ({failure}); "
+                "stackable = False in the client update says so beforehand",
+                stacklevel=2,
+            )
+
+    def _try(self, group: list[tuple[_Run, Request]], purpose: str, round: int) -> Exception | None:
+        """Carry requests out, or return why that failed."""
         try:
             first, request = group[0]
             if isinstance(request, Predict):
                 first.answer = self._predict(request)
-                return
+                return None
             passes = self._passes(group, purpose, round)
             self.clock.lap("train")  # predictions, and the methods' own steps
             with _tf32(self.training.precision == "tf32"):
@@ -241,25 +268,13 @@ class LocalTrainer:
                     self._seed_chance(f"{purpose} {first.passes}", first.client)
                     found = [run_alone(self._setting, passes[0])]
         except (Exception, SystemExit) as error:  # its failure must not end the others
-            if len(group) == 1:
-                group[0][0].error = _failure(error)
-                return
-            # Whose failure it is shows when each goes alone.
-            for one in group:
-                self._answer([one], purpose, round)
-            if not any(run.error for run, _ in group):
-                self.stacked = False
-                warnings.warn(
-                    f"clients go one by one, for their passes can't run side by side ({error}); "
-                    "stackable = False in the client update says so beforehand",
-                    stacklevel=2,
-                )
-            return
+            return _failure(error)
         for (run, _), (trained, counts) in zip(group, found, strict=True):
             run.answer = trained
             run.passes += 1
             for name, count in counts.items():
                 run.counts[name] = run.counts.get(name, 0.0) + count
+        return None
 
     def _seed_chance(self, purpose: str, client: int) -> None:
         """Seed PyTorch, from which layers such as Dropout draw; ``vmap`` refuses them."""

@@ -14,9 +14,10 @@ def client_bytes(net: Net, w: Weights, batch_size: int, shape: tuple[int, ...]) 
     """Return the bytes that one client of a stack takes while it trains.
 
     Weights, gradients, momentum and the weights to return, one batch of inputs, and what the
-    forward pass keeps for the backward pass. It is counted on PyTorch's device "meta", where
-    tensors have shapes and no contents; the work space of convolutions, which depends on the
-    device, isn't in it.
+    forward pass keeps for the backward pass; gradients and what is kept twice, since a CUDA graph
+    has memory of its own for them. It is counted on PyTorch's device "meta", where tensors have
+    shapes and no contents; the work space of convolutions, which depends on the device, isn't in
+    it.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def client_bytes(net: Net, w: Weights, batch_size: int, shape: tuple[int, ...]) 
     given = {id(tensor) for tensor in (*there.values(), *batch) if tensor is not None}
     activations = sum(_bytes(tensor) for key, tensor in saved.items() if key not in given)
     weights = sum(_bytes(tensor) for tensor in w.values())
-    return 4 * weights + _bytes(batch.x) + activations
+    return 5 * weights + _bytes(batch.x) + 2 * activations
 
 
 def fitting(one: int, memory: int) -> int:

@@ -311,7 +311,11 @@ class _Loop:
         """Return what the teacher says, and count how much of it is true."""
         assert self._teach is not None
         targets = self._call(self._teach, own, batches, {}, descends=False)
-        self._counts.note(own.rows, audit(self._groups, targets, truth, batches[-1].mask))
+        tensors = [self._groups, *targets.values(), truth, batches[-1].mask]
+        form = ("audit", *targets, *layout(tensors))
+        compute = partial(_audit, tuple(targets))
+        counts = self._tapes.call(form, compute, tensors, min(1, own.still))
+        self._counts.note(own.rows, counts)
         return targets
 
     def _follow(self, own: _Own, batches: list[Batch], targets: Targets) -> None:
@@ -399,10 +403,12 @@ class _Loop:
         leaves = [free[place] for place in self._trained]
         with self._precision:
             loss, counts = of_all(*free, *rest)
-            # The clients' losses don't touch each other: their gradients come in one go.
-            gradient = torch.autograd.grad(
-                loss, leaves, torch.ones_like(loss), materialize_grads=True
-            )
+            # The clients' losses don't touch each other: their gradients come in one go. In this
+            # thread, in which a tape will do the same: the libraries' plans are a thread's own.
+            with torch.autograd.set_multithreading_enabled(False):
+                gradient = torch.autograd.grad(
+                    loss, leaves, torch.ones_like(loss), materialize_grads=True
+                )
         # A count may be a weight itself, which is going to change.
         places = {tensor.untyped_storage().data_ptr() for tensor in arrays} if counts else set()
         made = {"loss of": loss.detach()}
@@ -446,6 +452,12 @@ def _known(function: Callable[..., Any]) -> Hashable:
     """Return what stands for a function among the forms, without keeping alive what it holds."""
     # A bound method is made anew each time it is looked up: it is known by what it is bound to.
     return ref(function) if isinstance(function, FunctionType | partial) else function
+
+
+def _audit(names: tuple[str, ...], groups: Tensor, *tensors: Tensor) -> Outputs:
+    """Call `audit` with targets of these names."""
+    *targets, truth, mask = tensors
+    return audit(groups, dict(zip(names, targets, strict=True)), truth, mask)
 
 
 def _batch(padded: bool, x: Tensor, y: Tensor, mask: Tensor, strong: Tensor | None = None) -> Batch:

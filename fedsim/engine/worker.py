@@ -187,13 +187,16 @@ class Worker:
                 size = self._at_once = self._at_once or self._fitting(w)
                 leaves = [list(chain.from_iterable(leaves))]
         for leaf in leaves:
-            yield from (leaf[i : i + size] for i in range(0, len(leaf), size))
+            at_once = size
+            if self._device.type != "cpu" and leaf:
+                at_once = ceil(len(leaf) / ceil(len(leaf) / size))  # the last aren't left alone
+            yield from (leaf[i : i + at_once] for i in range(0, len(leaf), at_once))
 
     def _fitting(self, w: Weights) -> int:
         """Return how many clients fit into the worker's part of the GPU's memory."""
         trainer = self._trainer
         shape = tuple(trainer.federation.source.x_train.shape[1:])
-        one = client_bytes(trainer.net, w, trainer.training.batch_size, shape)
+        one = client_bytes(trainer.net, w, trainer.loader.widest, shape)
         total = torch.cuda.get_device_properties(self._device).total_memory
         return fitting(one, int(total * self._device_share))
 

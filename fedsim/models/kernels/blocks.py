@@ -23,8 +23,14 @@ def shares(programs: int, most: int) -> int:
 
 
 def innermost(x: Tensor) -> Tensor:
-    """Return images [K, B, channels, height, width], the channels innermost in memory."""
-    return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    """Return images [K, B, channels, height, width], the channels innermost in memory.
+
+    They begin at a multiple of 16 bytes, as Triton's kernels are compiled for.
+    """
+    y = x.permute(0, 1, 3, 4, 2).contiguous()
+    if y.data_ptr() % 16:
+        y = y.clone()
+    return y.permute(0, 1, 4, 2, 3)
 
 
 def new_images(like: Tensor, shape: tuple[int, ...]) -> Tensor:

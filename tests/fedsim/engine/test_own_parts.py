@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedsim.engine import local
 from fedsim.engine.clock import Clock
 from fedsim.engine.grid import InlineGrid
 from fedsim.engine.local import LocalTrainer
@@ -148,6 +149,27 @@ class TestLosses:
         trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
         with pytest.raises(TypeError, match=line):
             trainer.update(Odd(), net.initial_weights(), 0, 1)
+
+
+def test_clients_that_do_not_fit_side_by_side_go_in_halves(federation, monkeypatch):
+    """And what the failed attempt has made is let go before the next."""
+    made, asked = [], []
+    run_stacked = local.run_stacked
+
+    def short_of_memory(setting, passes):
+        asked.append(len(passes))
+        assert not any(one() is not None for one in made)
+        if len(passes) > 2:
+            activation = torch.ones(3)
+            made.append(weakref.ref(activation))
+            raise torch.OutOfMemoryError("no memory")
+        return run_stacked(setting, passes)
+
+    monkeypatch.setattr(local, "run_stacked", short_of_memory)
+    with pytest.warns(UserWarning, match="4 clients don't fit side by side: in halves"):
+        alone, together = both(federation, linear((1, 4, 4), 3))
+    assert asked == [4, 2, 2]
+    assert_same(alone, together)
 
 
 class TestModels:
