@@ -49,7 +49,7 @@ class Tally:
         totals = {}
         for name in self._noted[0][1]:
             found = torch.cat([values[name] for _, values in self._noted])
-            totals[name] = np.bincount(place, found.double().cpu().numpy(), count)
+            totals[name] = np.bincount(place, found.double().cpu().numpy(), count).astype(float)
         return totals, np.bincount(place, minlength=count)
 
 
