@@ -265,7 +265,7 @@ class LocalTrainer:
                 if len(passes) > 1:
                     found = run_stacked(self._setting, passes)
                 else:
-                    self._seed_chance(f"{purpose} {first.passes}", first.client)
+                    self._seed_chance(passes[0])
                     found = [run_alone(self._setting, passes[0])]
         except (Exception, SystemExit) as error:  # its failure must not end the others
             return _failure(error)
@@ -276,9 +276,13 @@ class LocalTrainer:
                 run.counts[name] = run.counts.get(name, 0.0) + count
         return None
 
-    def _seed_chance(self, purpose: str, client: int) -> None:
-        """Seed PyTorch, from which layers such as Dropout draw; ``vmap`` refuses them."""
-        seed = int(self._generators.of(f"{purpose} in PyTorch", client).integers(2**63))
+    def _seed_chance(self, one: Pass) -> None:
+        """Seed PyTorch, from which layers such as Dropout draw; ``vmap`` refuses them.
+
+        By the state of the pass's own random numbers: to make others would take longer.
+        """
+        _, (rng, *_) = one
+        seed = rng.bit_generator.state["state"]["state"] % 2**63
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
