@@ -8,13 +8,11 @@ deviation over the seeds. Runs that are in FILE already aren't run again.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from pathlib import Path
 
 import pandas as pd
 
-from experiments.studies.runs import Figures, run_missing, spread
+from experiments.studies.runs import Figures, run_missing, spread, study_parser
 from fedsim import Result
 from fedsim.metrics import GROUPS
 
@@ -44,16 +42,10 @@ COLUMNS = {
 
 def main() -> None:
     """Run what is missing and print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("experiment", type=Path)
-    parser.add_argument("--csv", type=Path, required=True)
+    parser = study_parser(__doc__)
     parser.add_argument("--imbalances", type=float, nargs="+", default=[0.01, 0.02])
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.5, 1.0])
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
     runs = [
         (

@@ -8,12 +8,10 @@ aren't run again.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from pathlib import Path
 
 from experiments.studies.long_tailed import last_round, table
-from experiments.studies.runs import run_missing
+from experiments.studies.runs import run_missing, study_parser
 
 JOINT = ["method.schedule=joint", "method.warmup_rounds=10", "method.threshold=0.95"]
 METHODS: dict[str, list[str]] = {
@@ -27,14 +25,8 @@ METHODS: dict[str, list[str]] = {
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("experiment", type=Path)
-    parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_parser(__doc__)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
     runs = [
         (

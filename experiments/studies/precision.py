@@ -9,12 +9,9 @@ its differences say what chance does. Runs that are in FILE already aren't run a
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import pandas as pd
 
-from experiments.studies.runs import Figures, run_missing, spread
+from experiments.studies.runs import Figures, run_missing, spread, study_parser
 from fedsim import Result
 
 WAYS = {
@@ -28,14 +25,8 @@ REFERENCE = next(iter(WAYS))
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("experiment", type=Path)
-    parser.add_argument("--csv", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser = study_parser(__doc__, seeds=10)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
     arguments = parser.parse_args()
     runs = [
         ({"way": way, "seed": seed}, [f"seed={seed}", *arguments.overrides, *WAYS[way]])

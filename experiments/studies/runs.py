@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,18 @@ from fedsim import Result
 
 Key = Mapping[str, object]
 Figures = Mapping[str, float]
+
+
+def study_parser(description: str | None, *, seeds: int = 3) -> argparse.ArgumentParser:
+    """Return a parser of the arguments that every study takes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("--csv", type=Path, required=True, help="read, and added to")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="as fedsim's")
+    return parser
 
 
 def run_missing(

@@ -8,13 +8,11 @@ are in FILE already aren't run again.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from pathlib import Path
 
 import pandas as pd
 
-from experiments.studies.runs import Figures, run_missing, spread
+from experiments.studies.runs import Figures, run_missing, spread, study_parser
 from fedsim import Result
 
 METHODS: dict[str, list[str]] = {
@@ -29,15 +27,9 @@ METHODS: dict[str, list[str]] = {
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("experiment", type=Path)
-    parser.add_argument("--csv", type=Path, required=True)
+    parser = study_parser(__doc__)
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.1, 0.5])
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--fixmatch-threshold", type=float, default=0.95)
     arguments = parser.parse_args()
     runs = []
