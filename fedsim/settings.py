@@ -131,9 +131,10 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, 
         elif item["type"] == "string_pattern_mismatch":
             problem = "use letters, digits, '.', '_' and '-' only"
         elif item["type"] == "missing":
-            # A number is a place in a list that is too short.
-            problem = "must be given" if isinstance(item["loc"][-1], str) else "has too few values"
-            value = None if isinstance(item["loc"][-1], str) else value
+            if isinstance(item["loc"][-1], str):
+                value, problem = None, "must be given"
+            else:  # a place in a list that is too short
+                problem = "has too few values"
         elif item["type"] == "model_type":
             problem = "must be a table"
         else:

@@ -152,8 +152,6 @@ class Loader:
         self._federation = federation
         self._statistics = statistics
         self._batch_size = batch_size
-        self.widest = min(batch_size, int(np.diff(federation.train_offsets).max()))
-        """The most examples that a batch can have."""
         # [channels] of images, [D] of vectors.
         trailing = (1,) * (federation.source.x_train.ndim - 2)
         self._device = torch.device(device)
@@ -166,6 +164,11 @@ class Loader:
         self._weak: WeakAugmentation | None = None
         if augmentation == "weak":
             self._weak = WeakAugmentation(self._side, federation.source.flip)
+
+    @cached_property
+    def widest(self) -> int:
+        """The most examples that a batch can have; only a GPU asks."""
+        return min(self._batch_size, int(np.diff(self._federation.train_offsets).max()))
 
     @property
     def _side(self) -> int:

@@ -184,13 +184,12 @@ class Worker:
         if self._trainer.stacked:
             size = SIDE_BY_SIDE
             if self._device.type != "cpu":
-                size = self._at_once = self._at_once or self._fitting(w)
+                most = self._at_once = self._at_once or self._fitting(w)
                 leaves = [list(chain.from_iterable(leaves))]
+                count = max(1, len(leaves[0]))
+                size = ceil(count / ceil(count / most))  # the last ones aren't left alone
         for leaf in leaves:
-            at_once = size
-            if self._device.type != "cpu" and leaf:
-                at_once = ceil(len(leaf) / ceil(len(leaf) / size))  # the last aren't left alone
-            yield from (leaf[i : i + at_once] for i in range(0, len(leaf), at_once))
+            yield from (leaf[i : i + size] for i in range(0, len(leaf), size))
 
     def _fitting(self, w: Weights) -> int:
         """Return how many clients fit into the worker's part of the GPU's memory."""
