@@ -10,6 +10,7 @@ from typing import Any
 
 from fedsim.config import Clients, Data, Experiment, Method, Model
 from fedsim.errors import ConfigError
+from fedsim.registry import has
 from fedsim.settings import OpenTable
 
 # Setting one of these with --set starts from the new component's own defaults.
@@ -32,7 +33,8 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Experiment:
         ``table.key=value`` each; the value is TOML, or a plain string. ``method.name``,
         ``model.name`` and ``data.source`` start from the new component's defaults and drop the
         file's other keys of that table, ``clients.partition`` drops the old partition's own
-        settings; a warning names what is dropped.
+        settings; a warning names what is dropped. Another place of the same source, such as
+        ``npz:FILE`` instead of ``npz:OTHER``, drops nothing.
 
     Raises
     ------
@@ -76,7 +78,9 @@ def _override(tables: dict[str, Any], key: str, value: Any) -> None:
     table = tables.setdefault(path[0], {}) if path else tables
     if not isinstance(table, dict):
         raise ConfigError(f"--set {key}: {path[0]} isn't a table")
-    if key in _SELECTORS and table.get(last, _SELECTORS[key].model_fields[last].default) != value:
+    if key in _SELECTORS and _differ(
+        table.get(last, _SELECTORS[key].model_fields[last].default), value
+    ):
         keep = set(Clients.model_fields) if key == "clients.partition" else {last}
         dropped = [name for name in table if name not in keep]
         for name in dropped:
@@ -85,3 +89,10 @@ def _override(tables: dict[str, Any], key: str, value: Any) -> None:
             names = ", ".join(f"{path[0]}.{name}" for name in dropped)
             warnings.warn(f"--set {key}={value} drops the file's {names}", stacklevel=3)
     table[last] = value
+
+
+def _differ(old: Any, new: Any) -> bool:
+    """Tell whether two names stand for different components; a source's place isn't its name."""
+    kind = str(new).partition(":")[0]
+    same_source = has("dataset", kind) and str(old).partition(":")[0] == kind
+    return bool(old != new) and not same_source

@@ -93,6 +93,22 @@ def test_another_method_starts_from_its_own_defaults(write):
     assert load(file, ["method.name=fedprox"]).method.options == {"mu": 0.7}
 
 
+def test_another_file_of_the_same_source_keeps_the_settings(write):
+    file = write('[data]\nsource = "npz:a.npz"\nimbalance = 0.1\nflip = true\n')
+    data = load(file, ["data.source=npz:b.npz"]).data
+    assert (data.source, data.imbalance, data.options["flip"]) == ("npz:b.npz", 0.1, True)
+    with pytest.warns(UserWarning, match=r"drops the file's data\.imbalance, data\.flip"):
+        assert load(file, ["data.source=cifar10:b.npz"]).data.imbalance == 1.0
+
+
+def test_another_function_of_the_same_module_is_another_source(write, tmp_path, monkeypatch):
+    (tmp_path / "mine_two_sources.py").write_text("def one(): ...\ndef two(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = write('[data]\nsource = "mine_two_sources:one"\nimbalance = 0.1\n')
+    with pytest.warns(UserWarning, match=r"drops the file's data\.imbalance"):
+        assert load(file, ["data.source=mine_two_sources:two"]).data.imbalance == 1.0
+
+
 def test_another_partition_drops_only_the_old_ones_settings(write):
     file = write('[clients]\ncount = 7\npartition = "dirichlet"\nalpha = 0.1\n')
     with pytest.warns(UserWarning, match=r"drops the file's clients\.alpha"):
