@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ from fedsim import registry
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, UserError
 from fedsim.experiment_file import load
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,7 +73,6 @@ def run(
             raise ConfigError("--resume: say with --out which folder's run is to go on")
         experiment = load(file, set_ or [])
         from fedsim.report.progress import Progress
-        from fedsim.report.tables import client_table, summary_line
         from fedsim.simulation import simulate
 
         folder = out or _run_folder(experiment)
@@ -80,10 +82,33 @@ def run(
             except KeyboardInterrupt:
                 _err.print(_how_to_go_on(folder), markup=False, soft_wrap=True)
                 raise typer.Exit(130) from None
-        if not result.clients.empty:
-            _out.print(client_table(result.clients))
-        _out.print(summary_line(result.rounds, result.clients), markup=False, soft_wrap=True)
-        _out.print(f"results and figures: {result.path}", markup=False, soft_wrap=True)
+        _show(result.rounds, result.clients)
+        _out.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+        _out.print(f"results and figures: {folder}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
+) -> None:
+    """Draw a run's figures and write its report anew, also of one that was stopped or goes on."""
+    with _clear_errors():
+        from fedsim.report.report import write_report
+        from fedsim.report.saved_run import SavedRun
+
+        page = write_report(folder)
+        run = SavedRun.read(folder)
+        _show(run.rounds, run.clients)
+        _out.print(f"report: {page}", markup=False, soft_wrap=True)
+
+
+def _show(rounds: pd.DataFrame, clients: pd.DataFrame) -> None:
+    """Print the table of the clients, and how a run ended."""
+    from fedsim.report.tables import client_table, summary_line
+
+    if not clients.empty:
+        _out.print(client_table(clients))
+    _out.print(summary_line(rounds, clients), markup=False, soft_wrap=True)
 
 
 @app.command()

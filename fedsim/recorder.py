@@ -12,24 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from fedsim.config import Experiment
 from fedsim.data.federation import Federation
 from fedsim.errors import EngineError
 from fedsim.report.run_directory import CHECKPOINT, RunDirectory
 
-_HEADS = {
-    "head.weight": "global head",
-    "etf.weight": "fixed ETF",
-    "retrained.weight": "re-trained head",
-}
 PATIENCE = 20
 """There is a new checkpoint as soon as so many times as long has passed as writing the last took: a
 large model with short rounds isn't written after each."""
-_NORM_CLIENTS = 1000  # of more clients every so-manieth is read for the mean of their heads
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -142,6 +134,7 @@ class Recorder:
         if self._folder is not None:
             self._folder.write_text("experiment.toml", self._experiment.to_toml())
             self._folder.write_table("partition.csv", self._partition)
+            self._folder.write_json("run.json", self._description(finished=None))
             if not self._rounds:
                 self._save(0, arrays, strategy, states)
 
@@ -226,12 +219,17 @@ class Recorder:
     def close(self, arrays: Arrays) -> None:
         """Write what is only known at the end, be it early or not."""
         if self._folder is not None:
-            self._folder.write_json("run.json", self._description())
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._folder.write_json("run.json", self._description(finished=now))
             self._folder.write_model(arrays)
 
-    def result(self, arrays: Arrays, states: ClientStates, kept: tuple[str, ...]) -> Result:
-        """Return the frames, and draw the figures; ``kept`` are the parts that clients keep."""
-        result = Result(
+    def result(self, arrays: Arrays) -> Result:
+        """Return the frames; of a run with a folder, draw the figures and write the report."""
+        if self._folder is not None:
+            from fedsim.report.report import write_report
+
+            write_report(self._folder.path)
+        return Result(
             experiment=self._experiment,
             rounds=pd.DataFrame(self._rounds),
             clients=pd.concat(self._clients, ignore_index=True)
@@ -242,35 +240,17 @@ class Recorder:
             arrays=arrays,
             path=self._folder.path if self._folder is not None else None,
         )
-        if self._folder is not None:
-            shared = {n: array for n, array in arrays.items() if n.partition(".")[0] not in kept}
-            norms = _class_norms(shared, states, self._federation.class_counts)
-            self._folder.write_table("class_norms.csv", norms)
-            from fedsim.report.figures import save_figures
 
-            save_figures(
-                self._folder.path / "figures",
-                rounds=result.rounds,
-                clients=result.clients,
-                partition=result.partition,
-                training=result.training,
-                norms=norms,
-                etf=arrays.get("etf.weight"),
-                num_clients=self._federation.num_clients,
-                num_classes=self._federation.source.num_classes,
-                title=self._experiment.name,
-            )
-        return result
-
-    def _description(self) -> dict[str, Any]:
+    def _description(self, finished: str | None) -> dict[str, Any]:
         rounds = len(self._rounds)
         mean = {part: spent / rounds for part, spent in sorted(self._seconds.items())}
         return {
             "started": self._started,
             "resumed_after": self._resumed_after,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "finished": finished,
             "rounds_finished": rounds,
             "rounds_asked": self._experiment.training.rounds,
+            "num_classes": self._federation.source.num_classes,
             "seconds_setup": self.setup_seconds,
             "seconds_per_round": {"total": sum(mean.values()), **mean},
             "bytes_up": sum(row["bytes_up"] for row in self._rounds),
@@ -291,45 +271,6 @@ class Recorder:
                 "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             },
         }
-
-
-def _class_norms(
-    arrays: Arrays, states: ClientStates, class_counts: NDArray[np.int64]
-) -> pd.DataFrame:
-    """Return the norm of each class's vector in each head, and the class's training examples.
-
-    Of the clients' own heads the mean over the clients that have one, or a sample of them.
-    """
-    heads = {
-        head: _lengths(arrays[name])
-        for name, head in _HEADS.items()
-        # An ETF may live on projected features, and a user's head have any shape.
-        if name in arrays and arrays[name].ndim == 2
-    }
-    trained = states.trained
-    some = trained[:: max(1, len(trained) // _NORM_CLIENTS)]
-    own: dict[str, list[NDArray[Any]]] = {}
-    for client in some.tolist():
-        for name, array in states.read(client).items():
-            if name in ("personal.weight", "head.weight"):
-                own.setdefault(name, []).append(_lengths(array))
-    for norms in own.values():
-        heads["personal heads (mean)"] = np.mean(norms, axis=0)
-    num_classes = len(class_counts)
-    return pd.DataFrame(
-        {
-            "head": np.repeat(list(heads), num_classes),
-            "class": np.tile(np.arange(num_classes), len(heads)),
-            "examples": np.tile(class_counts, len(heads)),
-            "norm": np.concatenate([*heads.values(), np.empty(0)]),
-        }
-    )
-
-
-def _lengths(rows: NDArray[Any]) -> NDArray[np.float64]:
-    # The squares of a diverging model's weights are beyond float32.
-    lengths: NDArray[np.float64] = np.linalg.norm(rows.astype(np.float64), axis=1)
-    return lengths
 
 
 def _device_name(device: str) -> str:

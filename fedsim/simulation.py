@@ -175,7 +175,7 @@ def simulate(
                 recorder.close(flower.from_record(arrays))
             finally:
                 grid.close()
-        return recorder.result(flower.from_record(arrays), grid.states, task.update.kept)
+        return recorder.result(flower.from_record(arrays))
 
 
 def _deal_out_and_start(experiment: Experiment) -> tuple[Federation, RayActors | None]:

@@ -7,6 +7,7 @@ Matplotlib's objects are used directly: no pyplot, no change of anyone's setting
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from matplotlib.figure import Figure
 from fedsim.report import _counts, _frames, _style
 from fedsim.report.heads import class_norms, etf_angles
 from fedsim.report.pseudo_labels import by_round, pseudo_labels
+from fedsim.report.run_directory import write_whole
 from fedsim.report.views import (
     accuracy_over_rounds,
     client_accuracy,
@@ -123,20 +125,20 @@ def save_figures(
         figures["class_norms"] = (True, lambda: class_norms(norms, title))
     if etf is not None:
         figures["etf"] = (True, lambda: etf_angles(etf, title))
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, (possible, draw) in figures.items():
         if not possible:
             warnings.warn(f"{name}.png: skipped, no evaluated round to draw", stacklevel=2)
             continue
-        path = folder / f"{name}.png"
+        path = Path(folder) / f"{name}.png"
         save(draw(), path)
         paths.append(path)
     return paths
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as the style says, whatever the user's own Matplotlib settings are."""
+    """Write a PNG file as the style says, whatever the user's own Matplotlib settings are."""
+    picture = io.BytesIO()
     with mpl.rc_context(_style.STYLE):
-        figure.savefig(path, dpi=_style.DPI)
+        figure.savefig(picture, dpi=_style.DPI, format="png")
+    write_whole(path, picture.getvalue())

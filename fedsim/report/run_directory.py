@@ -92,16 +92,7 @@ class RunDirectory:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
-        file = self.path / name
-        part = file.with_name(f"{file.name}.part")
-        with self._writing(file):
-            file.parent.mkdir(exist_ok=True)
-            try:
-                part.write_bytes(content)
-                part.replace(file)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
+        write_whole(self.path / name, content)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
@@ -114,7 +105,7 @@ class RunDirectory:
     def append(self, name: str, rows: pd.DataFrame) -> None:
         """Add rows to a CSV file; the first call writes the header."""
         file = self.path / name
-        with self._writing(file), file.open("a", encoding="utf-8", newline="") as stream:
+        with writing(file), file.open("a", encoding="utf-8", newline="") as stream:
             stream.write(rows.to_csv(index=False, header=stream.tell() == 0))
 
     def cut(self, name: str, rounds: int) -> pd.DataFrame:
@@ -125,7 +116,7 @@ class RunDirectory:
         file = self.path / name
         if not file.exists():
             return pd.DataFrame()
-        with self._writing(file):
+        with writing(file):
             lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         try:
             rows = [row for row in lines[1:] if int(row.partition(",")[0]) <= rounds]
@@ -146,12 +137,29 @@ class RunDirectory:
 
         self.write_bytes("model.safetensors", save(arrays))
 
-    @contextmanager
-    def _writing(self, file: Path) -> Iterator[None]:
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; its folder is made if it isn't there.
+
+    Raises `EngineError` if that can't be done.
+    """
+    part = file.with_name(f"{file.name}.part")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield
-        except OSError as error:
-            raise EngineError(
-                f"can't write {file}: {error.strerror or error}; what the finished rounds wrote "
-                f"is in {self.path}"
-            ) from None
+            part.write_bytes(content)
+            part.replace(file)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Turn a full disk and its like into an `EngineError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise EngineError(
+            f"can't write {file}: {error.strerror or error}; what the finished rounds wrote is kept"
+        ) from None

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table
@@ -15,10 +14,8 @@ from rich.text import Text
 from fedsim.errors import DataError
 from fedsim.metrics import GROUPS, column, spread
 from fedsim.report import _frames
+from fedsim.report.standing import COUNTS, F1, GROUP_SCORES, Standing, percent
 
-_COUNTS = {"num_train": "train", "num_labelled": "labels", "num_test": "test"}
-_GROUPS = {f"{name}_accuracy": name for name in GROUPS}
-_F1 = "f1_macro"
 _FOOTER = {"mean": "mean", "std": "std", "worst10": "worst 10%"}
 _STEP = 6  # characters from one accuracy to the next in a column of several: " 100.0"
 
@@ -55,20 +52,13 @@ def client_table(clients: pd.DataFrame, *, limit: int = 40) -> Table:
     """
     if limit < 2:
         raise DataError(f"client table: limit is {limit}; give 2 or more")
-    rows = _frames.last_round(clients)
-    if rows.empty:
-        raise DataError(_frames.NO_CLIENT_EVALUATED)
-    _frames.require(rows, [*_COUNTS, *_GROUPS, _F1], "clients.csv")
-    last = int(rows["round"].iloc[0])
-    views = list(pd.unique(clients.loc[clients["round"] == last, "view"]))
-    several = len(views) > 1
-    main = "personal" if "personal" in views else views[0]
-    by_client = _by_client(rows, views, main)
+    standing = Standing.of(clients)
+    views, several = standing.views, len(standing.views) > 1
     blocks = _blocks(views)
 
-    title = f"Clients after round {last}, accuracies in %"
+    title = f"Clients after round {standing.round}, accuracies in %"
     if several:
-        title += f"\nhead, medium, tail and F1: {main}"
+        title += f"\nhead, medium, tail and F1: {standing.main}"
     # Without edges and padding a space is left between columns: else four views don't fit.
     table = Table(
         title=Text(title),
@@ -80,34 +70,33 @@ def client_table(clients: pd.DataFrame, *, limit: int = 40) -> Table:
         caption_justify="left",
     )
     # Text, not str: a name from the user's files must not be read as markup.
-    for name in ("client", *_COUNTS.values()):
+    for name in ("client", *COUNTS.values()):
         table.add_column(Text(name), justify="right", no_wrap=several)
     for block in blocks:
         header = Text(_stacked(block), justify="left") if several else Text("acc.")
         table.add_column(header, justify="right", no_wrap=several)
-    for name in (*_GROUPS.values(), "F1"):
+    for name in (*GROUP_SCORES.values(), "F1"):
         table.add_column(Text(name), justify="right", no_wrap=several)
 
     def add(first: str, counts: list[str], scores: Mapping[Any, float]) -> None:
-        accuracies = [_side_by_side(_percent(scores[view]) for view in block) for block in blocks]
-        groups = [_percent(scores[name]) for name in _GROUPS]
-        f1 = f"{scores[_F1]:.3f}" if math.isfinite(scores[_F1]) else "–"
+        accuracies = [_side_by_side(percent(scores[view]) for view in block) for block in blocks]
+        groups = [percent(scores[name]) for name in GROUP_SCORES]
+        f1 = f"{scores[F1]:.3f}" if math.isfinite(scores[F1]) else "–"
         table.add_row(*map(Text, [first, *counts, *accuracies, *groups, f1]))
 
-    parts = [by_client]
-    if len(by_client) > limit:
-        parts = _extremes(by_client, main, limit)
-        table.caption = Text(_caption(by_client, main, several, *map(len, parts)))
+    by_client, parts = standing.by_client, standing.shown(limit)
+    if len(parts) > 1:
+        table.caption = Text(standing.caption(*map(len, parts)))
     for i, part in enumerate(parts):
         if i > 0:
             dots = [_side_by_side("⋯" for _ in block) for block in blocks]
-            table.add_row(*["⋯"] * (1 + len(_COUNTS)), *dots, *["⋯"] * (len(_GROUPS) + 1))
+            table.add_row(*["⋯"] * (1 + len(COUNTS)), *dots, *["⋯"] * (len(GROUP_SCORES) + 1))
         for row in part.reset_index().to_dict("records"):
-            add(f"{int(row['client'])}", [f"{int(row[name]):,}" for name in _COUNTS], row)
+            add(f"{int(row['client'])}", [f"{int(row[name]):,}" for name in COUNTS], row)
     table.add_section()
-    spreads = {name: spread(by_client[name]) for name in (*views, *_GROUPS, _F1)}
+    spreads = {name: spread(by_client[name]) for name in (*views, *GROUP_SCORES, F1)}
     for key, label in _FOOTER.items():
-        counts = [_mean(by_client[name]) if key == "mean" else "" for name in _COUNTS]
+        counts = [_mean(by_client[name]) if key == "mean" else "" for name in COUNTS]
         add(label, counts, {name: over[key] for name, over in spreads.items()})
     return table
 
@@ -227,7 +216,7 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
     >>> summary_line(rounds.assign(generic_realigned_accuracy=0.95), clients)[:44]
     'round 2: generic 93.1 % (realigned 95.0 %), '
     """
-    groups = list(_GROUPS)
+    groups = list(GROUP_SCORES)
     done = _frames.evaluated(rounds, ["generic_accuracy", "personal_accuracy", *groups])
     if done.empty:
         return f"{len(rounds)} rounds, none evaluated"
@@ -242,35 +231,21 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
     if pd.notna(last["generic_accuracy"]):
         realigned = _realigned(last, "generic")
         note = f" ({realigned})" if realigned else ""
-        parts.append(f"generic {_percent(last['generic_accuracy'])} %{note}")
+        parts.append(f"generic {percent(last['generic_accuracy'])} %{note}")
     else:
         groups = [column("personal", name) for name in GROUPS]
         _frames.require(rounds, groups, "rounds.csv")
-    notes = [f"std {_percent(over['std'])}, worst 10 % {_percent(over['worst10'])}"]
+    notes = [f"std {percent(over['std'])}, worst 10 % {percent(over['worst10'])}"]
     notes += filter(None, [_realigned(last, "personal")])
-    parts.append(f"personal {_percent(last['personal_accuracy'])} % ({'; '.join(notes)})")
-    parts.append(f"head/medium/tail {'/'.join(_percent(last[name]) for name in groups)} %")
+    parts.append(f"personal {percent(last['personal_accuracy'])} % ({'; '.join(notes)})")
+    parts.append(f"head/medium/tail {'/'.join(percent(last[name]) for name in groups)} %")
     return f"round {int(last['round'])}: {', '.join(parts)}"
 
 
 def _realigned(row: pd.Series[Any], view: str) -> str:
     """Say what a view reaches with a realigned head; nothing where the method has none."""
     share = row.get(column(f"{view}-realigned"), math.nan)
-    return f"realigned {_percent(share)} %" if pd.notna(share) else ""
-
-
-def _by_client(rows: pd.DataFrame, views: list[str], main: str) -> pd.DataFrame:
-    """Return a row for each client: counts, each view's accuracy, the main view's other scores."""
-    again = rows[rows.duplicated(["client", "view"])]
-    if len(again):
-        client, view, last = again[["client", "view", "round"]].iloc[0]
-        raise DataError(
-            f"clients.csv: client {client} has two rows of view {view!r} in round {last}; leave one"
-        )
-    accuracy = rows.pivot(index="client", columns="view", values="accuracy")[views]
-    scores = rows[rows["view"] == main].set_index("client")[[*_GROUPS, _F1]]
-    counts = rows.groupby("client")[list(_COUNTS)].first()
-    return counts.join(accuracy.astype(np.float64)).join(scores.astype(np.float64))
+    return f"realigned {percent(share)} %" if pd.notna(share) else ""
 
 
 def _blocks(views: Sequence[str]) -> list[list[str]]:
@@ -306,26 +281,3 @@ def _stacked(block: Sequence[str]) -> str:
 
 def _side_by_side(cells: Iterable[str]) -> str:
     return "".join(cell.rjust(_STEP) for cell in cells).lstrip()
-
-
-def _extremes(by_client: pd.DataFrame, view: str, limit: int) -> list[pd.DataFrame]:
-    """Return the best and the worst clients, both from high to low, ``limit`` in all."""
-    ranked = by_client.dropna(subset=[view]).sort_values(view, ascending=False, kind="stable")
-    shown = min(limit, len(ranked))
-    best = shown - shown // 2
-    return [ranked.iloc[:best], ranked.iloc[len(ranked) - shown // 2 :]]
-
-
-def _caption(by_client: pd.DataFrame, view: str, several: bool, best: int, worst: int) -> str:
-    unscored = int(by_client[view].isna().sum())
-    hidden = len(by_client) - best - worst
-    lacking = "one" if several else "test examples"
-    note = f", {unscored:,} of them without {lacking}" if unscored else ""
-    return (
-        f"The {best} best and {worst} worst of {len(by_client):,} clients "
-        f"by {f'{view} ' if several else ''}accuracy; {hidden:,} not shown{note}: see clients.csv"
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}" if np.isfinite(share) else "–"

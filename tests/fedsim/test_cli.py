@@ -61,12 +61,27 @@ def test_run_prints_a_table_of_clients_and_where_the_results_are(here):
     assert "Clients after round 3" in done.stdout
     assert len(re.findall(r"^ +\d+ +[\d,]+ +[\d,]+ +\d+ +[\d.]+ ", done.stdout, re.M)) == 6
     assert "round 3: generic" in done.stdout
-    assert "results and figures: results" in done.stdout
+    assert "report: results/report.html\nresults and figures: results\n" in done.stdout
     assert len(pd.read_csv(here / "results" / "rounds.csv")) == 3
     # No terminal here: plain lines, one an evaluated round.
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
         f"round {r}/3" for r in (1, 2, 3)
     ]
+
+
+def test_report_makes_a_stopped_runs_page(here):
+    whole = fedsim(here, "run", "small.toml", "--out", "results")
+    rows = (here / "results" / "clients.csv").read_text().splitlines(keepends=True)
+    for name in ("report.html", "figures/client_accuracy.png", "model.safetensors"):
+        (here / "results" / name).unlink()
+    assert fedsim(here, "report", "results").stdout == whole.stdout.replace(
+        "results and figures: results\n", ""
+    )
+    assert (here / "results" / "report.html").stat().st_size > 50_000
+    (here / "results" / "clients.csv").write_text(rows[0])
+    assert "round 3: generic" in fedsim(here, "report", "results").stdout
+    done = fedsim(here, "report", "small.toml", code=2)
+    assert done.stderr == "error: small.toml: there is no such folder\n"
 
 
 def test_runs_get_folders_of_their_own(here):

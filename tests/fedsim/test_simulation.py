@@ -400,13 +400,13 @@ class TestSimulateFailure:
         assert [file.name for file in tmp_path.iterdir()] == ["results.txt"]
 
     def test_a_full_disk_is_one_line_and_keeps_what_was_written(self, tmp_path, monkeypatch):
-        from fedsim.report.run_directory import RunDirectory
+        from fedsim.report.run_directory import RunDirectory, writing
 
         append = RunDirectory.append
 
         def full(self, name, rows):
             if name == "rounds.csv" and rows["round"].iloc[0] == 3:
-                with self._writing(self.path / name):
+                with writing(self.path / name):
                     raise OSError(28, "No space left on device")
             append(self, name, rows)
 

@@ -1,0 +1,285 @@
+"""A run on one page: its figures, each client's accuracy, and what it was, in one HTML file."""
+
+from __future__ import annotations
+
+import math
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fedsim.metrics import GROUPS, column, spread
+from fedsim.report import _frames
+from fedsim.report.run_directory import write_whole
+from fedsim.report.saved_run import SavedRun
+from fedsim.report.standing import COUNTS, F1, GROUP_SCORES, Standing, percent
+
+CAPTIONS = {
+    "accuracy_over_rounds": "Accuracy after each tested round.",
+    "client_accuracy": "The accuracy of every client, from the worst to the best.",
+    "class_counts": "Who holds what: each client's labelled and unlabelled training examples.",
+    "group_accuracy": "Accuracy on frequent (head), medium and rare (tail) classes.",
+    "personal_gain": "What each client gains by its own model.",
+    "pseudo_labels": "How many pseudo-labels are kept, and how many of them are right.",
+    "class_norms": "How long each class's vector is in the heads.",
+    "etf": "How far apart the fixed classifier's class vectors are.",
+}
+MOST_CLIENTS = MOST_ROUNDS = 1000
+"""Of more clients the page lists the best and the worst, of more tested rounds the last."""
+_FOOTER = {"mean": "mean", "std": "std", "worst10": "worst 10 %"}
+_WIDEST_BAR = 20.0  # rem
+_WIDE = 1300  # pixels from which a figure has a line of the page to itself
+
+
+class Picture(NamedTuple):
+    """A figure on a page: its PNG file in base64, what it shows, and whether it needs the width."""
+
+    content: str
+    caption: str
+    wide: bool
+
+    @classmethod
+    def read(cls, file: Path, caption: str) -> Picture:
+        """Read a PNG file."""
+        png = file.read_bytes()
+        width = int.from_bytes(png[16:20])  # where the format has it
+        return cls(b64encode(png).decode(), caption, width > _WIDE)
+
+
+class Card(NamedTuple):
+    """One of the numbers at the top of a page."""
+
+    name: str
+    value: str
+    note: str
+
+
+class Part(NamedTuple):
+    """A part of a round, with its time and the width of its bar."""
+
+    name: str
+    seconds: str
+    width: str
+
+
+def write_page(run: SavedRun, pictures: Iterable[Path]) -> Path:
+    """Write report.html into a run's folder: one file that needs nothing beside it.
+
+    Parameters
+    ----------
+    run : SavedRun
+        The run.
+    pictures : iterable of Path
+        PNG files, named as in `CAPTIONS`, in the order in which they are shown.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    DataError
+        If clients.csv lacks a column, or has a client's view twice.
+    EngineError
+        If the page can't be written.
+    """
+    standing = None
+    if not _frames.last_round(run.clients).empty:
+        standing = Standing.of(run.clients)
+    page = render(
+        "report.html.jinja",
+        title=run.name,
+        subtitle=_subtitle(run),
+        unfinished=_unfinished(run),
+        cards=_cards(run),
+        pictures=[Picture.read(file, CAPTIONS[file.stem]) for file in pictures],
+        standing=standing,
+        **(_client_table(standing) if standing else {}),
+        **_round_table(run.rounds),
+        parts=_parts(run.description["seconds_per_round"]),
+        facts=_facts(run.description),
+        settings=(run.path / "experiment.toml").read_text(encoding="utf-8"),
+    )
+    path = run.path / "report.html"
+    write_whole(path, page.encode())
+    return path
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("fedsim.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill a template of ``templates/``; whatever comes from a user's file is escaped."""
+    return _templates().get_template(template).render(values)
+
+
+def _subtitle(run: SavedRun) -> str:
+    settings = run.settings
+    return (
+        f"{settings['method']['name']} with {settings['model']['name']} on "
+        f"{settings['data']['source']}, {run.num_clients:,} clients "
+        f"({settings['clients']['partition']}), {len(run.rounds):,} rounds"
+    )
+
+
+def _unfinished(run: SavedRun) -> str:
+    """Say so where a run has stopped early or still goes on."""
+    if len(run.rounds) >= run.rounds_asked:
+        return ""
+    return (
+        f"{len(run.rounds):,} of {run.rounds_asked:,} rounds had finished when this page was made."
+    )
+
+
+def _cards(run: SavedRun) -> list[Card]:
+    """Return what the last evaluated round reached."""
+    overall = _frames.overall_columns(run.rounds)
+    done = _frames.evaluated(run.rounds, overall.values())
+    if done.empty:
+        return []
+    last = done.iloc[-1]
+    cards = []
+    for view, name in overall.items():
+        if pd.isna(last[name]):
+            continue
+        note = "on the global test set"
+        if view.startswith("personal"):
+            # Of a method without personal models it is the generic one, on the clients' tests.
+            tested = run.clients[run.clients["round"] == last["round"]]
+            shown = view if (tested["view"] == view).any() else "generic"
+            over = spread(_frames.floats(tested[tested["view"] == shown], "accuracy"))
+            note = f"mean over clients; std {percent(over['std'])}, "
+            note += f"worst 10 %: {percent(over['worst10'])}"
+        cards.append(Card(view, f"{percent(last[name])} %", note))
+    view = "generic" if pd.notna(last["generic_accuracy"]) else "personal"
+    groups = [percent(last.get(column(view, group), float("nan"))) for group in GROUPS]
+    cards.append(Card("head / medium / tail", " / ".join(groups), f"{view}, by class frequency"))
+    return cards
+
+
+def _client_table(standing: Standing) -> dict[str, Any]:
+    """Return the table of the clients: headings, rows, closing rows, and who isn't listed."""
+    scores = [*standing.views, *GROUP_SCORES]
+    shown = standing.shown(MOST_CLIENTS)
+    clients = pd.concat(shown)
+    rows = [
+        [
+            str(client),
+            *(f"{int(row[name]):,}" for name in COUNTS),
+            *(percent(row[name]) for name in scores),
+            _f1(row[F1]),
+        ]
+        for client, row in zip(clients.index, clients.to_dict("records"), strict=True)
+    ]
+    spreads = {name: spread(standing.by_client[name]) for name in (*scores, F1)}
+    means = [f"{standing.by_client[name].mean():,.1f}" for name in COUNTS]
+    footer = [
+        [
+            label,
+            *(means if key == "mean" else [""] * len(COUNTS)),
+            *(percent(spreads[name][key]) for name in scores),
+            _f1(spreads[F1][key]),
+        ]
+        for key, label in _FOOTER.items()
+    ]
+    return {
+        "client_heads": ["client", *COUNTS.values(), *standing.views, *GROUPS, "F1"],
+        "client_rows": rows,
+        "client_footer": footer,
+        "clients_caption": standing.caption(*map(len, shown)) if len(shown) > 1 else "",
+    }
+
+
+def _f1(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+def _round_table(rounds: pd.DataFrame) -> dict[str, Any]:
+    """Return the table of the evaluated rounds: headings, rows, and which aren't listed."""
+    columns = _frames.overall_columns(rounds)
+    by_group = _frames.group_columns(rounds)["generic"]
+    columns |= {group: name for group, name in by_group.items() if name in rounds}
+    done = _frames.evaluated(rounds, columns.values())
+    columns = {view: name for view, name in columns.items() if done[name].notna().any()}
+    listed = done.tail(MOST_ROUNDS)
+    return {
+        "round_heads": ["round", *columns, "loss"],
+        "round_rows": [
+            [
+                f"{int(row['round'])}",
+                *(percent(row[name]) for name in columns.values()),
+                f"{row['train_loss']:.4g}" if pd.notna(row["train_loss"]) else "–",
+            ]
+            for row in listed.to_dict("records")
+        ],
+        "rounds_caption": f"The last {len(listed):,} of {len(done):,}: see rounds.csv"
+        if len(listed) < len(done)
+        else "",
+    }
+
+
+def _parts(seconds: dict[str, float]) -> list[Part]:
+    """Return the parts of a round, the longest first."""
+    spent = {name: time for name, time in seconds.items() if name != "total"}
+    longest = max(spent.values(), default=0.0)
+    return [
+        Part(name, _seconds(time), f"{_WIDEST_BAR * time / longest if longest else 0.0:.2f}")
+        for name, time in sorted(spent.items(), key=lambda part: -part[1])
+    ]
+
+
+def _facts(description: dict[str, Any]) -> Sequence[tuple[str, str]]:
+    """Return what run.json says, for people."""
+    hardware = description["hardware"]
+    total = description["seconds_per_round"].get("total")
+    facts = {
+        "started": description["started"],
+        "finished": description.get("finished"),
+        "time": total
+        and f"{_seconds(description['seconds_setup'])} to start, {_seconds(total)} a round",
+        "traffic": total
+        and f"{_bytes(description['bytes_down'])} to the clients, "
+        f"{_bytes(description['bytes_up'])} back",
+        "device": description["device"],
+        "workers": description["workers"],
+        "machine": f"{hardware['cores']} cores, {_bytes(hardware['memory_bytes'])} of memory, "
+        f"{hardware['system']}",
+        "versions": ", ".join(f"{name} {v}" for name, v in description["versions"].items()),
+        "commit": description.get("commit"),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value]
+
+
+def _seconds(time: float) -> str:
+    """Write a time.
+
+    >>> _seconds(0.00042), _seconds(0.0314), _seconds(71.5)
+    ('0.4 ms', '31.4 ms', '71.5 s')
+    """
+    return f"{1000 * time:.1f} ms" if time < 1 else f"{time:,.1f} s"
+
+
+def _bytes(size: float) -> str:
+    """Write a size.
+
+    >>> _bytes(999), _bytes(1_234_567), _bytes(25_000_000_000)
+    ('999 B', '1.2 MB', '25.0 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"

@@ -1,0 +1,175 @@
+"""A run as its folder holds it: finished, stopped, or still going on."""
+
+from __future__ import annotations
+
+import io
+import json
+import tomllib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from safetensors import SafetensorError
+
+from fedsim.errors import DataError
+
+if TYPE_CHECKING:
+    from fedsim.engine.state import ClientStates
+    from fedsim.models import Arrays
+
+# What is read of a run's experiment.toml and run.json.
+_SETTINGS = {
+    "name": str,
+    "data.source": str,
+    "clients.count": int,
+    "clients.partition": str,
+    "model.name": str,
+    "method.name": str,
+    "training.rounds": int,
+    "seed": int,
+}
+_DESCRIPTION = {
+    "num_classes": int,
+    "started": str,
+    "seconds_setup": float,
+    "seconds_per_round": dict,
+    "bytes_up": int,
+    "bytes_down": int,
+    "device": str,
+    "workers": int,
+    "versions": dict,
+    "hardware.cores": int,
+    "hardware.memory_bytes": int,
+    "hardware.system": str,
+}
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What a run directory says of its run.
+
+    Attributes
+    ----------
+    path : Path
+        The run directory.
+    settings : dict
+        Its experiment.toml, with every default written out.
+    description : dict
+        Its run.json.
+    rounds, clients, training, partition : DataFrame
+        Its CSV files; without rows and columns where nobody was tested, or trained.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    description: dict[str, Any]
+    rounds: pd.DataFrame
+    clients: pd.DataFrame
+    training: pd.DataFrame
+    partition: pd.DataFrame
+
+    @classmethod
+    def read(cls, folder: Path | str) -> SavedRun:
+        """Read a run directory.
+
+        Raises
+        ------
+        DataError
+            If it isn't one, no round has finished, or a file can't be read.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise DataError(f"{folder}: there is no such folder")
+        for name in ("experiment.toml", "run.json", "partition.csv"):
+            if not (folder / name).is_file():
+                raise DataError(f"{folder}: isn't the folder of a run, it has no {name}")
+        if not (folder / "rounds.csv").exists():
+            raise DataError(f"{folder}: no round of this run has finished")
+        return cls(
+            path=folder,
+            settings=_parsed(folder / "experiment.toml", _SETTINGS),
+            description=_parsed(folder / "run.json", _DESCRIPTION),
+            rounds=_table(folder / "rounds.csv"),
+            clients=_table(folder / "clients.csv"),
+            training=_table(folder / "training.csv"),
+            partition=_table(folder / "partition.csv"),
+        )
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return str(self.settings["name"])
+
+    @property
+    def rounds_asked(self) -> int:
+        """Of how many rounds the run was to be."""
+        return int(self.settings["training"]["rounds"])
+
+    @property
+    def num_clients(self) -> int:
+        """K."""
+        return int(self.settings["clients"]["count"])
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return int(self.description["num_classes"])
+
+    @cached_property
+    def arrays(self) -> Arrays:
+        """The global model; none where the run was killed before it wrote it."""
+        from safetensors.numpy import load
+
+        file = self.path / "model.safetensors"
+        if not file.exists():
+            return {}
+        try:
+            return load(file.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{file}: can't be read: {error}") from None
+
+    @cached_property
+    def states(self) -> ClientStates | None:
+        """What the clients keep to themselves; None where that is nothing."""
+        from fedsim.engine.state import VERSIONS, ClientStates
+
+        folder = self.path / "state"
+        return ClientStates.open(folder) if (folder / VERSIONS).exists() else None
+
+
+def _parsed(file: Path, needed: Mapping[str, type]) -> dict[str, Any]:
+    """Read a file of settings that has some keys, ``table.key`` each, of certain types."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        content: Any = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file}: can't be read: {error}") from None
+    for key, kind in needed.items():
+        found = content
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if not isinstance(found, kind):
+            raise DataError(
+                f"{file}: has no {key} that is of type {kind.__name__}; was it written by another "
+                "version of fedsim?"
+            )
+    assert isinstance(content, dict)
+    return content
+
+
+def _table(file: Path) -> pd.DataFrame:
+    """Read a CSV file without the row that was being written when the run was killed."""
+    if not file.exists():
+        return pd.DataFrame()
+    try:
+        text = file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            warnings.warn(f"{file}: its last row isn't whole and is left out", stacklevel=3)
+        return pd.read_csv(io.StringIO(whole)) if whole else pd.DataFrame()
+    except (OSError, ValueError) as error:  # pandas' own are ValueErrors, too
+        raise DataError(f"{file}: can't be read: {error}") from None

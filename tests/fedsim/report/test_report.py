@@ -1,0 +1,229 @@
+"""The report of a run: made from its folder, whatever became of the run."""
+
+import base64
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+
+import fedsim
+from fedsim import Experiment
+from fedsim.errors import DataError
+from fedsim.report import page
+from fedsim.report.report import write_report
+from fedsim.report.saved_run import SavedRun
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    fedsim.simulate(
+        Experiment(
+            name="small",
+            clients={"count": 5, "labelled": 0.5},
+            model={"name": "cnn", "channels": [4, 16]},
+            method={"name": "fedloge"},
+            training={"rounds": 3},
+            evaluation={"every": 2},
+            engine={"backend": "inline"},
+        ),
+        out=folder,
+    )
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+class Page(HTMLParser):
+    """What a page shows: its tables as lists of rows of text, its pictures, all addresses."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.tables, self.pictures, self.addresses, self.text = [], [], [], ""
+        self._cell = None
+        self.feed(file.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.addresses += [attrs[key] for key in ("src", "href") if key in attrs]
+        if tag == "img":
+            self.pictures.append(base64.b64decode(attrs["src"].partition(",")[2]))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = ""
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append(self._cell)
+            self._cell = None
+
+    def handle_data(self, data):
+        self.text += data
+        if self._cell is not None:
+            self._cell += data
+
+
+def test_a_run_ends_with_a_page_that_needs_nothing_beside_it(finished):
+    shown = Page(finished / "report.html")
+    assert all(address.startswith("data:image/png;base64,") for address in shown.addresses)
+    assert "http" not in (finished / "report.html").read_text()
+    files = {file.read_bytes() for file in (finished / "figures").iterdir()}
+    assert set(shown.pictures) == files
+    assert len(shown.pictures) == 7
+
+
+def test_the_page_has_every_clients_numbers(finished):
+    heads, *rows = Page(finished / "report.html").tables[0]
+    clients = pd.read_csv(finished / "clients.csv").query("round == 3")
+    assert [row[0] for row in rows] == ["0", "1", "2", "3", "4", "mean", "std", "worst 10 %"]
+    for view in ("generic", "generic-realigned", "personal", "personal-realigned"):
+        accuracy = 100 * clients[clients["view"] == view].sort_values("client")["accuracy"]
+        shown = [float(row[heads.index(view)]) for row in rows]
+        np.testing.assert_allclose(shown[:5], accuracy, atol=0.05001)
+        assert shown[5] == pytest.approx(accuracy.mean(), abs=0.05001)
+        assert shown[6] == pytest.approx(accuracy.std(ddof=0), abs=0.05001)
+        assert shown[7] == pytest.approx(accuracy.min(), abs=0.05001)
+    labels = clients.query("view == 'generic'").sort_values("client")["num_labelled"]
+    assert [row[heads.index("labels")] for row in rows[:5]] == [str(n) for n in labels]
+
+
+def test_the_page_has_the_tested_rounds_and_every_setting(finished):
+    shown = Page(finished / "report.html")
+    heads, *rows = shown.tables[1]
+    assert heads[:2] == ["round", "generic"]
+    assert [row[0] for row in rows] == ["2", "3"]
+    assert (finished / "experiment.toml").read_text() in shown.text
+
+
+def test_a_users_words_are_no_markup(run):
+    words = "mine:<script>alert(1)</script> & more"
+    settings = (run / "experiment.toml").read_text()
+    (run / "experiment.toml").write_text(settings.replace('"digits"', f'"{words}"'))
+    write_report(run)
+    assert Page(run / "report.html").text.count(words) == 2  # below the title, and in the settings
+    assert "<script>alert" not in (run / "report.html").read_text()
+
+
+def test_a_report_made_anew_is_the_same(run):
+    before = {f: f.read_bytes() for f in (*run.glob("figures/*"), run / "class_norms.csv")}
+    text = (run / "report.html").read_text()
+    for file in (*before, run / "report.html"):
+        file.unlink()
+    assert write_report(run) == run / "report.html"
+    assert {file: file.read_bytes() for file in before} == before
+    assert (run / "report.html").read_text() == text
+
+
+def test_a_run_that_was_killed_has_a_report(run):
+    # What is there while the third round's rows are being written.
+    for file in ("model.safetensors", "class_norms.csv", "report.html"):
+        (run / file).unlink()
+    text = (run / "rounds.csv").read_text()
+    (run / "rounds.csv").write_text(text[:-10])
+    with pytest.warns(UserWarning, match=r"rounds\.csv: its last row isn't whole and is left out"):
+        write_report(run)
+    shown = Page(run / "report.html")
+    assert "2 of 3 rounds had finished when this page was made." in shown.text
+    assert len(shown.pictures) == 6  # not the fixed classifier, which was in the model
+
+
+def test_a_run_without_evaluation_or_labels_has_a_report(run):
+    rounds = pd.read_csv(run / "rounds.csv")
+    rounds.loc[:, rounds.columns.str.contains("accuracy")] = np.nan
+    rounds["train_loss"] = np.nan
+    rounds.to_csv(run / "rounds.csv", index=False)
+    (run / "clients.csv").unlink()
+    with pytest.warns(UserWarning, match="skipped, no evaluated round to draw"):
+        write_report(run)
+    assert len(Page(run / "report.html").pictures) == 3
+
+
+def test_of_many_clients_the_page_lists_the_best_and_the_worst(run, monkeypatch):
+    monkeypatch.setattr(page, "MOST_CLIENTS", 2)
+    write_report(run)
+    shown = Page(run / "report.html")
+    assert len(shown.tables[0]) == 1 + 2 + 3
+    assert "The 1 best and 1 worst of 5 clients by personal accuracy; 3 not shown" in shown.text
+
+
+def test_of_many_rounds_the_page_lists_the_last(run, monkeypatch):
+    monkeypatch.setattr(page, "MOST_ROUNDS", 1)
+    write_report(run)
+    shown = Page(run / "report.html")
+    assert [row[0] for row in shown.tables[1][1:]] == ["3"]
+    assert "The last 1 of 2: see rounds.csv" in shown.text
+
+
+def test_class_norms_are_those_of_the_saved_heads(run):
+    # Rows of two features: (0, 0), (3, 4), (6, 8), ... have norms 0, 5, 10, ...
+    head = np.outer(np.arange(10), [3, 4]).astype(np.float32)
+    save_file({"head.weight": head, "retrained.weight": 2 * head}, run / "model.safetensors")
+    shutil.rmtree(run / "state")
+    write_report(run)
+    norms = pd.read_csv(run / "class_norms.csv")
+    assert norms["head"].drop_duplicates().tolist() == ["global head", "re-trained head"]
+    assert norms["norm"].tolist() == [*range(0, 50, 5), *range(0, 100, 10)]
+    partition = pd.read_csv(run / "partition.csv")
+    held = (partition["labelled"] + partition["unlabelled"]).groupby(partition["class"]).sum()
+    assert norms["examples"].tolist() == held.tolist() * 2
+
+
+class TestSavedRunFailure:
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(DataError, match="nowhere: there is no such folder"):
+            SavedRun.read(tmp_path / "nowhere")
+
+    def test_another_folder(self, tmp_path):
+        with pytest.raises(
+            DataError, match=r"isn't the folder of a run, it has no experiment\.toml"
+        ):
+            SavedRun.read(tmp_path)
+
+    def test_no_round_yet(self, run):
+        (run / "rounds.csv").unlink()
+        with pytest.raises(DataError, match="run: no round of this run has finished"):
+            SavedRun.read(run)
+
+    @pytest.mark.parametrize("content", [b"a,b\n1,2\n1,2,3\n", b"\xff\n", b"a,b\n1,2\n"])
+    def test_a_table_that_can_not_be_read(self, run, content):
+        (run / "clients.csv").write_bytes(content)
+        with pytest.raises(DataError, match=r"clients\.csv"):
+            write_report(run)
+
+    @pytest.mark.parametrize(
+        ("name", "old", "new", "missing"),
+        [
+            ("run.json", '"num_classes"', '"classes"', "num_classes"),
+            ("run.json", '"versions": {', '"versions": [], "v": {', "versions"),
+            ("experiment.toml", "[clients]", "[customers]", r"clients\.count"),
+            ("experiment.toml", "rounds = 3", 'rounds = "three"', r"training\.rounds"),
+        ],
+    )
+    def test_a_description_of_another_kind(self, run, name, old, new, missing):
+        text = (run / name).read_text()
+        assert old in text
+        (run / name).write_text(text.replace(old, new, 1))
+        with pytest.raises(DataError, match=rf"{name}: .*{missing}.* another version of fedsim"):
+            write_report(run)
+
+    @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+    @pytest.mark.parametrize("name", ["run.json", "experiment.toml"])
+    def test_a_description_that_can_not_be_read(self, run, name, content):
+        (run / name).write_bytes(content)
+        with pytest.raises(DataError, match=name.replace(".", r"\.")):
+            write_report(run)
+
+    def test_a_model_that_can_not_be_read(self, run):
+        content = (run / "model.safetensors").read_bytes()
+        (run / "model.safetensors").write_bytes(content[:100])
+        with pytest.raises(DataError, match=r"model\.safetensors: can't be read"):
+            write_report(run)
