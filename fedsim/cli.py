@@ -7,8 +7,8 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +26,8 @@ from fedsim.experiment_file import load
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fedsim.sweep import Planned
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -88,6 +90,61 @@ def run(
 
 
 @app.command()
+def sweep(
+    file: ExperimentFile,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid", metavar="TABLE.KEY=V1,V2", help="Values of a setting to run; repeatable."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Run each with so many seeds.")] = 1,
+    set_: Overrides = None,
+    out: OutFolder = None,
+) -> None:
+    """Run every combination of some settings, each with several seeds, and compare them.
+
+    The same command with the same --out goes on with a sweep that was stopped.
+    """
+    with _clear_errors(file):
+        from fedsim.report.comparison import compare, comparison_table, read_runs
+        from fedsim.report.progress import Progress
+        from fedsim.report.report import write_comparison
+        from fedsim.sweep import plan, run_planned
+
+        planned = plan(file, grid or [], seeds, set_ or [])
+        folder = out or _run_folder(planned[0].experiment, suffix="-sweep")
+        failed = []
+        with ExitStack() as leaving:
+
+            def begin(number: int, one: Planned) -> Callable[[dict[str, Any]], None]:
+                leaving.close()
+                _err.print(f"run {number + 1} of {len(planned)}: {one.name}", markup=False)
+                rounds = one.experiment.training.rounds
+                return leaving.enter_context(Progress(rounds, _err))
+
+            try:
+                for one, error in run_planned(planned, folder, begin):
+                    leaving.close()
+                    if error is not None:
+                        failed.append(f"{one.name}: {error}")
+            except KeyboardInterrupt:
+                leaving.close()
+                line = "stopped; the same command goes on, with --out "
+                _err.print(line + shlex.quote(str(folder)), markup=False, soft_wrap=True)
+                raise typer.Exit(130) from None
+        done = [one for one in planned if (folder / one.name / "report.html").exists()]
+        if done:
+            series = compare(read_runs(folder / one.name for one in done))
+            page = write_comparison(folder, series, planned[0].experiment.name)
+            _out.print(comparison_table(series))
+            _out.print(f"comparison: {page}", markup=False, soft_wrap=True)
+            _out.print(f"each run's report: {folder}/*/report.html", markup=False, soft_wrap=True)
+        if failed:
+            raise ConfigError("\n".join(failed))
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
 ) -> None:
@@ -100,6 +157,26 @@ def report(
         run = SavedRun.read(folder)
         _show(run.rounds, run.clients)
         _out.print(f"report: {page}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for a page, figures and a CSV file."),
+    ] = None,
+) -> None:
+    """Compare runs; a folder of runs stands for all of them, and seeds are put together."""
+    with _clear_errors():
+        from fedsim.report.comparison import compare, comparison_table, read_runs
+        from fedsim.report.report import write_comparison
+
+        series = compare(read_runs(folders))
+        _out.print(comparison_table(series))
+        if out is not None:
+            page = write_comparison(out, series, "Comparison")
+            _out.print(f"comparison: {page}", markup=False, soft_wrap=True)
 
 
 def _show(rounds: pd.DataFrame, clients: pd.DataFrame) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, EngineError
 from fedsim.experiment_file import load
 from fedsim.report.run_directory import CHECKPOINT, is_new, is_unborn
+from fedsim.settings import flat
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -40,8 +41,8 @@ def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
             "another --out"
         )
     found = Checkpoint.read(folder / CHECKPOINT)
-    before = _flat(load(folder / "experiment.toml").model_dump(mode="json"))
-    now = _flat(experiment.model_dump(mode="json"))
+    before = flat(load(folder / "experiment.toml").model_dump(mode="json"))
+    now = flat(experiment.model_dump(mode="json"))
     changed = [
         f"{key} was {before.get(key)!r} in {folder}, but is {now.get(key)!r} now"
         for key in dict.fromkeys((*before, *now))
@@ -75,13 +76,3 @@ def check_model(found: Checkpoint, initial: ArrayRecord) -> None:
 
 def _described(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"{name} {list(shapes[name])}" if name in shapes else f"no {name}"
-
-
-def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": content for inner, content in value.items()}
-        else:
-            flat[key] = value
-    return flat

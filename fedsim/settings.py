@@ -160,3 +160,18 @@ def _unknown_key(key: str, allowed: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, allowed, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"unknown key; {hint}allowed: {', '.join(allowed)}"
+
+
+def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an experiment's settings by ``table.key``.
+
+    >>> flat({"seed": 1, "training": {"lr": 0.1, "rounds": 5}})
+    {'seed': 1, 'training.lr': 0.1, 'training.rounds': 5}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{inner}": content for inner, content in value.items()}
+        else:
+            found[key] = value
+    return found

@@ -84,6 +84,18 @@ def test_report_makes_a_stopped_runs_page(here):
     assert done.stderr == "error: small.toml: there is no such folder\n"
 
 
+def test_compare_puts_runs_side_by_side(here):
+    for lr in ("0.1", "1.0"):
+        fedsim(here, "run", "small.toml", "--set", f"training.lr={lr}", "--out", f"all/{lr}")
+    done = fedsim(here, "compare", "all/0.1", "all/1.0")
+    assert re.search(r"^lr=0\.1 +1 +[\d.]+ ", done.stdout, re.M)
+    assert not (here / "all" / "comparison.html").exists()
+    fedsim(here, "compare", "all", "--out", "both")
+    assert (here / "both" / "comparison.html").stat().st_size > 50_000
+    done = fedsim(here, "compare", "all/0.1", "nowhere", code=2)
+    assert done.stderr == "error: nowhere: there is no such folder\n"
+
+
 def test_runs_get_folders_of_their_own(here):
     for _ in range(2):
         fedsim(here, "run", "small.toml", "--set", "training.rounds=1")

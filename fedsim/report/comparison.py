@@ -1,0 +1,232 @@
+"""Runs side by side: what they differ in, and what they reached, over their seeds."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.errors import DataError
+from fedsim.metrics import GROUPS, column, spread
+from fedsim.report import _frames
+from fedsim.report.saved_run import SavedRun
+from fedsim.report.standing import Standing, percent
+from fedsim.settings import flat
+
+# What runs of one kind may differ in: chance, their name, how often they were tested and on what
+# they ran.
+_SAME_KIND = ("seed", "name", "evaluation.every", "engine.")
+# What names a run best comes first.
+_FIRST = ("method.name", "method.client", "data.source", "model.name", "clients.partition")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Runs that differ in nothing but the seed.
+
+    Attributes
+    ----------
+    label : str
+        What tells them from the other runs of the comparison.
+    runs : list of SavedRun
+        One a seed.
+    figures : DataFrame
+        A row a run, see `figures_of`.
+    """
+
+    label: str
+    runs: list[SavedRun]
+    figures: pd.DataFrame
+
+
+def read_runs(folders: Iterable[Path | str]) -> list[SavedRun]:
+    """Read run directories; a folder of run directories, as of a sweep, stands for all of them.
+
+    Raises
+    ------
+    DataError
+        If a folder is neither, or a file in it can't be read.
+    """
+    runs: list[SavedRun] = []
+    for folder in map(Path, folders):
+        inner = sorted(file.parent for file in folder.glob("*/experiment.toml"))
+        if (folder / "experiment.toml").exists() or not inner:
+            runs.append(SavedRun.read(folder))
+            continue
+        for found in inner:
+            if (found / "rounds.csv").exists():
+                runs.append(SavedRun.read(found))
+            else:
+                warnings.warn(f"{found}: left out, no round has finished", stacklevel=2)
+    return runs
+
+
+def compare(runs: Sequence[SavedRun]) -> list[Series]:
+    """Put runs that differ in nothing but the seed together, in the order in which they come.
+
+    Raises
+    ------
+    DataError
+        If there is no run, or a table lacks a column.
+    """
+    if not runs:
+        raise DataError("no run to compare")
+    settings = [flat(run.settings) for run in runs]
+    keys = _telling(settings)
+    together: dict[tuple[str, ...], list[SavedRun]] = {}
+    for run, values in zip(runs, settings, strict=True):
+        together.setdefault(_values(values, keys), []).append(run)
+    series = []
+    for told, of_one in together.items():
+        label = ", ".join(_label(key, value) for key, value in zip(keys, told, strict=True))
+        seeds = [run.settings["seed"] for run in of_one]
+        for run, seed in zip(of_one, seeds, strict=True):
+            if seeds.count(seed) > 1:
+                warnings.warn(
+                    f"{run.path}: another run has all its settings, and its seed", stacklevel=2
+                )
+        rows = pd.DataFrame([figures_of(run) for run in of_one])
+        series.append(Series(label or of_one[0].name, of_one, rows))
+    return series
+
+
+def figures_of(run: SavedRun) -> dict[str, Any]:
+    """Return what a run reached in its last evaluated round.
+
+    Returns
+    -------
+    dict
+        ``run`` (its folder), ``seed``, ``round``; the accuracy of each view in `VIEWS` as in
+        rounds.csv; ``std`` and ``worst10`` over the clients, of their personal models or, where
+        there are none, of the generic one; ``head``, ``medium`` and ``tail`` accuracy of the
+        generic model or, where there is none, of the personal ones; ``seconds`` and ``bytes`` a
+        round. Shares, not %; NaN where there is no such number.
+    """
+    overall = {view: column(view) for view in _frames.VIEWS}
+    done = _frames.evaluated(run.rounds, _frames.overall_columns(run.rounds).values())
+    last = done.iloc[-1] if len(done) else pd.Series(dtype=np.float64)
+    over = spread([])
+    if not _frames.last_round(run.clients).empty:
+        standing = Standing.of(run.clients)
+        over = spread(standing.by_client[standing.main])
+    grouped = "generic" if pd.notna(last.get("generic_accuracy")) else "personal"
+    rounds = run.rounds
+    return {
+        "run": str(run.path),
+        "seed": run.settings["seed"],
+        "round": int(last["round"]) if len(last) else None,
+        **{view: last.get(name, math.nan) for view, name in overall.items()},
+        "std": over["std"],
+        "worst10": over["worst10"],
+        **{group: last.get(column(grouped, group), math.nan) for group in GROUPS},
+        "seconds": rounds["seconds"].mean(),
+        "bytes": (rounds["bytes_up"] + rounds["bytes_down"]).mean(),
+    }
+
+
+def comparison_table(series: Sequence[Series]) -> Table:
+    """Lay out a row for each series of runs, for a terminal of 80 characters.
+
+    The standard deviation over the seeds stands below the mean; head, medium and tail accuracy
+    share a column, in whole %.
+    """
+    heads, rows = comparison_rows(series)
+    last = sorted({row[heads.index("round")] for row in rows})
+    after = f"After round {last[0]}" if len(last) == 1 else "After the last evaluated round"
+    table = Table(
+        title=Text(f"{after}, accuracies in %"),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=0,
+        title_justify="left",
+        caption_justify="left",
+        caption=Text(f"Mean and standard deviation over the seeds. {NOTE}"),
+    )
+    hidden = {*GROUPS, *(["round"] if len(last) == 1 else [])}
+    kept = [i for i, head in enumerate(heads) if head not in hidden]
+    for i in kept:
+        stacked = heads[i].replace("-", "\n").replace(" ", "\n", 1)
+        table.add_column(
+            Text(stacked), justify="right" if i else "left", no_wrap=i > 0, overflow="fold"
+        )
+    table.add_column(Text("head/\nmedium/\ntail"), justify="right", no_wrap=True)
+    for row, one in zip(rows, series, strict=True):
+        means = one.figures[list(GROUPS)].mean()
+        groups = "/".join(f"{100 * mean:.0f}" if pd.notna(mean) else "–" for mean in means)
+        table.add_row(*(Text(row[i].replace(" ±", "\n±")) for i in kept), Text(groups))
+    return table
+
+
+NOTE = (
+    "Worst 10 %: of the clients, by their personal models where there are some; head, medium and "
+    "tail: of the generic model where there is one."
+)
+
+
+def comparison_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of the comparison, as text."""
+    shown = pd.concat([one.figures for one in series], ignore_index=True)
+    views = [view for view in _frames.VIEWS if shown[view].notna().any()]
+    heads = ["", "seeds", "round", *views, "worst 10 %", *GROUPS, "s a round"]
+    rows = []
+    for one in series:
+        figures = one.figures
+        rounds = sorted({str(r) if pd.notna(r) else "–" for r in figures["round"]})
+        scores = [mean_std(figures[name]) for name in (*views, "worst10", *GROUPS)]
+        seconds = f"{figures['seconds'].mean():.3g}"
+        rows.append([one.label, str(len(one.runs)), ", ".join(rounds), *scores, seconds])
+    return heads, rows
+
+
+def mean_std(shares: pd.Series[float]) -> str:
+    """Return a mean in %, with the standard deviation (n - 1) where there are several values.
+
+    >>> mean_std(pd.Series([0.9])), mean_std(pd.Series([0.9, 0.94])), mean_std(pd.Series([np.nan]))
+    ('90.0', '92.0 ± 2.8', '–')
+    """
+    known = shares.dropna()
+    if len(known) < 2:
+        return percent(known.mean())
+    return f"{percent(known.mean())} ± {percent(known.std())}"
+
+
+def _telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys that tell the runs apart, none that follows from those before it.
+
+    >>> _telling([{"method.name": "fedavg"}, {"method.name": "fedprox", "method.mu": 0.1}])
+    ['method.name']
+    """
+    keys = list(dict.fromkeys(key for one in settings for key in one))
+    keys.sort(key=lambda key: _FIRST.index(key) if key in _FIRST else len(_FIRST))
+    telling: list[str] = []
+    apart = 1
+    for key in keys:
+        if not key.startswith(_SAME_KIND):
+            now = len({_values(one, [*telling, key]) for one in settings})
+            if now > apart:
+                telling.append(key)
+                apart = now
+    return telling
+
+
+def _values(settings: Mapping[str, Any], keys: Iterable[str]) -> tuple[str, ...]:
+    return tuple(str(settings.get(key, "–")) for key in keys)
+
+
+def _label(key: str, value: str) -> str:
+    """Name a setting: a component by itself, another one with the last part of its key.
+
+    >>> _label("method.name", "fedavg"), _label("training.lr", "0.1")
+    ('fedavg', 'lr=0.1')
+    """
+    return value if key in _FIRST else f"{key.rpartition('.')[2]}={value}"

@@ -1,0 +1,180 @@
+"""Figures of several runs side by side: over the rounds, over the clients, by class group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedsim.metrics import GROUPS, column
+from fedsim.report import _frames, _style
+from fedsim.report.comparison import Series
+from fedsim.report.figures import save
+from fedsim.report.standing import Standing
+
+CAPTIONS = {
+    "accuracy_over_rounds": "Accuracy after each tested round.",
+    "client_accuracy": "The accuracy of the clients, from the worst to the best.",
+    "group_accuracy": "Accuracy on frequent (head), medium and rare (tail) classes.",
+}
+_LINE = 0.21  # inches of height that a label beside the data takes
+_DASHES: Sequence[Any] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+_MARKED_ROUNDS = 40  # up to so many evaluated rounds each one is marked
+_PLACES = np.linspace(0, 1, 201)  # of a client between the worst and the best
+
+
+def save_comparison(folder: Path, series: Sequence[Series], title: str) -> list[Path]:
+    """Write the figures of a comparison as PNG files and return their paths.
+
+    ``accuracy_over_rounds.png``, ``client_accuracy.png`` and ``group_accuracy.png``, without
+    those for which no run has numbers.
+    """
+    drawn: dict[str, Callable[[], Figure | None]] = {
+        "accuracy_over_rounds": lambda: accuracy_over_rounds(series, title),
+        "client_accuracy": lambda: client_accuracy(series, title),
+        "group_accuracy": lambda: group_accuracy(series, title),
+    }
+    paths = []
+    for name, draw in drawn.items():
+        figure = draw()
+        if figure is not None:
+            paths.append(folder / f"{name}.png")
+            save(figure, paths[-1])
+    return paths
+
+
+def accuracy_over_rounds(series: Sequence[Series], title: str) -> Figure | None:
+    """Draw generic and personal accuracy over the rounds: means, shaded from least to most."""
+    panels = {}
+    for view, tested in (("generic", "the global test set"), ("personal", "the clients' own")):
+        curves = [_over_rounds(one, column(view)) for one in series]
+        if any(len(curve) for curve in curves):
+            panels[f"{view} model, on {tested}"] = curves
+    if not panels:
+        return None
+    with mpl.rc_context(_style.STYLE):
+        height = max(3.4, _LINE * len(series))
+        note = "Mean over the seeds; shaded: from the lowest to the highest"
+        fig = _style.new_figure(6.6 * len(panels), height, title, note)
+        for i, (name, curves) in enumerate(panels.items()):
+            ax = fig.add_subplot(1, len(panels), i + 1)
+            _style.set_note(ax, name.capitalize())
+            labels = []
+            for one, curve, look in zip(series, curves, _looks(len(series)), strict=True):
+                if not len(curve):
+                    continue
+                x, mean = curve.index.to_numpy(dtype=np.float64), curve.mean(axis=1).to_numpy()
+                marker = "o" if len(x) <= _MARKED_ROUNDS else ""
+                ax.plot(x, mean, marker=marker, markersize=3.5, linewidth=1.5, zorder=3, **look)
+                low, high = curve.min(axis=1).to_numpy(), curve.max(axis=1).to_numpy()
+                ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+                labels.append((mean[-1], f"{one.label} {mean[-1]:.1f} %", look["color"]))
+            _style.percent_axis(ax, np.concatenate([curve.to_numpy().ravel() for curve in curves]))
+            rounds = np.unique(np.concatenate([curve.index.to_numpy() for curve in curves]))
+            _style.round_axis(ax, rounds.astype(np.float64))
+            _style.label_ends(ax, labels, inches=height - 0.4)
+    return fig
+
+
+def client_accuracy(series: Sequence[Series], title: str) -> Figure | None:
+    """Draw the accuracy of the clients, from worst to best, as a line a series."""
+    curves = [_over_clients(one) for one in series]
+    if not any(len(curve) for curve in curves):
+        return None
+    with mpl.rc_context(_style.STYLE):
+        height = max(3.4, _LINE * len(series))
+        note = (
+            "Last evaluated round; each client's personal model where there is one, else the "
+            "generic one; mean over the seeds; shaded: the worst 10 %"
+        )
+        fig = _style.new_figure(7.5, height, title, note)
+        ax = fig.add_subplot()
+        ax.axvspan(0, 10, color=_style.SHADE, linewidth=0)
+        labels = []
+        for one, curve, look in zip(series, curves, _looks(len(series)), strict=True):
+            if len(curve):
+                ax.plot(100 * _PLACES, curve, linewidth=1.5, zorder=3, **look)
+                labels.append((float(curve[-1]), one.label, look["color"]))
+        _style.percent_axis(ax, np.concatenate(curves))
+        ax.set_xlim(0, 100)
+        ax.set_xlabel("Clients, from worst to best (%)")
+        _style.label_ends(ax, labels, inches=height - 0.4)
+    return fig
+
+
+def group_accuracy(series: Sequence[Series], title: str) -> Figure | None:
+    """Draw each series' accuracy on head, medium and tail classes."""
+    means = pd.DataFrame([one.figures[list(GROUPS)].mean() for one in series])
+    if means.isna().all(axis=None):
+        return None
+    with mpl.rc_context(_style.STYLE):
+        note = (
+            "Last evaluated round; the generic model on the global test set or, where there is "
+            "none, personal ones on the clients' own; mean over the seeds"
+        )
+        fig = _style.new_figure(7.5, 0.9 + 0.32 * len(series), title, note)
+        ax = fig.add_subplot()
+        places = np.arange(len(series))
+        for group in GROUPS:
+            colour = _style.GROUP_COLOURS[group]
+            ax.plot(
+                100 * means[group], places, "o", markersize=7, color=colour, label=group, zorder=3
+            )
+        low, high = 100 * means.min(axis=1), 100 * means.max(axis=1)
+        ax.hlines(places, low, high, color=_style.GRID, linewidth=2)
+        ax.set_yticks(places, [one.label for one in series], parse_math=False)
+        ax.set_ylim(len(series) - 0.5, -0.5)
+        ax.tick_params(axis="y", length=0)
+        ax.set_xlim(-2, 102)
+        ax.set_xlabel("Accuracy (%)")
+        ax.grid(axis="x")
+        _group_legend(ax)
+    return fig
+
+
+def _group_legend(ax: Axes) -> None:
+    ax.legend(
+        title="Classes",
+        alignment="left",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+    )
+
+
+def _over_rounds(one: Series, name: str) -> pd.DataFrame:
+    """Return an accuracy in %: a row for each round that all runs tested, a column a run."""
+    columns = []
+    for run in one.runs:
+        done = _frames.evaluated(run.rounds, [name]) if name in run.rounds else pd.DataFrame()
+        if len(done):
+            columns.append(100 * done.set_index("round")[name].astype(np.float64))
+    return pd.concat(columns, axis=1, join="inner") if columns else pd.DataFrame()
+
+
+def _over_clients(one: Series) -> npt.NDArray[np.float64]:
+    """Return the accuracy in % at `_PLACES` between the worst and the best client."""
+    curves = []
+    for run in one.runs:
+        if _frames.last_round(run.clients).empty:
+            continue
+        standing = Standing.of(run.clients)
+        scores = standing.by_client[standing.main].dropna().to_numpy()
+        curves.append(100 * np.quantile(scores, _PLACES))
+    return np.mean(curves, axis=0) if curves else np.empty(0)
+
+
+def _looks(count: int) -> list[dict[str, Any]]:
+    """Return a colour and dashes for each line."""
+    colours = len(_style.PALETTE)
+    return [
+        {"color": _style.PALETTE[i % colours], "linestyle": _DASHES[i // colours % len(_DASHES)]}
+        for i in range(count)
+    ]

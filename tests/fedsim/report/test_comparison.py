@@ -1,0 +1,161 @@
+"""Runs side by side: what tells them apart, and what their seeds reached."""
+
+import io
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import fedsim
+from fedsim import Experiment
+from fedsim.errors import DataError
+from fedsim.report.comparison import compare, comparison_rows, comparison_table, read_runs
+from fedsim.report.report import write_comparison
+from tests.fedsim.report.test_report import Page
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two methods, of which one has no generic model, each with two seeds."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("fedavg", "fedper"):
+        for seed in (0, 1):
+            fedsim.simulate(
+                Experiment(
+                    seed=seed,
+                    data={"imbalance": 0.1},
+                    clients={"count": 4},
+                    model={"name": "mlp", "hidden": [8]},
+                    method={"name": method},
+                    training={"rounds": 2, "lr": 0.1},
+                    engine={"backend": "inline"},
+                ),
+                out=folder / f"{method}-{seed}",
+            )
+    return folder
+
+
+@pytest.fixture
+def runs(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "runs")
+
+
+def change(run, old, new):
+    file = run / "experiment.toml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def labels(*folders):
+    return [(one.label, len(one.runs)) for one in compare(read_runs(folders))]
+
+
+def test_seeds_are_put_together_and_methods_told_apart(folder):
+    assert labels(folder) == [("fedavg", 2), ("fedper", 2)]
+
+
+def test_a_single_run_is_called_as_its_experiment(folder):
+    assert labels(folder / "fedavg-0") == [("experiment", 1)]
+
+
+def test_what_differs_is_named_and_what_follows_from_it_isn_t(runs):
+    change(runs / "fedper-1", "lr = 0.1", "lr = 0.2")
+    assert labels(runs) == [("fedavg, lr=0.1", 2), ("fedper, lr=0.1", 1), ("fedper, lr=0.2", 1)]
+    # Between these two the method says it all.
+    assert labels(runs / "fedavg-0", runs / "fedper-1") == [("fedavg", 1), ("fedper", 1)]
+
+
+def test_where_and_how_often_a_run_is_tested_tells_nothing(runs):
+    change(runs / "fedavg-1", 'backend = "inline"', 'backend = "ray"')
+    change(runs / "fedavg-1", "every = 1", "every = 2")
+    assert labels(runs / "fedavg-0", runs / "fedavg-1") == [("experiment", 2)]
+
+
+def test_the_same_run_twice_is_told(runs):
+    shutil.copytree(runs / "fedavg-0", runs / "again")
+    with pytest.warns(UserWarning, match="another run has all its settings, and its seed"):
+        labels(runs / "fedavg-0", runs / "again")
+
+
+def test_the_numbers_are_those_of_the_last_rounds(folder):
+    series = compare(read_runs([folder]))
+    heads, rows = comparison_rows(series)
+    cells = dict(zip(heads, rows[1], strict=True))
+    personal, worst, tail = [], [], []
+    for seed in (0, 1):
+        clients = pd.read_csv(folder / f"fedper-{seed}" / "clients.csv").query("round == 2")
+        personal.append(100 * clients["accuracy"].mean())
+        worst.append(100 * clients["accuracy"].min())  # a tenth of four clients: one
+        tail.append(100 * clients["tail_accuracy"].mean())
+    for name, values in (("personal", personal), ("worst 10 %", worst), ("tail", tail)):
+        mean, deviation = np.mean(values), np.std(values, ddof=1)
+        shown = [float(number) for number in cells[name].split(" ± ")]
+        np.testing.assert_allclose(shown, [mean, deviation], atol=0.05001)
+    assert (cells[""], cells["seeds"], cells["round"]) == ("fedper", "2", "2")
+    assert cells["generic"] == "–"
+
+
+def test_the_table_fits_a_terminal(folder):
+    text = io.StringIO()
+    Console(file=text, width=80).print(comparison_table(compare(read_runs([folder]))))
+    assert max(map(len, text.getvalue().split("\n"))) <= 80
+    assert "After round 2, accuracies in %" in text.getvalue()
+    assert "…" not in text.getvalue()
+
+
+def test_a_comparison_is_a_page_with_figures_and_a_csv_file(folder, tmp_path):
+    series = compare(read_runs([folder]))
+    page = write_comparison(tmp_path / "out", series, "mine")
+    shown = Page(page)
+    assert [row[0] for row in shown.tables[0]] == ["", "fedavg", "fedper"]
+    assert [row[0] for row in shown.tables[1]] == ["", *["fedavg"] * 2, *["fedper"] * 2]
+    files = {file.read_bytes() for file in (tmp_path / "out" / "figures").iterdir()}
+    assert set(shown.pictures) == files
+    assert len(files) == 3
+    table = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    rounds = pd.read_csv(folder / "fedavg-1" / "rounds.csv")
+    assert table["generic"].iloc[1] == rounds["generic_accuracy"].iloc[-1]
+
+
+def test_runs_that_nobody_tested_have_a_page_too(runs, tmp_path):
+    for run in runs.iterdir():
+        rounds = pd.read_csv(run / "rounds.csv")
+        rounds.loc[:, rounds.columns.str.contains("accuracy")] = np.nan
+        rounds.to_csv(run / "rounds.csv", index=False)
+        (run / "clients.csv").unlink()
+    series = compare(read_runs([runs]))
+    shown = Page(write_comparison(tmp_path / "out", series, "mine"))
+    assert shown.tables[0][1][:4] == ["fedavg", "2", "–", "–"]
+    assert shown.pictures == []
+
+
+def test_many_runs_have_lines_of_their_own(runs, tmp_path):
+    for i in range(9):
+        copy = shutil.copytree(runs / "fedavg-0", runs / f"lr-{i}")
+        change(copy, "lr = 0.1", f"lr = 1.{i}")
+    series = compare(read_runs([runs]))
+    assert len(series) == 11
+    write_comparison(tmp_path / "out", series, "mine")
+
+
+def test_a_run_without_a_finished_round_is_left_out_with_a_warning(runs):
+    (runs / "fedavg-0" / "rounds.csv").unlink()
+    with pytest.warns(UserWarning, match=r"fedavg-0: left out, no round has finished"):
+        assert labels(runs) == [("fedavg", 1), ("fedper", 2)]
+
+
+class TestCompareFailure:
+    def test_a_folder_without_runs(self, tmp_path):
+        with pytest.raises(DataError, match="isn't the folder of a run"):
+            read_runs([tmp_path])
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(DataError, match="nowhere: there is no such folder"):
+            read_runs([tmp_path / "nowhere"])
+
+    def test_no_run(self):
+        with pytest.raises(DataError, match="no run to compare"):
+            compare([])

@@ -1,0 +1,157 @@
+"""Sweeps: every combination, each seed, and what had finished isn't run again."""
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+
+from fedsim.errors import ConfigError, EngineError
+from fedsim.sweep import plan, run_planned
+from tests.fedsim.test_cli import FEDSIM, SMALL, fedsim
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text("seed = 3\n" + SMALL)
+    return file
+
+
+def test_every_combination_has_every_seed(file):
+    planned = plan(file, ["training.lr=0.1,0.2", "model.name=linear,mlp"], seeds=2)
+    assert [one.name for one in planned] == [
+        f"lr={lr},{model},seed={seed}"
+        for lr, model, seed in itertools.product((0.1, 0.2), ("linear", "mlp"), (3, 4))
+    ]
+    last = planned[-1].experiment
+    assert (last.training.lr, last.model.name, last.seed) == (0.2, "mlp", 4)
+    assert last.training.rounds == 3  # the file's
+
+
+def test_a_components_own_settings_can_be_swept(file):
+    planned = plan(file, ["method.mu=0.0,0.1"], 1, ["method.name=fedprox", "seed=9"])
+    assert [one.experiment.method.options for one in planned] == [{"mu": 0.0}, {"mu": 0.1}]
+    assert [one.name for one in planned] == ["mu=0.0,seed=9", "mu=0.1,seed=9"]
+
+
+def test_values_with_commas_are_written_as_toml(file):
+    planned = plan(file, ["model.hidden=[[4, 8], [16]]"], 1, ["model.name=mlp"])
+    assert [one.experiment.model.options["hidden"] for one in planned] == [(4, 8), (16,)]
+    assert [one.name for one in planned] == ["hidden=-4,-8-,seed=3", "hidden=-16-,seed=3"]
+
+
+def test_without_a_grid_only_the_seeds_differ(file):
+    assert [one.name for one in plan(file, [], 2)] == ["seed=3", "seed=4"]
+
+
+class TestPlanFailure:
+    @pytest.mark.parametrize(
+        ("grid", "line"),
+        [
+            ("training.lr", r"--grid 'training.lr': write --grid table.key=V1,V2"),
+            ("training.lr=", r"write --grid table.key=V1,V2"),
+            ("training.lr=0.1,,0.2", r"write --grid table.key=V1,V2"),
+            ("training.lr=[0.1", r"table.key=\[V1, V2\] in TOML"),
+            ("seed=1,2", r"--grid seed=...: give --seeds, the number of seeds"),
+            ("training.lr=0.1,0.1", r"two runs would be called lr=0.1,seed=3"),
+            ("method.name=fedavg,fedx", r"fedx: .*small.toml: .*unknown method 'fedx'"),
+            ("method.mu=0.1", r"mu=0.1: .*small.toml: method.mu"),
+        ],
+    )
+    def test_a_grid_that_can_not_be_run(self, file, grid, line):
+        with pytest.raises(ConfigError, match=line):
+            plan(file, [grid], 1)
+
+    def test_a_key_twice(self, file):
+        with pytest.raises(ConfigError, match=r"--grid training\.lr: is there twice"):
+            plan(file, ["training.lr=0.1", "training.lr=0.2"], 1)
+
+    def test_no_seed(self, file):
+        with pytest.raises(ConfigError, match="--seeds 0: must be at least 1"):
+            plan(file, [], 0)
+
+    def test_all_mistakes_are_named_before_anything_runs(self, file):
+        with pytest.raises(ConfigError) as mistakes:
+            plan(file, ["training.lr=0.1,-1.0,-2.0"], 3)
+        assert [line.partition(":")[0] for line in str(mistakes.value).split("\n")] == [
+            "lr=-1.0",
+            "lr=-2.0",
+        ]
+
+
+def test_a_run_that_breaks_leaves_the_others_alone(file, tmp_path):
+    planned = plan(file, ["model.name=linear,mlp"], 1)
+    (tmp_path / "sweep" / "linear,seed=3").mkdir(parents=True)
+    (tmp_path / "sweep" / "linear,seed=3" / "mine.txt").write_text("not a run")
+    begun = []
+
+    def begin(number, one):
+        begun.append((number, one.name))
+        return lambda row: None
+
+    ended = dict(run_planned(planned, tmp_path / "sweep", begin))
+    assert isinstance(ended[planned[0]], EngineError)
+    assert ended[planned[1]] is None
+    assert begun == [(1, "mlp,seed=3")]
+    assert (tmp_path / "sweep" / "mlp,seed=3" / "report.html").exists()
+
+
+def test_sweep_compares_its_runs_and_runs_none_twice(file):
+    command = ["sweep", "small.toml", "--grid", "training.lr=0.1,1.0", "--seeds", "2"]
+    done = fedsim(file.parent, *command, "--out", "all")
+    assert "After round 3, accuracies in %" in done.stdout
+    assert "comparison: all/comparison.html" in done.stdout
+    assert done.stderr.count("run ") == 4
+    table = pd.read_csv(file.parent / "all" / "comparison.csv")
+    assert table[["label", "seed"]].to_numpy().tolist() == [
+        ["lr=0.1", 3],
+        ["lr=0.1", 4],
+        ["lr=1.0", 3],
+        ["lr=1.0", 4],
+    ]
+    rounds = file.parent / "all" / "lr=1.0,seed=4" / "rounds.csv"
+    assert table["generic"].iloc[3] == pd.read_csv(rounds)["generic_accuracy"].iloc[-1]
+    before = rounds.stat().st_mtime_ns
+    again = fedsim(file.parent, *command, "--out", "all", "--set", "training.rounds=3")
+    assert (again.stdout, again.stderr) == (done.stdout, "")
+    assert rounds.stat().st_mtime_ns == before
+    # More rounds: each goes on.
+    fedsim(file.parent, *command, "--out", "all", "--set", "training.rounds=4")
+    assert len(pd.read_csv(rounds)) == 4
+
+
+def test_a_sweep_that_is_stopped_says_how_to_go_on(file):
+    command = [
+        *("sweep", "small.toml", "--seeds", "2", "--out", "all"),
+        *("--set", "training.rounds=100000", "--set", "evaluation.every=1"),
+    ]
+    with subprocess.Popen(
+        [FEDSIM, *command],
+        cwd=file.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        rounds = file.parent / "all" / "seed=3" / "rounds.csv"
+        begun = time.monotonic()
+        while not rounds.exists() and time.monotonic() < begun + 60:
+            time.sleep(0.1)
+        os.kill(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; the same command goes on, with --out all" in stderr
+    done = len(pd.read_csv(rounds))
+    command[-3] = f"training.rounds={done + 1}"
+    fedsim(file.parent, *command)
+    assert len(pd.read_csv(rounds)) == done + 1
+    assert len(pd.read_csv(file.parent / "all" / "seed=4" / "rounds.csv")) == done + 1
+
+
+def test_a_sweep_with_mistakes_runs_nothing(file):
+    done = fedsim(file.parent, "sweep", "small.toml", "--grid", "training.lr=0.1,x", code=2)
+    assert "error: lr=x: small.toml: training.lr = 'x'" in done.stderr
+    assert not (file.parent / "runs").exists()
