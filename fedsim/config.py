@@ -63,7 +63,7 @@ class Data(OpenTable):
 
     source: str = Field(
         "digits",
-        description="digits, fashion-mnist, folder:DIR, npz:FILE, idx:DIR, or "
+        description="digits, fashion-mnist, folder:DIR, parquet:PATH, npz:FILE, idx:DIR, or "
         "package.module:function, which returns a fedsim.data.source.Source",
     )
     imbalance: Annotated[float, Field(gt=0, le=1)] = Field(
