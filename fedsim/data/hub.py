@@ -11,25 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.files import SPLITS, first_line
+from fedsim.data.images import pixels, stack
 from fedsim.data.source import Source
 from fedsim.errors import DataError
-
-_SPLITS = ("train", "test")
 
 # Where a data set has several columns of a kind: CIFAR-100 has fine_label and coarse_label.
 _USUAL_IMAGE = ("image", "img")
 _USUAL_LABEL = ("fine_label", "label")
-
-# Pillow's modes of 8 bits or less, and what they are read as.
-_MODES = {
-    "1": "L",
-    "L": "L",
-    "P": "RGB",
-    "RGB": "RGB",
-    "RGBA": "RGB",
-    "CMYK": "RGB",
-    "YCbCr": "RGB",
-}
 
 
 def hf(location: str, *, flip: bool = False) -> Source:
@@ -67,9 +56,8 @@ def hf(location: str, *, flip: bool = False) -> Source:
     try:
         splits = load_dataset(location)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        line = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{name}: can't load it: {line}") from error
-    missing = [split for split in _SPLITS if split not in splits]
+        raise DataError(f"{name}: can't load it: {first_line(error)}") from error
+    missing = [split for split in SPLITS if split not in splits]
     if missing:
         raise DataError(
             f"{name}: has no split {' and no split '.join(missing)}; it has"
@@ -81,14 +69,14 @@ def hf(location: str, *, flip: bool = False) -> Source:
     for column in (image, label):
         if column not in splits["test"].features:
             raise DataError(f"{name}: the split train has a column {column!r}, but test has none")
-    images = {split: _read(f"{name}: {split}", splits[split], image) for split in _SPLITS}
-    colour = any(x.ndim == 3 for part in images.values() for x in part)
-    labels = {split: np.array(list(splits[split][label])) for split in _SPLITS}
+    images = {split: _read(f"{name}: {split}", splits[split], image) for split in SPLITS}
+    x = stack(name, images, lambda split, index: f"{split}: image {index}")
+    labels = {split: np.array(list(splits[split][label])) for split in SPLITS}
     return Source(
         name=name,
-        x_train=_stack(f"{name}: train", images["train"], colour),
+        x_train=x["train"],
         y_train=labels["train"],
-        x_test=_stack(f"{name}: test", images["test"], colour),
+        x_test=x["test"],
         y_test=labels["test"],
         num_classes=features[label].num_classes,
         flip=flip,
@@ -121,34 +109,12 @@ def _decoded(what: str, split: Any, column: str) -> Iterator[Any]:
             yield row[column]
             index += 1
     except Exception as error:  # Pillow lets all kinds through
-        line = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{what}: image {index} can't be decoded: {line}") from error
+        raise DataError(f"{what}: image {index} can't be decoded: {first_line(error)}") from error
 
 
 def _read(what: str, split: Any, column: str) -> list[NDArray[np.uint8]]:
     """Return the images [H, W] or [H, W, 3]."""
-    arrays = []
-    for index, image in enumerate(_decoded(what, split, column)):
-        mode = getattr(image, "mode", None)
-        if mode not in _MODES:
-            raise DataError(
-                f"{what}: image {index} has the pixel mode {mode}; allowed: {', '.join(_MODES)}"
-            )
-        arrays.append(np.asarray(image.convert(_MODES[mode])))
-    return arrays
-
-
-def _stack(what: str, images: list[NDArray[np.uint8]], colour: bool) -> NDArray[np.uint8]:
-    """Return the images as [N, channels, H, W]; grey ones get 3 channels among coloured ones."""
-    if not images:
-        raise DataError(f"{what} is empty")
-    height, width = images[0].shape[:2]
-    stacked = np.empty((len(images), 3 if colour else 1, height, width), np.uint8)
-    for index, image in enumerate(images):
-        if image.shape[:2] != (height, width):
-            raise DataError(
-                f"{what}: image {index} has {image.shape[0]} x {image.shape[1]} pixels, but image 0"
-                f" {height} x {width}; all must have one size"
-            )
-        stacked[index] = np.moveaxis(image, 2, 0) if image.ndim == 3 else image
-    return stacked
+    return [
+        pixels(f"{what}: image {index}", image)
+        for index, image in enumerate(_decoded(what, split, column))
+    ]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.files import find_file, first_line
 from fedsim.data.source import Examples, Source
 from fedsim.errors import DataError
 
@@ -244,18 +245,9 @@ def _idx_source(name: str, folder: Path, *, flip: bool) -> Source:
     )
 
 
-def _find(name: str, path: Path) -> Path | None:
-    """Return the file with ``~`` written out, or None if there is none."""
-    try:
-        path = path.expanduser()
-        return path if path.is_file() else None
-    except (OSError, RuntimeError) as error:  # too long, in a closed folder, of an unknown user
-        raise DataError(f"{name}: can't read {path}: {_first_line(error)}") from error
-
-
 def _read_idx(name: str, path: Path, ndim: int) -> NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes: 4 bytes magic, 4 bytes for each axis, the values."""
-    found = _find(name, path) or _find(name, path.with_name(f"{path.name}.gz"))
+    found = find_file(name, path) or find_file(name, path.with_name(f"{path.name}.gz"))
     if found is None:
         raise DataError(f"{name}: no file {path}, nor with .gz")
     path = found
@@ -264,7 +256,7 @@ def _read_idx(name: str, path: Path, ndim: int) -> NDArray[np.uint8]:
         if path.suffix == ".gz":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name}: can't read {path}: {_first_line(error)}") from error
+        raise DataError(f"{name}: can't read {path}: {first_line(error)}") from error
     header = 4 * (1 + ndim)
     magic = int.from_bytes(data[:4], "big")
     expected = 0x0800 | ndim
@@ -286,7 +278,7 @@ def _read_idx(name: str, path: Path, ndim: int) -> NDArray[np.uint8]:
 
 
 def _read_npz(name: str, path: Path) -> dict[str, NDArray[Any]]:
-    found = _find(name, path)
+    found = find_file(name, path)
     if found is None:
         raise DataError(f"{name}: no file {path}")
     if not zipfile.is_zipfile(found):
@@ -299,7 +291,7 @@ def _read_npz(name: str, path: Path) -> dict[str, NDArray[Any]]:
             for key in file.files:
                 arrays[key] = file[key]
     except Exception as error:  # the parsers of damaged headers let all kinds through
-        raise DataError(f"{name}: can't read array {key!r}: {_first_line(error)}") from error
+        raise DataError(f"{name}: can't read array {key!r}: {first_line(error)}") from error
     # What isn't in NumPy's format comes back as bytes.
     return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
 
@@ -359,7 +351,3 @@ def _number_groups(
     parts = np.split(number.astype(np.int64), np.cumsum([len(arrays[key]) for key in present])[:-1])
     numbers = dict(zip(present, parts, strict=True))
     return numbers.get("group_train"), numbers.get("group_test")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

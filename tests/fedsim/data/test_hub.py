@@ -192,7 +192,7 @@ class TestHfFailure:
     @pytest.mark.parametrize(
         ("odd", "expected"),
         [
-            (Image.new("L", (5, 4)), "train: image 2 has 4 x 5 pixels, but image 0 3 x 3"),
+            (Image.new("L", (5, 4)), "train: image 2 has 4 x 5 pixels, but train: image 0 3 x 3"),
             (Image.new("I;16", (3, 3)), "train: image 2 has the pixel mode I;16; allowed: 1, L"),
             (None, "train: image 2 has the pixel mode None"),
         ],
@@ -217,7 +217,7 @@ class TestHfFailure:
 
     def test_empty_split(self, hub):
         hub(splits(pictures(pixels(2, 3, 3)), []))
-        assert "test is empty" in self.message()
+        assert "test has no images" in self.message()
 
     @pytest.mark.parametrize("label", [-1, 4, None])
     def test_labels(self, hub, label):

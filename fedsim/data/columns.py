@@ -1,0 +1,243 @@
+"""Columns of Parquet files as arrays, each value checked; needs the library ``pyarrow``.
+
+Shapes: N rows of a split, D numbers of a row, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fedsim.data.files import numbered
+from fedsim.data.images import decode, stack
+from fedsim.data.source import MAX_CLASSES
+from fedsim.errors import DataError
+
+Kind = Literal["text", "whole", "number", "image", "vector", "nested", "other"]
+"""What a column's type can serve as: ``number`` is any but a whole one, ``nested`` is no use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Part:
+    """Rows of one file that belong to one split.
+
+    Attributes
+    ----------
+    name : str
+        The source.
+    place : str
+        How messages call the file, with a colon; empty if it is the only one.
+    table : pyarrow.Table
+        The rows.
+    rows : int64 [N]
+        Their numbers in the file.
+    """
+
+    name: str
+    place: str
+    table: Any
+    rows: NDArray[np.int64]
+
+    def at(self, column: str, row: int) -> str:
+        """Return what messages call a value."""
+        return f"{self.place}column {column!r}, row {self.rows[row]}"
+
+    def error(self, column: str, row: int, problem: str) -> DataError:
+        """Return an error about a value."""
+        return DataError(f"{self.name}: {self.at(column, row)} {problem}")
+
+
+Splits = Mapping[str, Sequence[Part]]
+
+
+def kind(column_type: Any) -> Kind:
+    """Return what a column's type can serve as."""
+    types = pa.types
+    if types.is_dictionary(column_type):
+        return kind(column_type.value_type)
+    if types.is_string(column_type) or types.is_large_string(column_type):
+        return "text"
+    if types.is_integer(column_type):
+        return "whole"
+    if _is_number(column_type):
+        return "number"
+    if _is_binary(column_type):
+        return "image"
+    if types.is_struct(column_type):
+        field = column_type.get_field_index("bytes")
+        return "image" if field >= 0 and _is_binary(column_type[field].type) else "nested"
+    if (
+        types.is_list(column_type)
+        or types.is_large_list(column_type)
+        or types.is_fixed_size_list(column_type)
+    ):
+        return "vector" if _is_number(column_type.value_type) else "nested"
+    nested = types.is_nested(column_type) or isinstance(column_type, pa.BaseExtensionType)
+    return "nested" if nested else "other"
+
+
+def _is_number(column_type: Any) -> bool:
+    types = pa.types
+    return bool(
+        types.is_integer(column_type)
+        or types.is_floating(column_type)
+        or types.is_decimal(column_type)
+        or types.is_boolean(column_type)
+    )
+
+
+def _is_binary(column_type: Any) -> bool:
+    return bool(pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type))
+
+
+def check_nulls(part: Part, column: str, values: Any, *, each: int = 1) -> None:
+    """Raise DataError if there is a null among a column's values, `each` for a row."""
+    if values.null_count:
+        row = pc.index(pc.is_null(values), True).as_py() // each
+        raise part.error(column, row, "is null" if each == 1 else "has a null")
+
+
+def labels(splits: Splits, column: str) -> tuple[dict[str, NDArray[np.int64]], int]:
+    """Return each split's labels [N], and C."""
+    values: dict[str, list[Any]] = {split: [] for split in splits}
+    for split, part, found in _names(splits, column, "labels"):
+        for row, value in enumerate(found):
+            if isinstance(value, int) and not 0 <= value < MAX_CLASSES:
+                problem = f"is {value}; labels must be text, or 0..C-1, C at most {MAX_CLASSES}"
+                raise part.error(column, row, problem)
+        values[split] += found
+    distinct = {value for part in values.values() for value in part}
+    if any(isinstance(value, str) for value in distinct):
+        classes = sorted(distinct)
+        return {split: numbered(part, classes) for split, part in values.items()}, len(classes)
+    return {s: np.array(part, np.int64) for s, part in values.items()}, 1 + max(distinct)
+
+
+def clients(splits: Splits, column: str) -> dict[str, NDArray[np.int64]]:
+    """Return the numbers [N] of the rows' clients, of the splits that have such a column.
+
+    The clients of both splits are numbered together.
+    """
+    have = {s: parts for s, parts in splits.items() if column in parts[0].table.column_names}
+    values: dict[str, list[Any]] = {split: [] for split in have}
+    for split, _, found in _names(have, column, "clients"):
+        values[split] += found
+    among = sorted({value for part in values.values() for value in part})
+    return {split: numbered(part, among) for split, part in values.items()}
+
+
+def _names(splits: Splits, column: str, what: str) -> Iterator[tuple[str, Part, list[Any]]]:
+    """Yield a column of whole numbers or text, of which it may have one in all files."""
+    first: Part | None = None
+    for split, parts in splits.items():
+        for part in parts:
+            column_type = part.table.schema.field(column).type
+            if kind(column_type) not in ("text", "whole"):
+                raise DataError(
+                    f"{part.name}: {part.place}column {column!r} is {column_type}; {what} must be"
+                    " whole numbers or text"
+                )
+            first = first or part
+            first_type = first.table.schema.field(column).type
+            if kind(column_type) != kind(first_type):
+                raise DataError(
+                    f"{part.name}: {part.place}column {column!r} is {column_type}, but"
+                    f" {first.place}{first_type}"
+                )
+            values = part.table.column(column)
+            check_nulls(part, column, values)
+            yield split, part, values.to_pylist()
+
+
+def vectors(splits: Splits, column: str) -> dict[str, NDArray[np.float32]]:
+    """Return a column of lists as float32 [N, D] of each split."""
+    first = next(part for parts in splits.values() for part in parts if len(part.rows))
+    check_nulls(first, column, first.table.column(column))
+    length = len(first.table.column(column)[0].as_py())
+    if length == 0:
+        raise first.error(column, 0, "is an empty list")
+    result = {}
+    for split, parts in splits.items():
+        x = result[split] = np.empty((_count(parts), length), np.float32)
+        start = 0
+        for part in parts:
+            lists = part.table.column(column)
+            check_nulls(part, column, lists)
+            lengths = pc.list_value_length(lists).to_numpy()
+            odd = np.flatnonzero(lengths != length)
+            if len(odd):
+                problem = f"has {lengths[odd[0]]} numbers, but {first.at(column, 0)} has {length}"
+                raise part.error(column, int(odd[0]), f"{problem}; all must have one length")
+            values = pc.list_flatten(lists)
+            check_nulls(part, column, values, each=length)
+            end = start + len(part.rows)
+            x[start:end] = _float32(values).reshape(-1, length)
+            _check_finite(part, column, x[start:end])
+            start = end
+    return result
+
+
+def features(splits: Splits, columns: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Return columns of numbers as float32 [N, D] of each split."""
+    result = {}
+    for split, parts in splits.items():
+        x = result[split] = np.empty((_count(parts), len(columns)), np.float32)
+        start = 0
+        for part in parts:
+            end = start + len(part.rows)
+            for place, column in enumerate(columns):
+                values = part.table.column(column)
+                check_nulls(part, column, values)
+                x[start:end, place] = _float32(values)
+                _check_finite(part, column, x[start:end, place, None])
+            start = end
+    return result
+
+
+def images(splits: Splits, column: str) -> dict[str, NDArray[np.uint8]]:
+    """Return a column of encoded images as uint8 [N, channels, H, W] of each split."""
+    decoded: dict[str, list[NDArray[np.uint8]]] = {}
+    labels: dict[str, list[tuple[Part, int]]] = {}
+    for split, parts in splits.items():
+        decoded[split] = []
+        labels[split] = [(part, row) for part in parts for row in range(len(part.rows))]
+        for part in parts:
+            values = part.table.column(column)
+            if pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "bytes")
+            check_nulls(part, column, values)
+            for row, value in enumerate(values):
+                what = f"{part.name}: {part.at(column, row)}"
+                decoded[split].append(decode(what, BytesIO(value.as_py())))
+    name = next(part.name for parts in splits.values() for part in parts)
+
+    def label(split: str, index: int) -> str:
+        part, row = labels[split][index]
+        return part.at(column, row)
+
+    return stack(name, decoded, label)
+
+
+def _count(parts: Sequence[Part]) -> int:
+    return sum(len(part.rows) for part in parts)
+
+
+def _float32(values: Any) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what becomes infinite is found by _check_finite
+        array: NDArray[np.float32] = values.to_numpy().astype(np.float32)
+    return array
+
+
+def _check_finite(part: Part, column: str, x: NDArray[np.float32]) -> None:
+    """Raise DataError if a row of `x` [N, D] has a value that isn't finite."""
+    good = np.isfinite(x).all(axis=1)
+    if not good.all():
+        problem = "has a value that is NaN or infinite in float32"
+        raise part.error(column, int(good.argmin()), problem)

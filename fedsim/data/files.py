@@ -1,0 +1,67 @@
+"""What the sources that read files share: to find a file, to say what is wrong, to number names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import DataError
+
+SPLITS = ("train", "test")
+
+
+def find_file(name: str, path: Path) -> Path | None:
+    """Return the file with ``~`` written out, or None if there is none.
+
+    Raises
+    ------
+    DataError
+        If that can't be told; the line begins with `name`, the source.
+    """
+    return _find(name, path, lambda found: found.is_file())
+
+
+def find_folder(name: str, path: Path) -> Path | None:
+    """Return the folder with ``~`` written out, or None if there is none; else as `find_file`."""
+    return _find(name, path, lambda found: found.is_dir())
+
+
+def _find(name: str, path: Path, is_there: Callable[[Path], bool]) -> Path | None:
+    try:
+        path = path.expanduser()
+        return path if is_there(path) else None
+    except (OSError, RuntimeError) as error:  # too long, in a closed folder, of an unknown user
+        raise DataError(f"{name}: can't read {path}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type if it has none."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def numbered(names: Iterable[Any], among: Sequence[Any]) -> NDArray[np.int64]:
+    """Return each name's place among others.
+
+    Parameters
+    ----------
+    names : iterable of hashable [N]
+        What to number.
+    among : sequence [K]
+        The distinct names in the order of their numbers.
+
+    Returns
+    -------
+    int64 [N]
+        Numbers 0..K-1.
+
+    Examples
+    --------
+    >>> numbered(["bo", "al", "bo"], sorted({"al", "bo", "cy"})).tolist()
+    [1, 0, 1]
+    """
+    places = {name: place for place, name in enumerate(among)}
+    return np.array([places[name] for name in names], np.int64)

@@ -1,0 +1,197 @@
+"""Images in folders: a folder for each split, in it one for each class."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.checks import check, is_whole
+from fedsim.data.files import SPLITS, find_file, find_folder, first_line, numbered
+from fedsim.data.images import decode, stack
+from fedsim.data.source import Source
+from fedsim.errors import DataError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+# What file managers leave behind, besides files whose name begins with a dot.
+_CLUTTER = ("thumbs.db", "desktop.ini")
+
+_CLIENTS = "clients.csv"
+_MAX_SIZE = 4096
+
+
+def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = False) -> Source:
+    """Return the images of a folder.
+
+    Parameters
+    ----------
+    location : str
+        A folder with
+
+        - ``train/CLASS/``, ``test/CLASS/``: the images of a class, at any depth; .png, .jpg,
+          .jpeg, .bmp, .gif, .webp, .tif, .tiff, .ppm or .pgm, in capitals too. Of several frames
+          the first is taken; an image is turned as its EXIF orientation says. The classes of both
+          splits, sorted by name, are the labels 0..C-1. Thumbs.db, desktop.ini and files that
+          aren't images and whose name begins with a dot are left out.
+        - optional ``clients.csv``: the columns ``file`` and ``client`` tell whose an image is, as
+          in ``train/cat/1.png,anna``. It names every training image, and every test image or
+          none. Clients are numbered in sorted order, by value if all are whole numbers.
+    flip : bool
+        Whether a flip left to right keeps an image's meaning.
+    size : int
+        0: all images must have one size. 1 to 4096: the square in the centre of each is cut out
+        and resized to `size` x `size`.
+    grey : bool
+        Whether colours become grey.
+
+    Returns
+    -------
+    Source
+        Images uint8 [N, 1, H, W] if all are grey, else [N, 3, H, W], sorted by path; with
+        `group_train`, and `group_test`, if there is clients.csv.
+
+    Raises
+    ------
+    DataError
+        If a folder or image is missing, a file is no image or damaged, images differ in size, or
+        clients.csv is damaged, names what isn't there, or leaves out an image.
+    """
+    allowed = f"a whole number from 0 to {_MAX_SIZE}"
+    check(is_whole(size) and 0 <= size <= _MAX_SIZE, "data.size", size, allowed)
+    name = f"folder:{location}"
+    root = find_folder(name, Path(location))
+    if root is None:
+        raise DataError(f"{name}: no folder {location}")
+    files, classes = _list(name, root)
+    images = {
+        split: [decode(f"{name}: {file}", root / file, size=size, grey=grey) for file in part]
+        for split, part in files.items()
+    }
+    x = stack(
+        name,
+        images,
+        lambda split, index: str(files[split][index]),
+        remedy=", or set data.size, to which all are resized",
+    )
+    groups = _groups(name, root, files)
+    return Source(
+        name=name,
+        x_train=x["train"],
+        y_train=numbered([file.parts[1] for file in files["train"]], classes),
+        x_test=x["test"],
+        y_test=numbered([file.parts[1] for file in files["test"]], classes),
+        num_classes=len(classes),
+        flip=flip,
+        group_train=groups.get("train"),
+        group_test=groups.get("test"),
+    )
+
+
+def _list(name: str, root: Path) -> tuple[dict[str, list[PurePosixPath]], list[str]]:
+    """Return each split's images, relative to `root`, and the classes; all sorted."""
+    files = {}
+    folders = set()
+    for split in SPLITS:
+        if find_folder(name, root / split) is None:
+            raise DataError(f"{name}: has no folder {split}")
+        try:
+            paths = [PurePosixPath(path.relative_to(root)) for path in _walk(root / split)]
+            folders |= {path.name for path in (root / split).iterdir() if path.is_dir()}
+        except OSError as error:
+            raise DataError(
+                f"{name}: can't read the folder {split}: {first_line(error)}"
+            ) from error
+        files[split] = [path for path in paths if _is_image(name, path)]
+    classes = {path.parts[1] for part in files.values() for path in part}
+    empty = sorted(folders - classes)
+    if empty:
+        raise DataError(f"{name}: the class {empty[0]!r} has no images; remove its folder")
+    return files, sorted(classes)
+
+
+def _walk(place: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of the folders in it, sorted, links followed."""
+    for path in sorted(place.iterdir()):
+        if path.is_dir():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _is_image(name: str, path: PurePosixPath) -> bool:
+    """Tell whether a file is to be read; what is neither an image nor clutter is an error."""
+    if path.suffix.lower() not in _SUFFIXES:
+        if path.name.startswith(".") or path.name.lower() in _CLUTTER:
+            return False
+        raise DataError(f"{name}: {path} is no image; allowed: {', '.join(_SUFFIXES)}")
+    if len(path.parts) < 3:
+        raise DataError(
+            f"{name}: {path} is in no class's folder; must be {path.parts[0]}/CLASS/{path.name}"
+        )
+    return True
+
+
+def _groups(
+    name: str, root: Path, files: dict[str, list[PurePosixPath]]
+) -> dict[str, NDArray[np.int64]]:
+    """Return the numbers of the images' clients, of the splits that clients.csv names."""
+    path = find_file(name, root / _CLIENTS)
+    if path is None:
+        return {}
+    what = f"{name}: {_CLIENTS}"
+    client = _read_clients(what, path, {str(file) for part in files.values() for file in part})
+    named = {split: [file for file in part if str(file) in client] for split, part in files.items()}
+    for split, part in files.items():
+        if len(named[split]) < len(part) and (split == "train" or named[split]):
+            missing = next(file for file in part if str(file) not in client)
+            raise DataError(
+                f"{what} names no client for {missing}; must name one for every training image,"
+                " and for every test image or none"
+            )
+    among = _sorted(set(client.values()))
+    return {
+        split: numbered([client[str(file)] for file in part], among)
+        for split, part in named.items()
+        if part
+    }
+
+
+def _read_clients(what: str, path: Path, known: set[str]) -> dict[str, str]:
+    """Return each named file's client."""
+    client: dict[str, str] = {}
+    try:
+        # Spreadsheets write a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as opened:
+            rows = csv.DictReader(opened, strict=True)
+            if sorted(rows.fieldnames or []) != ["client", "file"]:
+                columns = ",".join(rows.fieldnames or [])
+                raise DataError(f"{what} has the columns {columns!r}; must be file,client")
+            for row in rows:
+                where = f"{what}, line {rows.line_num}"
+                # Cells beyond the columns are under None; cells that are missing are None.
+                if None in row or None in row.values() or "" in row.values():
+                    raise DataError(f"{where} must be a file and its client, both not empty")
+                file = row["file"]
+                if file not in known:
+                    raise DataError(
+                        f"{where} names {file!r}, which is no image here; must be as in"
+                        " train/CLASS/FILE, with forward slashes"
+                    )
+                if file in client:
+                    raise DataError(f"{where} names {file} a second time")
+                client[file] = row["client"]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{what} can't be read: {first_line(error)}") from error
+    return client
+
+
+def _sorted(clients: set[str]) -> Sequence[str]:
+    """Sort clients by value if all are whole numbers, else by name."""
+    try:
+        return sorted(clients, key=lambda client: (int(client), client))
+    except ValueError:
+        return sorted(clients)

@@ -1,0 +1,93 @@
+"""Parquet files, through the optional library ``pyarrow``.
+
+Shapes: N training examples, C classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedsim.data.files import find_file, find_folder
+from fedsim.data.source import Examples, Source
+from fedsim.errors import DataError
+
+
+def parquet(
+    location: str, *, flip: bool = False, x: str = "", label: str = "", client: str = ""
+) -> Source:
+    """Return the images, vectors or table of Parquet files.
+
+    Parameters
+    ----------
+    location : str
+        A folder with the files ``train*.parquet`` and ``test*.parquet``, of which those of a split
+        are read in sorted order and files of other names are left out; or one file with a column
+        ``split``, which says train or test.
+    flip : bool
+        Whether a flip left to right keeps an image's meaning.
+    x : str
+        The column of the examples: encoded images, as bytes or as the hub's structs with a field
+        ``bytes``, in the formats of the source ``folder``; or lists of D numbers. If empty:
+        ``image``, else ``img``, else the only column of lists of numbers; where there is none of
+        these, all columns of numbers that are left, in the first file's order, are the features.
+        Then text and dates are left out, and pandas's index (``__index_level_0__``).
+    label : str
+        The column of the labels: whole numbers from 0, or text, whose sorted values in both splits
+        are the classes. If empty: ``fine_label``, else ``label``.
+    client : str
+        The column that says whose an example is, text or whole numbers; clients are numbered in
+        sorted order. If empty: ``client``, if there is one. Test files may have none.
+
+    Returns
+    -------
+    Source
+        Images uint8 [N, 1, H, W] if all are grey, else [N, 3, H, W]; or vectors float32 [N, D].
+        With `group_train`, and `group_test`, if there is a column of clients. C is the number of
+        texts, or the largest label of both splits + 1.
+
+    Raises
+    ------
+    DataError
+        If ``pyarrow`` isn't installed, a file or column is missing, damaged or of another kind, or
+        a value is null, not finite in float32 or out of range. Rows are counted from 0.
+    """
+    name = f"parquet:{location}"
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f"{name}: needs the package pyarrow, {error}; install it: pip install"
+            ' "fedsim-flwr[parquet]"'
+        ) from error
+    from fedsim.data import columns, parquet_files
+
+    path = Path(location)
+    if (file := find_file(name, path)) is not None:
+        files = parquet_files.open_file(name, file)
+    elif (folder := find_folder(name, path)) is not None:
+        files = parquet_files.open_folder(name, folder)
+    else:
+        raise DataError(f"{name}: no file or folder {location}")
+    chosen = parquet_files.choose(files, x=x, label=label, client=client)
+    splits = parquet_files.read(files, chosen)
+    examples: Mapping[str, Examples]
+    if chosen.kind == "image":
+        examples = columns.images(splits, chosen.x[0])
+    elif chosen.kind == "vector":
+        examples = columns.vectors(splits, chosen.x[0])
+    else:
+        examples = columns.features(splits, chosen.x)
+    y, num_classes = columns.labels(splits, chosen.label)
+    groups = {} if chosen.client is None else columns.clients(splits, chosen.client)
+    return Source(
+        name=name,
+        x_train=examples["train"],
+        y_train=y["train"],
+        x_test=examples["test"],
+        y_test=y["test"],
+        num_classes=num_classes,
+        flip=flip,
+        group_train=groups.get("train"),
+        group_test=groups.get("test"),
+    )
