@@ -201,7 +201,7 @@ def features(splits: Splits, columns: Sequence[str]) -> dict[str, NDArray[np.flo
     return result
 
 
-def images(splits: Splits, column: str) -> dict[str, NDArray[np.uint8]]:
+def images(splits: Splits, column: str, *, size: int, grey: bool) -> dict[str, NDArray[np.uint8]]:
     """Return a column of encoded images as uint8 [N, channels, H, W] of each split."""
     decoded: dict[str, list[NDArray[np.uint8]]] = {}
     labels: dict[str, list[tuple[Part, int]]] = {}
@@ -215,14 +215,14 @@ def images(splits: Splits, column: str) -> dict[str, NDArray[np.uint8]]:
             check_nulls(part, column, values)
             for row, value in enumerate(values):
                 what = f"{part.name}: {part.at(column, row)}"
-                decoded[split].append(decode(what, BytesIO(value.as_py())))
+                decoded[split].append(decode(what, BytesIO(value.as_py()), size=size, grey=grey))
     name = next(part.name for parts in splits.values() for part in parts)
 
     def label(split: str, index: int) -> str:
         part, row = labels[split][index]
         return part.at(column, row)
 
-    return stack(name, decoded, label)
+    return stack(name, decoded, label, resizes=True)
 
 
 def _count(parts: Sequence[Part]) -> int:

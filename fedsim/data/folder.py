@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.checks import check, is_whole
 from fedsim.data.files import SPLITS, find_file, find_folder, first_line, numbered
-from fedsim.data.images import decode, stack
+from fedsim.data.images import check_size, decode, stack
 from fedsim.data.source import Source
 from fedsim.errors import DataError
 
@@ -21,7 +20,6 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", 
 _CLUTTER = ("thumbs.db", "desktop.ini")
 
 _CLIENTS = "clients.csv"
-_MAX_SIZE = 4096
 
 
 def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = False) -> Source:
@@ -60,8 +58,7 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
         If a folder or image is missing, a file is no image or damaged, images differ in size, or
         clients.csv is damaged, names what isn't there, or leaves out an image.
     """
-    allowed = f"a whole number from 0 to {_MAX_SIZE}"
-    check(is_whole(size) and 0 <= size <= _MAX_SIZE, "data.size", size, allowed)
+    check_size(size)
     name = f"folder:{location}"
     root = find_folder(name, Path(location))
     if root is None:
@@ -71,12 +68,7 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
         split: [decode(f"{name}: {file}", root / file, size=size, grey=grey) for file in part]
         for split, part in files.items()
     }
-    x = stack(
-        name,
-        images,
-        lambda split, index: str(files[split][index]),
-        remedy=", or set data.size, to which all are resized",
-    )
+    x = stack(name, images, lambda split, index: str(files[split][index]), resizes=True)
     groups = _groups(name, root, files)
     return Source(
         name=name,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fedsim.data.checks import check, is_whole
 from fedsim.data.files import first_line
 from fedsim.errors import DataError
 
@@ -30,6 +31,16 @@ _MODES = {
     "CMYK": "RGB",
     "YCbCr": "RGB",
 }
+
+
+MAX_SIZE = 4096
+"""Pixels a side that images are resized to at most."""
+
+
+def check_size(size: int) -> None:
+    """Raise `DataError` if images can't be resized to ``data.size``; 0 leaves them as they are."""
+    allowed = f"a whole number from 0 to {MAX_SIZE}"
+    check(is_whole(size) and 0 <= size <= MAX_SIZE, "data.size", size, allowed)
 
 
 def decode(
@@ -94,7 +105,7 @@ def stack(
     images: Mapping[str, list[NDArray[np.uint8]]],
     label: Callable[[str, int], str],
     *,
-    remedy: str = "",
+    resizes: bool = False,
 ) -> dict[str, NDArray[np.uint8]]:
     """Return the images of each split as one array; grey ones get 3 channels among coloured ones.
 
@@ -106,8 +117,8 @@ def stack(
         The images of each split, at least one.
     label : function
         Returns what messages call an image, by its split and its place there.
-    remedy : str
-        What the user can do about images of several sizes.
+    resizes : bool
+        Whether ``data.size`` makes images of several sizes one.
 
     Returns
     -------
@@ -125,6 +136,7 @@ def stack(
     first = next(iter(images))
     height, width = images[first][0].shape[:2]
     channels = 3 if any(image.ndim == 3 for part in images.values() for image in part) else 1
+    remedy = ", or set data.size, to which all are resized" if resizes else ""
     stacked = {}
     for split, part in images.items():
         x = stacked[split] = np.empty((len(part), channels, height, width), np.uint8)

@@ -9,12 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedsim.data.files import find_file, find_folder
+from fedsim.data.images import check_size
 from fedsim.data.source import Examples, Source
 from fedsim.errors import DataError
 
 
 def parquet(
-    location: str, *, flip: bool = False, x: str = "", label: str = "", client: str = ""
+    location: str,
+    *,
+    flip: bool = False,
+    size: int = 0,
+    grey: bool = False,
+    x: str = "",
+    label: str = "",
+    client: str = "",
 ) -> Source:
     """Return the images, vectors or table of Parquet files.
 
@@ -26,6 +34,8 @@ def parquet(
         ``split``, which says train or test.
     flip : bool
         Whether a flip left to right keeps an image's meaning.
+    size, grey
+        As in the source ``folder``; of images only.
     x : str
         The column of the examples: encoded images, as bytes or as the hub's structs with a field
         ``bytes``, in the formats of the source ``folder``; or lists of D numbers. If empty:
@@ -52,6 +62,7 @@ def parquet(
         If ``pyarrow`` isn't installed, a file or column is missing, damaged or of another kind, or
         a value is null, not finite in float32 or out of range. Rows are counted from 0.
     """
+    check_size(size)
     name = f"parquet:{location}"
     try:
         import pyarrow.parquet  # noqa: F401
@@ -73,7 +84,10 @@ def parquet(
     splits = parquet_files.read(files, chosen)
     examples: Mapping[str, Examples]
     if chosen.kind == "image":
-        examples = columns.images(splits, chosen.x[0])
+        examples = columns.images(splits, chosen.x[0], size=size, grey=grey)
+    elif size or grey:
+        given = f"data.size = {size}" if size else "data.grey = true"
+        raise DataError(f"{given}: is for images, but the examples of {name} are numbers")
     elif chosen.kind == "vector":
         examples = columns.vectors(splits, chosen.x[0])
     else:

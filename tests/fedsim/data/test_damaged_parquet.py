@@ -307,9 +307,21 @@ class TestValuesFailure:
             (
                 {"image": (IMAGES[:3], [IMAGES[3], png(np.zeros((4, 5), np.uint8))])},
                 "test.parquet: column 'image', row 1 has 4 x 5 pixels, but train.parquet: column"
-                " 'image', row 0 2 x 3; all must have one size",
+                " 'image', row 0 2 x 3; all must have one size, or set data.size",
             ),
         ],
     )
     def test_one_line_says_where(self, tmp_path, changes, expected):
         assert message(write(tmp_path, **changes)).startswith(expected)
+
+    @pytest.mark.parametrize(
+        ("settings", "line"),
+        [({"size": 4}, r"data\.size = 4"), ({"grey": True}, r"data\.grey = true")],
+    )
+    def test_numbers_are_no_images(self, tmp_path, settings, line):
+        with pytest.raises(DataError, match=line + ": is for images, but the examples of parquet"):
+            parquet(write(tmp_path), **settings)
+
+    def test_a_size_out_of_range(self, tmp_path):
+        with pytest.raises(DataError, match=r"^data\.size = -1: must be a whole number from 0 to"):
+            parquet(write(tmp_path), size=-1)

@@ -167,6 +167,15 @@ class TestParquet:
         np.testing.assert_array_equal(source.x_train[2], np.stack([grey] * 3))
         np.testing.assert_array_equal(source.x_test[1], np.moveaxis(colour, 2, 0))
 
+    def test_images_are_resized_and_made_grey_as_in_folders(self, tmp_path):
+        # Of 4 x 6 pixels the centre's 4 x 4 stay; colours of one value have it as their grey.
+        values = np.arange(24, dtype=np.uint8).reshape(4, 6)
+        grey, small = png(np.stack([values] * 3, 2)), png(np.full((1, 1, 3), 7, np.uint8))
+        place = write(tmp_path, image=([grey] * 3, [grey, small]))
+        source = parquet(place, size=4, grey=True)
+        np.testing.assert_array_equal(source.x_train[2, 0], values[:, 1:5])
+        np.testing.assert_array_equal(source.x_test[1], np.full((1, 4, 4), 7))
+
     def test_a_column_with_the_name_of_another_and_a_point(self, tmp_path):
         place = write(tmp_path, **{"label.old": (["x", "y", "z"], ["u", "v"])})
         assert parquet(place).x_train.tolist() == X_TRAIN
@@ -246,7 +255,10 @@ class TestClients:
 def test_the_source_is_registered_and_needs_a_location():
     loader, arguments = registry.find_dataset("parquet:some/place")
     assert (loader, arguments) == (parquet, ("some/place",))
-    assert set(registry.options(loader).model_fields) == {"flip", "x", "label", "client"}
+    assert set(registry.options(loader).model_fields) == {
+        *("flip", "size", "grey"),
+        *("x", "label", "client"),
+    }
 
 
 def test_each_natural_client_trains_on_its_own_rows(tmp_path):
