@@ -222,10 +222,11 @@ def list_(
         for name in registry.names(_KIND[what]):
             try:
                 settings = _settings(what, name)
+                shown = _as_written(what, name)
             except ConfigError as error:  # of another package: the rest can be listed
                 table.add_row(name, f"[red]{escape(str(error))}[/]")
                 continue
-            table.add_row(name, ", ".join(f"{key} = {value}" for key, value in settings.items()))
+            table.add_row(shown, ", ".join(f"{key} = {value!r}" for key, value in settings.items()))
         _out.print(table)
 
 
@@ -235,6 +236,12 @@ _KIND: dict[Kinds, registry.Kind] = {
     Kinds.models: "model",
     Kinds.partitions: "partition",
 }
+
+
+def _as_written(what: Kinds, name: str) -> str:
+    """Return how an experiment names a component: a source that reads files with their place."""
+    placed = what is Kinds.datasets and registry.accepts(registry.find("dataset", name), "location")
+    return f"{name}:PATH" if placed else name
 
 
 def _settings(what: Kinds, name: str) -> dict[str, Any]:
