@@ -153,8 +153,8 @@ def report(
         from fedsim.report.report import write_report
         from fedsim.report.saved_run import SavedRun
 
-        page = write_report(folder)
         run = SavedRun.read(folder)
+        page = write_report(run)
         _show(run.rounds, run.clients)
         _out.print(f"report: {page}", markup=False, soft_wrap=True)
 
@@ -261,8 +261,11 @@ def _how_to_go_on(folder: Path) -> str:
 
     if not (folder / CHECKPOINT).exists():
         return "stopped before the first round"
-    command = ["fedsim", "run", f"{folder}/experiment.toml", "--resume", "--out", f"{folder}"]
-    return f"stopped; the finished rounds are in {folder}; go on with\n{shlex.join(command)}"
+    resume = ["fedsim", "run", f"{folder}/experiment.toml", "--resume", "--out", f"{folder}"]
+    return (
+        f"stopped; the finished rounds are in {folder}; go on with\n{shlex.join(resume)}\n"
+        f"or see them with\n{shlex.join(['fedsim', 'report', f'{folder}'])}"
+    )
 
 
 def _run_folder(experiment: Experiment, suffix: str = "") -> Path:

@@ -227,8 +227,9 @@ class Recorder:
         """Return the frames; of a run with a folder, draw the figures and write the report."""
         if self._folder is not None:
             from fedsim.report.report import write_report
+            from fedsim.report.saved_run import SavedRun
 
-            write_report(self._folder.path)
+            write_report(SavedRun.read(self._folder.path))
         return Result(
             experiment=self._experiment,
             rounds=pd.DataFrame(self._rounds),

@@ -16,15 +16,13 @@ from fedsim.report.run_directory import write_whole
 from fedsim.report.saved_run import SavedRun
 
 
-def write_report(folder: Path | str) -> Path:
+def write_report(run: SavedRun) -> Path:
     """Draw a run's figures and write class_norms.csv and report.html into its folder.
-
-    The run may have finished, have been stopped, or still go on.
 
     Parameters
     ----------
-    folder : path
-        A run directory, in which at least one round has finished.
+    run : SavedRun
+        The run, which may have finished, have been stopped, or still go on.
 
     Returns
     -------
@@ -34,11 +32,10 @@ def write_report(folder: Path | str) -> Path:
     Raises
     ------
     DataError
-        If the folder isn't that of a run, or a file in it can't be read.
+        If the model can't be read, or a table lacks a column.
     EngineError
         If a file can't be written, or what the clients keep is broken.
     """
-    run = SavedRun.read(folder)
     norms = class_norms(run)
     write_whole(run.path / "class_norms.csv", norms.to_csv(index=False).encode())
     pictures = save_figures(

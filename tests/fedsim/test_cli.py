@@ -229,9 +229,11 @@ def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(here):
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     assert process.returncode == 130
-    assert errors.splitlines()[-2:] == [
+    assert errors.splitlines()[-4:] == [
         "stopped; the finished rounds are in results; go on with",
         "fedsim run results/experiment.toml --resume --out results",
+        "or see them with",
+        "fedsim report results",
     ]
     assert "Traceback" not in errors
     table = pd.read_csv(rows)

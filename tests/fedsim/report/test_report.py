@@ -108,7 +108,7 @@ def test_a_users_words_are_no_markup(run):
     words = "mine:<script>alert(1)</script> & more"
     settings = (run / "experiment.toml").read_text()
     (run / "experiment.toml").write_text(settings.replace('"digits"', f'"{words}"'))
-    write_report(run)
+    write_report(SavedRun.read(run))
     assert Page(run / "report.html").text.count(words) == 2  # below the title, and in the settings
     assert "<script>alert" not in (run / "report.html").read_text()
 
@@ -118,7 +118,7 @@ def test_a_report_made_anew_is_the_same(run):
     text = (run / "report.html").read_text()
     for file in (*before, run / "report.html"):
         file.unlink()
-    assert write_report(run) == run / "report.html"
+    assert write_report(SavedRun.read(run)) == run / "report.html"
     assert {file: file.read_bytes() for file in before} == before
     assert (run / "report.html").read_text() == text
 
@@ -130,7 +130,7 @@ def test_a_run_that_was_killed_has_a_report(run):
     text = (run / "rounds.csv").read_text()
     (run / "rounds.csv").write_text(text[:-10])
     with pytest.warns(UserWarning, match=r"rounds\.csv: its last row isn't whole and is left out"):
-        write_report(run)
+        write_report(SavedRun.read(run))
     shown = Page(run / "report.html")
     assert "2 of 3 rounds had finished when this page was made." in shown.text
     assert len(shown.pictures) == 6  # not the fixed classifier, which was in the model
@@ -143,13 +143,13 @@ def test_a_run_without_evaluation_or_labels_has_a_report(run):
     rounds.to_csv(run / "rounds.csv", index=False)
     (run / "clients.csv").unlink()
     with pytest.warns(UserWarning, match="skipped, no evaluated round to draw"):
-        write_report(run)
+        write_report(SavedRun.read(run))
     assert len(Page(run / "report.html").pictures) == 3
 
 
 def test_of_many_clients_the_page_lists_the_best_and_the_worst(run, monkeypatch):
     monkeypatch.setattr(page, "MOST_CLIENTS", 2)
-    write_report(run)
+    write_report(SavedRun.read(run))
     shown = Page(run / "report.html")
     assert len(shown.tables[0]) == 1 + 2 + 3
     assert "The 1 best and 1 worst of 5 clients by personal accuracy; 3 not shown" in shown.text
@@ -157,7 +157,7 @@ def test_of_many_clients_the_page_lists_the_best_and_the_worst(run, monkeypatch)
 
 def test_of_many_rounds_the_page_lists_the_last(run, monkeypatch):
     monkeypatch.setattr(page, "MOST_ROUNDS", 1)
-    write_report(run)
+    write_report(SavedRun.read(run))
     shown = Page(run / "report.html")
     assert [row[0] for row in shown.tables[1][1:]] == ["3"]
     assert "The last 1 of 2: see rounds.csv" in shown.text
@@ -168,7 +168,7 @@ def test_class_norms_are_those_of_the_saved_heads(run):
     head = np.outer(np.arange(10), [3, 4]).astype(np.float32)
     save_file({"head.weight": head, "retrained.weight": 2 * head}, run / "model.safetensors")
     shutil.rmtree(run / "state")
-    write_report(run)
+    write_report(SavedRun.read(run))
     norms = pd.read_csv(run / "class_norms.csv")
     assert norms["head"].drop_duplicates().tolist() == ["global head", "re-trained head"]
     assert norms["norm"].tolist() == [*range(0, 50, 5), *range(0, 100, 10)]
@@ -197,7 +197,7 @@ class TestSavedRunFailure:
     def test_a_table_that_can_not_be_read(self, run, content):
         (run / "clients.csv").write_bytes(content)
         with pytest.raises(DataError, match=r"clients\.csv"):
-            write_report(run)
+            write_report(SavedRun.read(run))
 
     @pytest.mark.parametrize(
         ("name", "old", "new", "missing"),
@@ -213,17 +213,17 @@ class TestSavedRunFailure:
         assert old in text
         (run / name).write_text(text.replace(old, new, 1))
         with pytest.raises(DataError, match=rf"{name}: .*{missing}.* another version of fedsim"):
-            write_report(run)
+            write_report(SavedRun.read(run))
 
     @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
     @pytest.mark.parametrize("name", ["run.json", "experiment.toml"])
     def test_a_description_that_can_not_be_read(self, run, name, content):
         (run / name).write_bytes(content)
         with pytest.raises(DataError, match=name.replace(".", r"\.")):
-            write_report(run)
+            write_report(SavedRun.read(run))
 
     def test_a_model_that_can_not_be_read(self, run):
         content = (run / "model.safetensors").read_bytes()
         (run / "model.safetensors").write_bytes(content[:100])
         with pytest.raises(DataError, match=r"model\.safetensors: can't be read"):
-            write_report(run)
+            write_report(SavedRun.read(run))
