@@ -18,16 +18,18 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import SimpleNamespace, UnionType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PydanticUserError, create_model
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PydanticUserError, create_model
 
 from fedsim.errors import ConfigError, own_part
 
 Kind = Literal["method", "client", "dataset", "model", "partition"]
 
-# Filled in by fedsim, never by the user: Flower's sampling and the keys of its records.
+# Filled in by fedsim, never by the user: Flower's sampling, the keys of its records, and what is
+# dealt out to how many.
 _PLUMBING = frozenset(
     {
         "fraction_train",
@@ -40,6 +42,8 @@ _PLUMBING = frozenset(
         "configrecord_key",
         "train_metrics_aggr_fn",
         "evaluate_metrics_aggr_fn",
+        "num_partitions",
+        "partition_by",
         "seed",
     }
 )
@@ -183,11 +187,26 @@ def _type_of(function: Callable[..., Any], name: str) -> Any:
     hint = inspect.get_annotations(holder)[name]
     alone = SimpleNamespace(__annotations__={name: hint}, __globals__=scope)
     try:
-        return typing.get_type_hints(alone)[name]
+        return _in_files(typing.get_type_hints(alone)[name])
     except (NameError, TypeError, AttributeError, SyntaxError) as error:
         raise ConfigError(
             f"{_name_of(function)}: the type of its setting {name!r} can't be found out: {error}"
         ) from None
+
+
+def _in_files(hint: Any) -> Any:
+    """Return a type as a file can hold it: without NumPy's arrays, lists from what files give."""
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        kept = [one for one in typing.get_args(hint) if typing.get_origin(one) is not np.ndarray]
+        return typing.Union[tuple(map(_in_files, kept))] if kept else hint  # noqa: UP007
+    if hint is list or typing.get_origin(hint) is list:
+        return typing.Annotated[hint, BeforeValidator(_as_list)]
+    return hint
+
+
+def _as_list(value: Any) -> Any:
+    """Arrays of a file are tuples, which can't be changed by mistake."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from fedsim import registry
 from fedsim.config import Experiment, cohort_size, find_update
 from fedsim.data.federation import Federation, federate
+from fedsim.data.flower import as_partition, is_partitioner
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
-from fedsim.errors import ConfigError, DataError, own_part
+from fedsim.errors import ConfigError, DataError, EngineError, own_part
 from fedsim.recorder import Recorder, Result
 from fedsim.resume import check_model, last_checkpoint
 from fedsim.rng import generator
@@ -62,10 +63,11 @@ def load_federation(experiment: Experiment) -> Federation:
 def deal_out(experiment: Experiment, source: Source) -> Federation:
     """Deal the experiment's examples out to its clients."""
     clients = experiment.clients
+    partition = registry.find("partition", clients.partition)
     return federate(
         source,
         num_clients=clients.count,
-        partition=registry.find("partition", clients.partition),
+        partition=as_partition(partition) if is_partitioner(partition) else partition,
         options=clients.options,
         imbalance=experiment.data.imbalance,
         profile=experiment.data.profile,
@@ -152,29 +154,33 @@ def simulate(
         grid = make_grid(experiment, task, actors, versions)
         recorder.setup_seconds = time.perf_counter() - started
         try:
-            with _noted_interrupts() as interrupted:
-                recorder.begin(arrays, strategy, grid.states)
-                for finished in run_rounds(
-                    strategy,
-                    grid,
-                    arrays,
-                    rounds=experiment.training.rounds,
-                    evaluate_every=experiment.evaluation.every,
-                    seed=experiment.seed,
-                    finished=rounds_before,
-                ):
-                    arrays = finished.arrays
-                    recorder.add(finished, strategy, grid.states)
-                    if observer is not None:
-                        observer(finished.row)
-                    if interrupted.is_set():
-                        raise KeyboardInterrupt
-        finally:
-            # Also after Ctrl-C or an error: what the finished rounds gave stays, the workers go.
             try:
-                recorder.close(flower.from_record(arrays))
-            finally:
-                grid.close()
+                with _noted_interrupts() as interrupted:
+                    recorder.begin(arrays, strategy, grid.states)
+                    for finished in run_rounds(
+                        strategy,
+                        grid,
+                        arrays,
+                        rounds=experiment.training.rounds,
+                        evaluate_every=experiment.evaluation.every,
+                        seed=experiment.seed,
+                        finished=rounds_before,
+                    ):
+                        arrays = finished.arrays
+                        recorder.add(finished, strategy, grid.states)
+                        if observer is not None:
+                            observer(finished.row)
+                        if interrupted.is_set():
+                            raise KeyboardInterrupt
+            except BaseException:
+                # What the finished rounds gave stays; on a full disk the first error is the one
+                # that counts.
+                with suppress(EngineError):
+                    recorder.close(flower.from_record(arrays))
+                raise
+            recorder.close(flower.from_record(arrays))
+        finally:
+            grid.close()
         return recorder.result(flower.from_record(arrays))
 
 

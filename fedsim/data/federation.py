@@ -247,17 +247,25 @@ def federate(
     y = source.y_train[kept]
     group = None if source.group_train is None else source.group_train[kept]
     by_group = partition is partitions.group
-    if num_clients * min_examples > len(kept) and not by_group:
-        raise DataError(
-            f"clients.count = {num_clients}, but {source.name} has {len(kept)} training examples"
-            f" after the long tail and clients.min_examples = {min_examples}; at most"
-            f" {len(kept) // min_examples} clients"
-        )
+    if not by_group:
+        held_by = f"{source.name} has {len(kept)} training examples after the long tail"
+        _check_enough(num_clients, min_examples, len(kept), held_by)
     rng = generator(seed, "partition")
     _check_signature(partition, options)
     owner = _check_owner(
         partition, partition(y, group, num_clients, rng, **options), y, num_clients
     )
+    held = owner >= 0
+    if not held.all():
+        name = _name_of(partition)
+        warnings.warn(
+            f"partition {name} gives {len(y) - held.sum()} of {len(y)} training examples to nobody",
+            UserWarning,
+            stacklevel=2,
+        )
+        kept, y, owner = kept[held], y[held], owner[held]
+        held_by = f"partition {name} deals out {len(kept)} training examples"
+        _check_enough(num_clients, min_examples, len(kept), held_by)
     if by_group:
         _check_group_sizes(owner, group, min_examples)
     else:
@@ -297,6 +305,14 @@ def federate(
     )
 
 
+def _check_enough(num_clients: int, min_examples: int, num_examples: int, held_by: str) -> None:
+    if num_clients * min_examples > num_examples:
+        raise DataError(
+            f"clients.count = {num_clients}, but {held_by} and clients.min_examples ="
+            f" {min_examples}; at most {num_examples // min_examples} clients"
+        )
+
+
 def _check_signature(partition: Partition, options: Mapping[str, Any]) -> None:
     signature = inspect.signature(partition)
     parameters = signature.parameters.values()
@@ -328,12 +344,12 @@ def _check_owner(partition: Partition, owner: NDArray[Any], y: Ints, num_clients
             f"partition {name}: returned {owner.dtype} {list(owner.shape)}; must be a client for"
             f" each example, integers [{len(y)}]"
         )
-    bad = (owner < 0) | (owner >= num_clients)
+    bad = (owner < -1) | (owner >= num_clients)
     if bad.any():
         index = int(bad.argmax())
         raise DataError(
             f"partition {name}: gives example {index} to client {owner[index]}; clients are"
-            f" 0..{num_clients - 1}"
+            f" 0..{num_clients - 1}, and -1 is nobody"
         )
     return owner.astype(np.int64, copy=False)
 

@@ -3,9 +3,9 @@
 Shapes: K clients, N examples, C classes.
 
 A partition is a function ``f(y, group, num_clients, rng, *, options)`` that returns the owner
-[N] of each example; its keyword-only parameters are the options of the ``[clients]`` table. It
-may leave clients empty: `fedsim.data.federation.federate` fills them. All are vectorised over
-clients, and none holds K x C numbers.
+[N] of each example, -1 where nobody gets it; its keyword-only parameters are the options of the
+``[clients]`` table. It may leave clients empty: `fedsim.data.federation.federate` fills them. All
+are vectorised over clients, and none holds K x C numbers.
 
 ==================== ====================================== ==============================
 partition            class mix of a client                  size of a client

@@ -71,6 +71,16 @@ def test_clients_looked_up_together_have_what_each_has_alone(clients):
     assert all(np.shares_memory(one, federation.train_index) for one, _ in found)
 
 
+def test_an_example_may_be_nobodys():
+    def mine(y, group, num_clients, rng):
+        return np.arange(120) % 4 - 1
+
+    with pytest.warns(UserWarning, match="partition mine gives 30 of 120 training examples to nob"):
+        federation = federate(toy(), num_clients=3, partition=mine)
+    for client in range(3):
+        assert sorted(federation.train(client)) == list(range(client + 1, 120, 4))
+
+
 class TestFederate:
     @settings(max_examples=60)
     @given(
@@ -410,7 +420,10 @@ class TestFederateFailure:
             (np.zeros(120), r"returned float64 \[120\]"),
             (None, "returned object"),
             (np.arange(120), r"gives example 3 to client 3; clients are 0\.\.2"),
-            (np.arange(120) - 1, "gives example 0 to client -1"),
+            (
+                np.arange(120) - 2,
+                "gives example 0 to client -2; clients are 0..2, and -1 is nobody",
+            ),
         ],
     )
     def test_result_of_ones_own_partition(self, owner, message):
@@ -419,6 +432,14 @@ class TestFederateFailure:
 
         with pytest.raises(DataError, match=f"^partition mine: {message}"):
             federate(toy(), num_clients=3, partition=mine)
+
+    def test_too_many_examples_for_nobody(self):
+        def mine(y, group, num_clients, rng):
+            return np.where(np.arange(120) < 7, np.arange(120) % 3, -1)
+
+        line = "= 3, but partition mine deals out 7 .* min_examples = 3; at most 2 clients"
+        with pytest.warns(UserWarning, match="113 of 120"), pytest.raises(DataError, match=line):
+            federate(toy(), num_clients=3, partition=mine, min_examples=3)
 
     def test_group_too_small(self):
         groups = np.repeat([4, 8, 9], [100, 3, 17])
