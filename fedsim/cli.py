@@ -8,7 +8,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from fedsim import registry
 from fedsim.config import Experiment
-from fedsim.errors import ConfigError, UserError
+from fedsim.errors import ConfigError, UserError, described
 from fedsim.experiment_file import load
 
 if TYPE_CHECKING:
@@ -114,7 +114,10 @@ def sweep(
 
         planned = plan(file, grid or [], seeds, set_ or [])
         folder = out or _run_folder(planned[0].experiment, suffix="-sweep")
-        failed = []
+        if (folder / "experiment.toml").exists():
+            raise ConfigError(f"{folder} is the folder of a run; choose another --out")
+        done: list[Path] = []
+        failed: list[str] = []
         with ExitStack() as leaving:
 
             def begin(number: int, one: Planned) -> Callable[[dict[str, Any]], None]:
@@ -126,22 +129,26 @@ def sweep(
             try:
                 for one, error in run_planned(planned, folder, begin):
                     leaving.close()
-                    if error is not None:
-                        failed.append(f"{one.name}: {error}")
+                    if error is None:
+                        done.append(folder / one.name)
+                    else:
+                        why = str(error) if isinstance(error, UserError) else described(error)
+                        failed.append(f"{one.name}: {why}")
+                        line = f"error: {failed[-1]}"
+                        _err.print(line, markup=False, soft_wrap=True, style="bold red")
             except KeyboardInterrupt:
                 leaving.close()
                 line = "stopped; the same command goes on, with --out "
                 _err.print(line + shlex.quote(str(folder)), markup=False, soft_wrap=True)
                 raise typer.Exit(130) from None
-        done = [one for one in planned if (folder / one.name / "report.html").exists()]
         if done:
-            series = compare(read_runs(folder / one.name for one in done))
-            page = write_comparison(folder, series, planned[0].experiment.name)
+            series = compare(read_runs(done))
+            page = write_comparison(folder, series, planned[0].experiment.name, failed)
             _out.print(comparison_table(series))
             _out.print(f"comparison: {page}", markup=False, soft_wrap=True)
             _out.print(f"each run's report: {folder}/*/report.html", markup=False, soft_wrap=True)
         if failed:
-            raise ConfigError("\n".join(failed))
+            raise ConfigError(f"{len(failed)} of {len(planned)} runs failed, as said above")
 
 
 @app.command()
@@ -305,9 +312,10 @@ def main() -> None:
     """Run the command line."""
     warnings.showwarning = _show_warning
     # Modules of the user's own come last, so that none of them can hide an installed one.
-    here = os.getcwd()  # noqa: PTH109
-    if here not in sys.path:
-        sys.path.append(here)
+    with suppress(FileNotFoundError):  # the working directory has been deleted
+        here = os.getcwd()  # noqa: PTH109
+        if here not in sys.path:
+            sys.path.append(here)
     app()
 
 

@@ -180,9 +180,10 @@ class Recorder:
         if rows is not None:
             self._clients.append(rows)
         if self._folder is not None:
-            self._folder.append("rounds.csv", pd.DataFrame([row]))
             if rows is not None:
                 self._folder.append("clients.csv", rows)
+            # The round's own row comes last: whoever finds it finds all that belongs to it.
+            self._folder.append("rounds.csv", pd.DataFrame([row]))
         for part, spent in finished.seconds.items():
             self._seconds[part] = self._seconds.get(part, 0.0) + spent
         due = time.perf_counter() >= self._next_checkpoint

@@ -8,15 +8,17 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fedsim.config import Experiment
-from fedsim.errors import ConfigError, UserError
+from fedsim.errors import ConfigError
 from fedsim.experiment_file import load
 from fedsim.resume import last_checkpoint
 
-_PLAIN = re.compile(r"[^\w.=,+-]")  # what a folder's name does without
+_PLAIN = re.compile(r"[^A-Za-z0-9_.=,+-]")  # what a folder's name does without
+_LONGEST = 150  # characters of a folder's name
 _COMPONENTS = ("method.name", "method.client", "data.source", "model.name", "clients.partition")
 
 
@@ -73,26 +75,43 @@ def plan(
         chosen = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
         name = ",".join(_named(key, value) for key, value in zip(keys, values, strict=True))
         try:
-            experiment = load(file, [*overrides, *chosen])
-            for seed in range(experiment.seed, experiment.seed + seeds):
-                one = load(file, [*overrides, *chosen, f"seed={seed}"])
-                planned.append(Planned(f"{name},seed={seed}".lstrip(","), one))
+            first = load(file, [*overrides, *chosen])
+            others = range(first.seed + 1, first.seed + seeds)
+            of_name = [first, *(load(file, [*overrides, *chosen, f"seed={s}"]) for s in others)]
         except ConfigError as error:
             mistakes += [f"{name}: {line}" if name else line for line in str(error).split("\n")]
+        else:
+            planned += [Planned(_folder(name, one.seed), one) for one in of_name]
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
-    names = [one.name for one in planned]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ConfigError(f"--grid: two runs would be called {twice[0]}; give each value once")
+    _check_apart(planned)
     return planned
+
+
+def _check_apart(planned: Sequence[Planned]) -> None:
+    """Raise `ConfigError` if two runs are the same, or would have the same folder."""
+    experiments: dict[str, str] = {}
+    names: set[str] = set()
+    for one in planned:
+        text = one.experiment.to_toml()
+        if text in experiments:
+            raise ConfigError(
+                f"--grid: {experiments[text]} and {one.name} are the same experiment; give each "
+                "value once"
+            )
+        if one.name in names:
+            raise ConfigError(
+                f"--grid: two runs would have the folder {one.name}; sweep them apart"
+            )
+        experiments[text] = one.name
+        names.add(one.name)
 
 
 def run_planned(
     planned: Sequence[Planned],
     folder: Path,
     begin: Callable[[int, Planned], Callable[[dict[str, Any]], None]],
-) -> Iterator[tuple[Planned, UserError | None]]:
+) -> Iterator[tuple[Planned, Exception | None]]:
     """Run what of a sweep hasn't finished in its folder, one run after the other.
 
     A run that was stopped goes on where it stopped. One that can't be run, or breaks, leaves the
@@ -110,20 +129,23 @@ def run_planned(
 
     Yields
     ------
-    Planned, UserError or None
-        Each run as it ends, those that had finished before too, and why it couldn't be run.
+    Planned, Exception or None
+        Each run as it ends, those that had finished before too, and what stopped it.
     """
+    from fedsim.report.report import write_report
+    from fedsim.report.saved_run import SavedRun
     from fedsim.simulation import simulate
 
     for i, one in enumerate(planned):
         path = folder / one.name
         try:
             begun = last_checkpoint(one.experiment, path)
-            done = begun is not None and begun.round == one.experiment.training.rounds
-            if not done or not (path / "report.html").exists():
+            if begun is None or begun.round < one.experiment.training.rounds:
                 simulate(one.experiment, out=path, resume=True, observer=begin(i, one))
+            elif not (path / "report.html").exists():
+                write_report(SavedRun.read(path))
             yield one, None
-        except UserError as error:
+        except Exception as error:  # a strategy of the user's own may raise all kinds
             yield one, error
 
 
@@ -138,9 +160,9 @@ def _axis(text: str) -> tuple[str, list[str]]:
     if values.startswith("["):
         try:
             listed = tomllib.loads(f"values = {values}")["values"]
+            found = [_toml(value) for value in listed] if isinstance(listed, list) else []
         except ValueError:
-            listed = None
-        found = [json.dumps(value) for value in listed] if isinstance(listed, list) else []
+            found = []
     if not equals or not key or not found or not all(found):
         raise ConfigError(
             f"--grid {text!r}: write --grid table.key=V1,V2, or table.key=[V1, V2] in TOML"
@@ -148,11 +170,35 @@ def _axis(text: str) -> tuple[str, list[str]]:
     return key, found
 
 
-def _named(key: str, value: str) -> str:
-    """Name a setting such that a folder can be called so.
+def _toml(value: Any) -> str:
+    """Write a value in one line of TOML; `ValueError` for those that no setting has."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return repr(value)
+    raise ValueError(f"{value!r} is no setting")
 
-    >>> _named("method.name", "fedavg"), _named("training.lr", "0.1"), _named("data.source", "a:b")
-    ('fedavg', 'lr=0.1', 'a-b')
+
+def _named(key: str, value: str) -> str:
+    """Name a setting: a component by itself, another one with the last part of its key.
+
+    >>> _named("method.name", "fedavg"), _named("training.lr", "0.1")
+    ('fedavg', 'lr=0.1')
     """
-    text = value if key in _COMPONENTS else f"{key.rpartition('.')[2]}={value}"
-    return _PLAIN.sub("-", text.replace('"', ""))
+    return value if key in _COMPONENTS else f"{key.rpartition('.')[2]}={value}"
+
+
+def _folder(name: str, seed: int) -> str:
+    """Return what the folder of a run is called.
+
+    >>> _folder("npz:a/b.npz,hidden=[4, 8]", 1), len(_folder("x" * 999, 2))
+    ('npz-a-b.npz,hidden=4,8,seed=1', 166)
+    """
+    plain = _PLAIN.sub("-", re.sub(r"[\[\]\"' ]", "", name))
+    if len(plain) > _LONGEST:
+        plain = f"{plain[:_LONGEST]}-{sha256(name.encode()).hexdigest()[:8]}"
+    return f"{plain},seed={seed}".lstrip(",")

@@ -62,7 +62,11 @@ def kind(column_type: Any) -> Kind:
     types = pa.types
     if types.is_dictionary(column_type):
         return kind(column_type.value_type)
-    if types.is_string(column_type) or types.is_large_string(column_type):
+    if (
+        types.is_string(column_type)
+        or types.is_large_string(column_type)
+        or types.is_string_view(column_type)
+    ):
         return "text"
     if types.is_integer(column_type):
         return "whole"

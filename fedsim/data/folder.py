@@ -16,7 +16,7 @@ from fedsim.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
-# What file managers leave behind, besides files whose name begins with a dot.
+# What file managers leave behind, besides what begins with a dot.
 _CLUTTER = ("thumbs.db", "desktop.ini")
 
 _CLIENTS = "clients.csv"
@@ -33,8 +33,8 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
         - ``train/CLASS/``, ``test/CLASS/``: the images of a class, at any depth; .png, .jpg,
           .jpeg, .bmp, .gif, .webp, .tif, .tiff, .ppm or .pgm, in capitals too. Of several frames
           the first is taken; an image is turned as its EXIF orientation says. The classes of both
-          splits, sorted by name, are the labels 0..C-1. Thumbs.db, desktop.ini and files that
-          aren't images and whose name begins with a dot are left out.
+          splits, sorted by name, are the labels 0..C-1. Thumbs.db, desktop.ini and hidden files
+          and folders, whose names begin with a dot, are left out.
         - optional ``clients.csv``: the columns ``file`` and ``client`` tell whose an image is, as
           in ``train/cat/1.png,anna``. It names every training image, and every test image or
           none. Clients are numbered in sorted order, by value if all are whole numbers.
@@ -92,7 +92,11 @@ def _list(name: str, root: Path) -> tuple[dict[str, list[PurePosixPath]], list[s
             raise DataError(f"{name}: has no folder {split}")
         try:
             paths = [PurePosixPath(path.relative_to(root)) for path in _walk(root / split)]
-            folders |= {path.name for path in (root / split).iterdir() if path.is_dir()}
+            folders |= {
+                path.name
+                for path in (root / split).iterdir()
+                if path.is_dir() and not path.name.startswith(".")
+            }
         except OSError as error:
             raise DataError(
                 f"{name}: can't read the folder {split}: {first_line(error)}"
@@ -108,6 +112,8 @@ def _list(name: str, root: Path) -> tuple[dict[str, list[PurePosixPath]], list[s
 def _walk(place: Path) -> Iterator[Path]:
     """Yield the files of a folder and of the folders in it, sorted, links followed."""
     for path in sorted(place.iterdir()):
+        if path.name.startswith("."):
+            continue
         if path.is_dir():
             yield from _walk(path)
         else:
@@ -117,7 +123,7 @@ def _walk(place: Path) -> Iterator[Path]:
 def _is_image(name: str, path: PurePosixPath) -> bool:
     """Tell whether a file is to be read; what is neither an image nor clutter is an error."""
     if path.suffix.lower() not in _SUFFIXES:
-        if path.name.startswith(".") or path.name.lower() in _CLUTTER:
+        if path.name.lower() in _CLUTTER:
             return False
         raise DataError(f"{name}: {path} is no image; allowed: {', '.join(_SUFFIXES)}")
     if len(path.parts) < 3:

@@ -25,6 +25,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _MODES = {
     "1": "L",
     "L": "L",
+    "LA": "L",
     "P": "RGB",
     "RGB": "RGB",
     "RGBA": "RGB",

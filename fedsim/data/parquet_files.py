@@ -229,6 +229,9 @@ def _read(file: File, columns: set[str]) -> Any:
         with pq.ParquetFile(file.path, page_checksum_verification=True) as opened:
             table = opened.read(columns=wanted)
         table.validate(full=True)
+        for place, field in enumerate(table.schema):
+            if pa.types.is_string_view(field.type):  # on which few of the library's functions work
+                table = table.set_column(place, field.name, table[place].cast(pa.string()))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file.name}: {file.place}can't be read: {first_line(error)}") from error
     return table

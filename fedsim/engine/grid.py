@@ -419,7 +419,8 @@ class SimulatedGrid(Grid):
             frame = self._test_clients(record, round, clients)
             frames.append(frame)
             # A client answers for its own model, if it has one.
-            own = frame[frame["view"] == ("personal" if self._personal else self.views[0])]
+            personal = (view for view in self.views if view.startswith("personal"))
+            own = frame[frame["view"] == next(personal, self.views[0])]
             columns = zip(group, own["num_test"], own["loss"], own["accuracy"], strict=True)
             answers += [
                 flower.evaluate_reply(message, int(num_test), float(loss), float(accuracy))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedsim.errors import DataError
 from fedsim.metrics import GROUPS, column, spread
 from fedsim.report import _frames
 from fedsim.report.saved_run import SavedRun
-from fedsim.report.standing import Standing, percent
+from fedsim.report.standing import percent
 from fedsim.settings import flat
 
 # What runs of one kind may differ in: chance, their name, how often they were tested and on what
@@ -49,29 +50,50 @@ class Series:
 
 
 def read_runs(folders: Iterable[Path | str]) -> list[SavedRun]:
-    """Read run directories; a folder of run directories, as of a sweep, stands for all of them.
+    """Read run directories; a folder with some in it, as of a sweep, stands for all of them.
+
+    Of each run only the clients' last evaluated round is kept.
 
     Raises
     ------
     DataError
-        If a folder is neither, or a file in it can't be read.
+        If a folder is neither, or a file of a run that was named can't be read.
     """
     runs: list[SavedRun] = []
     for folder in map(Path, folders):
-        inner = sorted(file.parent for file in folder.glob("*/experiment.toml"))
+        inner = sorted((file.parent for file in folder.rglob("experiment.toml")), key=_natural)
         if (folder / "experiment.toml").exists() or not inner:
-            runs.append(SavedRun.read(folder))
+            runs.append(_read(folder))
             continue
         for found in inner:
-            if (found / "rounds.csv").exists():
-                runs.append(SavedRun.read(found))
-            else:
-                warnings.warn(f"{found}: left out, no round has finished", stacklevel=2)
+            try:
+                runs.append(_read(found))
+            except DataError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
     return runs
+
+
+def _read(folder: Path) -> SavedRun:
+    run = SavedRun.read(folder)
+    clients = _frames.last_round(run.clients)
+    return replace(run, clients=clients, training=pd.DataFrame())
+
+
+def _natural(path: Path) -> list[tuple[float, str]]:
+    """Return a key that sorts numbers in names by value.
+
+    >>> sorted([Path("lr=0.1,seed=10"), Path("lr=0.1,seed=2")], key=_natural)[0].name
+    'lr=0.1,seed=2'
+    """
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(path))
+    return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
 
 
 def compare(runs: Sequence[SavedRun]) -> list[Series]:
     """Put runs that differ in nothing but the seed together, in the order in which they come.
+
+    Where two runs have all else and the seed in common, what they ran on and their names tell them
+    apart, too; if those are the same, the second is left out with a warning.
 
     Raises
     ------
@@ -81,22 +103,58 @@ def compare(runs: Sequence[SavedRun]) -> list[Series]:
     if not runs:
         raise DataError("no run to compare")
     settings = [flat(run.settings) for run in runs]
-    keys = _telling(settings)
-    together: dict[tuple[str, ...], list[SavedRun]] = {}
+    apart = ["seed", *_telling(settings, but=_SAME_KIND)]
+    twice = len({_values(one, apart) for one in settings}) < len(runs)
+    keys = _telling(settings, but=("seed",) if twice else _SAME_KIND)
+    together: dict[tuple[str, ...], dict[int, SavedRun]] = {}
     for run, values in zip(runs, settings, strict=True):
-        together.setdefault(_values(values, keys), []).append(run)
+        by_seed = together.setdefault(_values(values, keys), {})
+        seed = int(run.settings["seed"])
+        if seed in by_seed:
+            first = by_seed[seed].path
+            warnings.warn(
+                f"left out: {run.path} has all settings of {first}, and its seed", stacklevel=2
+            )
+        by_seed.setdefault(seed, run)
+        if len(run.rounds) < run.rounds_asked:
+            warnings.warn(f"{run.path}: {_progress(run)} have finished", stacklevel=2)
     series = []
-    for told, of_one in together.items():
+    for told, by_seed in together.items():
         label = ", ".join(_label(key, value) for key, value in zip(keys, told, strict=True))
-        seeds = [run.settings["seed"] for run in of_one]
-        for run, seed in zip(of_one, seeds, strict=True):
-            if seeds.count(seed) > 1:
-                warnings.warn(
-                    f"{run.path}: another run has all its settings, and its seed", stacklevel=2
-                )
+        of_one = [by_seed[seed] for seed in sorted(by_seed)]
         rows = pd.DataFrame([figures_of(run) for run in of_one])
         series.append(Series(label or of_one[0].name, of_one, rows))
     return series
+
+
+def _progress(run: SavedRun) -> str:
+    return f"{len(run.rounds):,} of {run.rounds_asked:,} rounds"
+
+
+def runs_of(series: Sequence[Series]) -> list[tuple[str, int, str, str]]:
+    """Return each run's label, seed, rounds ("190 of 300 rounds" where it stopped) and folder."""
+    return [
+        (
+            one.label,
+            int(run.settings["seed"]),
+            _progress(run) if len(run.rounds) < run.rounds_asked else f"{len(run.rounds):,}",
+            str(run.path),
+        )
+        for one in series
+        for run in one.runs
+    ]
+
+
+def all_figures(series: Sequence[Series]) -> pd.DataFrame:
+    """Return a row a run: its label, every setting in which some runs differ, and its figures."""
+    settings = [flat(run.settings) for one in series for run in one.runs]
+    table = pd.concat([one.figures for one in series], ignore_index=True)
+    for key in reversed(list(dict.fromkeys(key for one in settings for key in one))):
+        values = [one.get(key) for one in settings]
+        if key != "seed" and len({str(value) for value in values}) > 1:
+            table.insert(0, key, values)
+    table.insert(0, "label", [one.label for one in series for _ in one.runs])
+    return table
 
 
 def figures_of(run: SavedRun) -> dict[str, Any]:
@@ -108,16 +166,15 @@ def figures_of(run: SavedRun) -> dict[str, Any]:
         ``run`` (its folder), ``seed``, ``round``; the accuracy of each view in `VIEWS` as in
         rounds.csv; ``std`` and ``worst10`` over the clients, of their personal models or, where
         there are none, of the generic one; ``head``, ``medium`` and ``tail`` accuracy of the
-        generic model or, where there is none, of the personal ones; ``seconds`` and ``bytes`` a
-        round. Shares, not %; NaN where there is no such number.
+        generic model or, where there is none, of the personal ones; ``seconds`` (median: the first
+        round warms up) and ``bytes`` a round. Shares, not %; NaN where there is no such number.
     """
     overall = {view: column(view) for view in _frames.VIEWS}
     done = _frames.evaluated(run.rounds, _frames.overall_columns(run.rounds).values())
     last = done.iloc[-1] if len(done) else pd.Series(dtype=np.float64)
     over = spread([])
-    if not _frames.last_round(run.clients).empty:
-        standing = Standing.of(run.clients)
-        over = spread(standing.by_client[standing.main])
+    if run.standing is not None:
+        over = spread(run.standing.by_client[run.standing.main])
     grouped = "generic" if pd.notna(last.get("generic_accuracy")) else "personal"
     rounds = run.rounds
     return {
@@ -128,7 +185,7 @@ def figures_of(run: SavedRun) -> dict[str, Any]:
         "std": over["std"],
         "worst10": over["worst10"],
         **{group: last.get(column(grouped, group), math.nan) for group in GROUPS},
-        "seconds": rounds["seconds"].mean(),
+        "seconds": rounds["seconds"].median(),
         "bytes": (rounds["bytes_up"] + rounds["bytes_down"]).mean(),
     }
 
@@ -177,7 +234,7 @@ def comparison_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]
     """Return headings and rows of the comparison, as text."""
     shown = pd.concat([one.figures for one in series], ignore_index=True)
     views = [view for view in _frames.VIEWS if shown[view].notna().any()]
-    heads = ["", "seeds", "round", *views, "worst 10 %", *GROUPS, "s a round"]
+    heads = ["run", "seeds", "round", *views, "worst 10 %", *GROUPS, "s a round"]
     rows = []
     for one in series:
         figures = one.figures
@@ -200,10 +257,11 @@ def mean_std(shares: pd.Series[float]) -> str:
     return f"{percent(known.mean())} ± {percent(known.std())}"
 
 
-def _telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys that tell the runs apart, none that follows from those before it.
+def _telling(settings: Sequence[Mapping[str, Any]], *, but: tuple[str, ...]) -> list[str]:
+    """Return the keys, ``but`` some, that tell the runs apart: none that follows from others.
 
-    >>> _telling([{"method.name": "fedavg"}, {"method.name": "fedprox", "method.mu": 0.1}])
+    >>> runs = [{"method.name": "fedavg"}, {"method.name": "fedprox", "method.mu": 0.1}]
+    >>> _telling(runs, but=("seed",))
     ['method.name']
     """
     keys = list(dict.fromkeys(key for one in settings for key in one))
@@ -211,7 +269,7 @@ def _telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     telling: list[str] = []
     apart = 1
     for key in keys:
-        if not key.startswith(_SAME_KIND):
+        if not key.startswith(but):
             now = len({_values(one, [*telling, key]) for one in settings})
             if now > apart:
                 telling.append(key)
@@ -220,7 +278,12 @@ def _telling(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _values(settings: Mapping[str, Any], keys: Iterable[str]) -> tuple[str, ...]:
-    return tuple(str(settings.get(key, "–")) for key in keys)
+    return tuple(_text(settings.get(key, "–")) for key in keys)
+
+
+def _text(value: Any) -> str:
+    """Write a value as an experiment file does, strings without quotes."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _label(key: str, value: str) -> str:

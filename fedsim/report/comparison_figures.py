@@ -17,7 +17,6 @@ from fedsim.metrics import GROUPS, column
 from fedsim.report import _frames, _style
 from fedsim.report.comparison import Series
 from fedsim.report.figures import save
-from fedsim.report.standing import Standing
 
 CAPTIONS = {
     "accuracy_over_rounds": "Accuracy after each tested round.",
@@ -53,10 +52,13 @@ def save_comparison(folder: Path, series: Sequence[Series], title: str) -> list[
 def accuracy_over_rounds(series: Sequence[Series], title: str) -> Figure | None:
     """Draw generic and personal accuracy over the rounds: means, shaded from least to most."""
     panels = {}
-    for view, tested in (("generic", "the global test set"), ("personal", "the clients' own")):
+    for view, tested in (
+        ("generic", "on the global test set"),
+        ("personal", "mean over the clients' own test sets"),
+    ):
         curves = [_over_rounds(one, column(view)) for one in series]
         if any(len(curve) for curve in curves):
-            panels[f"{view} model, on {tested}"] = curves
+            panels[f"{view} accuracy, {tested}"] = curves
     if not panels:
         return None
     with mpl.rc_context(_style.STYLE):
@@ -150,23 +152,28 @@ def _group_legend(ax: Axes) -> None:
 
 
 def _over_rounds(one: Series, name: str) -> pd.DataFrame:
-    """Return an accuracy in %: a row for each round that all runs tested, a column a run."""
+    """Return an accuracy in %: a row for each round that all runs tested, a column a run.
+
+    Where they have none in common, for each round that any run tested.
+    """
     columns = []
     for run in one.runs:
         done = _frames.evaluated(run.rounds, [name]) if name in run.rounds else pd.DataFrame()
         if len(done):
             columns.append(100 * done.set_index("round")[name].astype(np.float64))
-    return pd.concat(columns, axis=1, join="inner") if columns else pd.DataFrame()
+    if not columns:
+        return pd.DataFrame()
+    common = pd.concat(columns, axis=1, join="inner")
+    return common if len(common) else pd.concat(columns, axis=1).sort_index()
 
 
 def _over_clients(one: Series) -> npt.NDArray[np.float64]:
     """Return the accuracy in % at `_PLACES` between the worst and the best client."""
     curves = []
     for run in one.runs:
-        if _frames.last_round(run.clients).empty:
+        if run.standing is None:
             continue
-        standing = Standing.of(run.clients)
-        scores = standing.by_client[standing.main].dropna().to_numpy()
+        scores = run.standing.by_client[run.standing.main].dropna().to_numpy()
         curves.append(100 * np.quantile(scores, _PLACES))
     return np.mean(curves, axis=0) if curves else np.empty(0)
 

@@ -121,7 +121,7 @@ def save_figures(
         figures["personal_gain"] = (True, lambda: personal_gain(clients, title))
     if training is not None and not by_round(training).empty:
         figures["pseudo_labels"] = (True, lambda: pseudo_labels(training, title))
-    if norms is not None and not norms.empty:
+    if norms is not None and not norms.empty and norms["norm"].notna().any():
         figures["class_norms"] = (True, lambda: class_norms(norms, title))
     if etf is not None:
         figures["etf"] = (True, lambda: etf_angles(etf, title))

@@ -37,9 +37,8 @@ def class_norms(run: SavedRun) -> pd.DataFrame:
     heads = {
         head: _lengths(run.arrays[name])
         for name, head in _HEADS.items()
-        # What clients keep is of no use in the global model, where an ETF may live on projected
-        # features and a user's head have any shape.
-        if name not in own and name in run.arrays and run.arrays[name].ndim == 2
+        # What clients keep is of no use in the global model.
+        if name not in own and name in run.arrays and _is_head(run.arrays[name], run.num_classes)
     }
     for norms in own.values():
         heads["personal heads (mean)"] = np.mean(norms, axis=0)
@@ -64,9 +63,14 @@ def _own_heads(run: SavedRun) -> dict[str, list[NDArray[np.float64]]]:
     trained = run.states.trained
     for client in trained[:: max(1, len(trained) // _MOST_CLIENTS)].tolist():
         for name, array in run.states.read(client).items():
-            if name in _OWN_HEADS and array.ndim == 2:
+            if name in _OWN_HEADS and _is_head(array, run.num_classes):
                 own.setdefault(name, []).append(_lengths(array))
     return own
+
+
+def _is_head(array: NDArray[Any], num_classes: int) -> bool:
+    """Tell whether an array has a vector a class: a user's may be of any shape."""
+    return array.ndim == 2 and len(array) == num_classes
 
 
 def _lengths(rows: NDArray[Any]) -> NDArray[np.float64]:

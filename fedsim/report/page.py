@@ -88,9 +88,7 @@ def write_page(run: SavedRun, pictures: Iterable[Path]) -> Path:
     EngineError
         If the page can't be written.
     """
-    standing = None
-    if not _frames.last_round(run.clients).empty:
-        standing = Standing.of(run.clients)
+    standing = run.standing
     page = render(
         "report.html.jinja",
         title=run.name,
@@ -99,10 +97,11 @@ def write_page(run: SavedRun, pictures: Iterable[Path]) -> Path:
         cards=_cards(run),
         pictures=[Picture.read(file, CAPTIONS[file.stem]) for file in pictures],
         standing=standing,
-        **(_client_table(standing) if standing else {}),
+        **(_client_table(standing, run.num_clients) if standing else {}),
         **_round_table(run.rounds),
         parts=_parts(run.description["seconds_per_round"]),
-        facts=_facts(run.description),
+        parts_caption=_parts_caption(run),
+        facts=_facts(run),
         settings=(run.path / "experiment.toml").read_text(encoding="utf-8"),
     )
     path = run.path / "report.html"
@@ -157,12 +156,14 @@ def _cards(run: SavedRun) -> list[Card]:
             continue
         note = "on the global test set"
         if view.startswith("personal"):
-            # Of a method without personal models it is the generic one, on the clients' tests.
-            tested = run.clients[run.clients["round"] == last["round"]]
-            shown = view if (tested["view"] == view).any() else "generic"
-            over = spread(_frames.floats(tested[tested["view"] == shown], "accuracy"))
-            note = f"mean over clients; std {percent(over['std'])}, "
-            note += f"worst 10 %: {percent(over['worst10'])}"
+            note = "mean over the clients"
+            if run.standing is not None:
+                scores = run.standing.by_client
+                # Of a method without personal models it is the generic one, on their own tests.
+                if view not in scores:
+                    note = "the generic model, mean over the clients"
+                over = spread(scores[view if view in scores else "generic"])
+                note += f"; std {percent(over['std'])}, worst 10 %: {percent(over['worst10'])}"
         cards.append(Card(view, f"{percent(last[name])} %", note))
     view = "generic" if pd.notna(last["generic_accuracy"]) else "personal"
     groups = [percent(last.get(column(view, group), float("nan"))) for group in GROUPS]
@@ -170,10 +171,14 @@ def _cards(run: SavedRun) -> list[Card]:
     return cards
 
 
-def _client_table(standing: Standing) -> dict[str, Any]:
+def _client_table(standing: Standing, num_clients: int) -> dict[str, Any]:
     """Return the table of the clients: headings, rows, closing rows, and who isn't listed."""
+    tested = len(standing.by_client)
+    notes = [f"{tested:,} of {num_clients:,} were tested."] if tested < num_clients else []
     scores = [*standing.views, *GROUP_SCORES]
     shown = standing.shown(MOST_CLIENTS)
+    if len(shown) > 1:
+        notes.append(f"{standing.caption(*map(len, shown))}.")
     clients = pd.concat(shown)
     rows = [
         [
@@ -199,7 +204,7 @@ def _client_table(standing: Standing) -> dict[str, Any]:
         "client_heads": ["client", *COUNTS.values(), *standing.views, *GROUPS, "F1"],
         "client_rows": rows,
         "client_footer": footer,
-        "clients_caption": standing.caption(*map(len, shown)) if len(shown) > 1 else "",
+        "clients_caption": " ".join(notes),
     }
 
 
@@ -241,18 +246,23 @@ def _parts(seconds: dict[str, float]) -> list[Part]:
     ]
 
 
-def _facts(description: dict[str, Any]) -> Sequence[tuple[str, str]]:
-    """Return what run.json says, for people."""
+def _parts_caption(run: SavedRun) -> str:
+    """Say so where run.json knows fewer rounds than have finished: of a killed or live run."""
+    known = run.description.get("rounds_finished")
+    return "" if known == len(run.rounds) else f"Of the first {known} rounds."
+
+
+def _facts(run: SavedRun) -> Sequence[tuple[str, str]]:
+    """Return what run.json and rounds.csv say, for people."""
+    description, rounds = run.description, run.rounds
     hardware = description["hardware"]
-    total = description["seconds_per_round"].get("total")
     facts = {
         "started": description["started"],
         "finished": description.get("finished"),
-        "time": total
-        and f"{_seconds(description['seconds_setup'])} to start, {_seconds(total)} a round",
-        "traffic": total
-        and f"{_bytes(description['bytes_down'])} to the clients, "
-        f"{_bytes(description['bytes_up'])} back",
+        "time": f"{_seconds(description['seconds_setup'])} to start, "
+        f"{_seconds(rounds['seconds'].mean())} a round",
+        "traffic": f"{_bytes(rounds['bytes_down'].sum())} to the clients, "
+        f"{_bytes(rounds['bytes_up'].sum())} back",
         "device": description["device"],
         "workers": description["workers"],
         "machine": f"{hardware['cores']} cores, {_bytes(hardware['memory_bytes'])} of memory, "

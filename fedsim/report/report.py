@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from fedsim.report.comparison import NOTE, Series, comparison_rows
+from fedsim.errors import EngineError
+from fedsim.report._style import counted
+from fedsim.report.comparison import NOTE, Series, all_figures, comparison_rows, runs_of
 from fedsim.report.comparison_figures import CAPTIONS, save_comparison
 from fedsim.report.figures import save_figures
 from fedsim.report.norms import class_norms
@@ -38,6 +38,7 @@ def write_report(run: SavedRun) -> Path:
     """
     norms = class_norms(run)
     write_whole(run.path / "class_norms.csv", norms.to_csv(index=False).encode())
+    etf = run.arrays.get("etf.weight")
     pictures = save_figures(
         run.path / "figures",
         rounds=run.rounds,
@@ -45,7 +46,7 @@ def write_report(run: SavedRun) -> Path:
         partition=run.partition,
         training=run.training,
         norms=norms,
-        etf=run.arrays.get("etf.weight"),
+        etf=etf if "fixed ETF" in set(norms["head"]) else None,
         num_clients=run.num_clients,
         num_classes=run.num_classes,
         title=run.name,
@@ -53,7 +54,9 @@ def write_report(run: SavedRun) -> Path:
     return write_page(run, pictures)
 
 
-def write_comparison(folder: Path, series: Sequence[Series], title: str) -> Path:
+def write_comparison(
+    folder: Path, series: Sequence[Series], title: str, failed: Sequence[str] = ()
+) -> Path:
     """Write comparison.csv, figures and comparison.html about some runs into a folder.
 
     Parameters
@@ -64,6 +67,8 @@ def write_comparison(folder: Path, series: Sequence[Series], title: str) -> Path
         The runs, by what they differ in.
     title : str
         Written above the page and its figures.
+    failed : sequence of str
+        A line for each run that isn't there, with why.
 
     Returns
     -------
@@ -73,18 +78,19 @@ def write_comparison(folder: Path, series: Sequence[Series], title: str) -> Path
     Raises
     ------
     EngineError
-        If a file can't be written.
+        If the folder is that of a run, or a file can't be written.
     """
-    table = pd.concat([one.figures.assign(label=one.label) for one in series], ignore_index=True)
-    table.insert(0, "label", table.pop("label"))
-    write_whole(folder / "comparison.csv", table.to_csv(index=False).encode())
+    if (folder / "experiment.toml").exists():
+        raise EngineError(f"{folder} is the folder of a run; choose another --out")
+    write_whole(folder / "comparison.csv", all_figures(series).to_csv(index=False).encode())
     pictures = save_comparison(folder / "figures", series, title)
     heads, rows = comparison_rows(series)
-    runs = [(one.label, run.settings["seed"], run.path) for one in series for run in one.runs]
+    runs = runs_of(series)
     page = render(
         "comparison.html.jinja",
         title=title,
-        subtitle=f"{len(runs)} runs, {len(series)} settings",
+        subtitle=f"{counted(len(runs), 'run')}, {counted(len(series), 'setting')}",
+        failed=failed,
         note=f"Mean ± standard deviation over the seeds. {NOTE} Click a heading to sort.",
         heads=heads,
         rows=rows,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tomllib
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +15,20 @@ import pandas as pd
 from safetensors import SafetensorError
 
 from fedsim.errors import DataError
+from fedsim.report import _frames
+from fedsim.report.run_directory import CHECKPOINT
+from fedsim.report.standing import Standing
 
 if TYPE_CHECKING:
     from fedsim.engine.state import ClientStates
     from fedsim.models import Arrays
 
-# What is read of a run's experiment.toml and run.json.
+# What is read of a run's files.
+_ROUNDS = (
+    *("round", "generic_accuracy", "personal_accuracy", "train_loss"),
+    *("seconds", "bytes_up", "bytes_down"),
+)
+_PARTITION = ("client", "class", "labelled", "unlabelled", "test")
 _SETTINGS = {
     "name": str,
     "data.source": str,
@@ -37,8 +44,6 @@ _DESCRIPTION = {
     "started": str,
     "seconds_setup": float,
     "seconds_per_round": dict,
-    "bytes_up": int,
-    "bytes_down": int,
     "device": str,
     "workers": int,
     "versions": dict,
@@ -46,6 +51,10 @@ _DESCRIPTION = {
     "hardware.memory_bytes": int,
     "hardware.system": str,
 }
+
+
+class NoRoundError(DataError):
+    """A run of which no round has finished."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,8 @@ class SavedRun:
     description : dict
         Its run.json.
     rounds, clients, training, partition : DataFrame
-        Its CSV files; without rows and columns where nobody was tested, or trained.
+        Its CSV files, up to the last finished round; without rows and columns where nobody was
+        tested, or trained.
     """
 
     path: Path
@@ -87,16 +97,24 @@ class SavedRun:
         for name in ("experiment.toml", "run.json", "partition.csv"):
             if not (folder / name).is_file():
                 raise DataError(f"{folder}: isn't the folder of a run, it has no {name}")
-        if not (folder / "rounds.csv").exists():
-            raise DataError(f"{folder}: no round of this run has finished")
+        settings = _parsed(folder / "experiment.toml", _SETTINGS)
+        description = _parsed(folder / "run.json", _DESCRIPTION)
+        if not all(isinstance(v, int | float) for v in description["seconds_per_round"].values()):
+            raise DataError(f"{folder / 'run.json'}: seconds_per_round must hold numbers")
+        rounds = _table(folder / "rounds.csv", _ROUNDS)
+        if rounds.empty:
+            raise NoRoundError(f"{folder}: no round of this run has finished")
+        last = rounds["round"].iloc[-1]
+        clients = _table(folder / "clients.csv", ("round",), but={"view"})
+        training = _table(folder / "training.csv", ("round",))
         return cls(
             path=folder,
-            settings=_parsed(folder / "experiment.toml", _SETTINGS),
-            description=_parsed(folder / "run.json", _DESCRIPTION),
-            rounds=_table(folder / "rounds.csv"),
-            clients=_table(folder / "clients.csv"),
-            training=_table(folder / "training.csv"),
-            partition=_table(folder / "partition.csv"),
+            settings=settings,
+            description=description,
+            rounds=rounds,
+            clients=clients if clients.empty else clients[clients["round"] <= last],
+            training=training if training.empty else training[training["round"] <= last],
+            partition=_table(folder / "partition.csv", _PARTITION),
         )
 
     @property
@@ -120,10 +138,25 @@ class SavedRun:
         return int(self.description["num_classes"])
 
     @cached_property
+    def standing(self) -> Standing | None:
+        """Where its clients stand after the last evaluated round; None where none was tested."""
+        if _frames.last_round(self.clients).empty:
+            return None
+        try:
+            return Standing.of(self.clients)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}") from None
+
+    @cached_property
     def arrays(self) -> Arrays:
-        """The global model; none where the run was killed before it wrote it."""
+        """The global model; that of the last checkpoint where the run was killed or goes on."""
         from safetensors.numpy import load
 
+        if self.description.get("finished") is None and (self.path / CHECKPOINT).exists():
+            from fedsim.engine.checkpoint import Checkpoint
+            from fedsim.engine.flower import from_record
+
+            return from_record(Checkpoint.read(self.path / CHECKPOINT).arrays)
         file = self.path / "model.safetensors"
         if not file.exists():
             return {}
@@ -161,15 +194,19 @@ def _parsed(file: Path, needed: Mapping[str, type]) -> dict[str, Any]:
     return content
 
 
-def _table(file: Path) -> pd.DataFrame:
-    """Read a CSV file without the row that was being written when the run was killed."""
+def _table(file: Path, needed: Iterable[str], but: Collection[str] = ()) -> pd.DataFrame:
+    """Read a CSV file of numbers, ``but`` some columns, without a row that isn't whole."""
     if not file.exists():
         return pd.DataFrame()
     try:
         text = file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            warnings.warn(f"{file}: its last row isn't whole and is left out", stacklevel=3)
-        return pd.read_csv(io.StringIO(whole)) if whole else pd.DataFrame()
+        header, rows = text.find("\n") + 1, text.rfind("\n") + 1
+        table = pd.read_csv(io.StringIO(text[:rows])) if rows > header else pd.DataFrame()
     except (OSError, ValueError) as error:  # pandas' own are ValueErrors, too
         raise DataError(f"{file}: can't be read: {error}") from None
+    if not table.empty:
+        _frames.require(table, needed, str(file))
+    for name, column in table.items():
+        if name not in but and not pd.api.types.is_numeric_dtype(column):
+            raise DataError(f"{file}: column {name!r} has an entry that is no number")
+    return table

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import time
@@ -41,7 +42,7 @@ def test_a_components_own_settings_can_be_swept(file):
 def test_values_with_commas_are_written_as_toml(file):
     planned = plan(file, ["model.hidden=[[4, 8], [16]]"], 1, ["model.name=mlp"])
     assert [one.experiment.model.options["hidden"] for one in planned] == [(4, 8), (16,)]
-    assert [one.name for one in planned] == ["hidden=-4,-8-,seed=3", "hidden=-16-,seed=3"]
+    assert [one.name for one in planned] == ["hidden=4,8,seed=3", "hidden=16,seed=3"]
 
 
 def test_without_a_grid_only_the_seeds_differ(file):
@@ -57,7 +58,9 @@ class TestPlanFailure:
             ("training.lr=0.1,,0.2", r"write --grid table.key=V1,V2"),
             ("training.lr=[0.1", r"table.key=\[V1, V2\] in TOML"),
             ("seed=1,2", r"--grid seed=...: give --seeds, the number of seeds"),
-            ("training.lr=0.1,0.1", r"two runs would be called lr=0.1,seed=3"),
+            ("training.lr=0.1,0.10", r"lr=0.1,seed=3 and lr=0.10,seed=3 are the same experiment"),
+            ("training.lr=[2020-01-01]", r"table.key=\[V1, V2\] in TOML"),
+            ("data.source=npz:a/b,npz:a-b", r"two runs would have the folder npz-a-b,seed=3"),
             ("method.name=fedavg,fedx", r"fedx: .*small.toml: .*unknown method 'fedx'"),
             ("method.mu=0.1", r"mu=0.1: .*small.toml: method.mu"),
         ],
@@ -81,6 +84,36 @@ class TestPlanFailure:
             "lr=-1.0",
             "lr=-2.0",
         ]
+
+
+def test_a_strategy_that_raises_leaves_the_other_runs_alone(file):
+    (file.parent / "mine_boom.py").write_text(
+        "from strategies import FedAvg\n"
+        "class Boom(FedAvg):\n"
+        "    def aggregate_train(self, server_round, replies):\n"
+        "        raise RuntimeError('boom')\n"
+    )
+    grid = ("--grid", "method.name=mine_boom:Boom,fedavg")
+    done = fedsim(file.parent, "sweep", "small.toml", *grid, "--out", "all", code=2)
+    line = "mine_boom:Boom,seed=3: RuntimeError: boom (mine_boom.py, line 4, in aggregate_train)"
+    assert f"error: {line.replace(':Boom,', '-Boom,')}" in done.stderr
+    assert done.stderr.endswith("error: 1 of 2 runs failed, as said above\n")
+    assert re.search(r"^small +1 +[\d.]+ ", done.stdout, re.M)
+    assert "Not here: mine_boom-Boom,seed=3" in (file.parent / "all/comparison.html").read_text()
+
+
+def test_what_ran_before_is_no_result_of_a_sweep_that_fails(file):
+    fedsim(file.parent, "sweep", "small.toml", "--out", "all")
+    other = ("--set", "training.lr=0.5")
+    done = fedsim(file.parent, "sweep", "small.toml", *other, "--out", "all", code=2)
+    assert "training.lr was 0.1" in done.stderr.replace("\n", " ") or "training.lr" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_sweep_is_no_run(file):
+    fedsim(file.parent, "run", "small.toml", "--out", "one")
+    done = fedsim(file.parent, "sweep", "small.toml", "--out", "one", code=2)
+    assert done.stderr == "error: one is the folder of a run; choose another --out\n"
 
 
 def test_a_run_that_breaks_leaves_the_others_alone(file, tmp_path):

@@ -112,6 +112,11 @@ class TestFolder:
         assert source.x_train[0].tolist() == [[[153] * 5] * 4]
         np.testing.assert_array_equal(source.x_train[1, 0], X[PATHS[1]])
 
+    def test_grey_with_transparency(self, root):
+        pixels = np.random.default_rng(9).integers(0, 256, (4, 5, 2), np.uint8)
+        read = only(root, Image.fromarray(pixels, "LA"))
+        np.testing.assert_array_equal(read[0], pixels[:, :, 0])
+
     def test_a_palette_with_transparent_colours(self, root):
         image = Image.fromarray(np.array([[0, 1, 0, 1, 1]] * 4, np.uint8), "P")
         image.putpalette([10, 20, 30, 40, 50, 60])
@@ -143,7 +148,12 @@ class TestFolder:
     def test_what_file_managers_leave_behind(self, root):
         for path in ("train/.DS_Store", "train/cat/Thumbs.db", "test/dog/Desktop.ini"):
             save(root, path, b"x")
-        assert len(folder(str(root)).y_train) == 3
+        # What begins with a dot is left out whatever it is: macOS and Jupyter hide copies so.
+        save(root, "train/cat/._a.png", b"x")
+        save(root, "train/cat/.ipynb_checkpoints/a.png", X[PATHS[0]])
+        save(root, "train/.hidden/a.png", X[PATHS[0]])
+        source = folder(str(root))
+        assert (len(source.y_train), source.num_classes) == (3, 3)
 
     def test_links_are_followed(self, root, tmp_path_factory):
         elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -238,8 +248,8 @@ class TestFolderFailure:
         assert message(root) == "test/z.png is in no class's folder; must be test/CLASS/z.png"
 
     def test_a_class_without_images(self, root):
-        (root / "train/.ipynb_checkpoints").mkdir()
-        assert message(root) == "the class '.ipynb_checkpoints' has no images; remove its folder"
+        (root / "train/old").mkdir()
+        assert message(root) == "the class 'old' has no images; remove its folder"
 
     def test_a_split_without_images(self, root):
         for path in PATHS[3:]:

@@ -201,7 +201,9 @@ class TestParquet:
 
 
 class TestLabels:
-    @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), "dictionary"])
+    @pytest.mark.parametrize(
+        "kind", [pa.string(), pa.large_string(), pa.string_view(), "dictionary"]
+    )
     def test_texts_of_both_splits_are_sorted(self, tmp_path, kind):
         values = [["dog", "cat", "dog"], ["ape", "cat"]]
         arrays = [

@@ -10,8 +10,9 @@ from rich.console import Console
 
 import fedsim
 from fedsim import Experiment
-from fedsim.errors import DataError
+from fedsim.errors import DataError, EngineError
 from fedsim.report.comparison import compare, comparison_rows, comparison_table, read_runs
+from fedsim.report.comparison_figures import accuracy_over_rounds
 from fedsim.report.report import write_comparison
 from tests.fedsim.report.test_report import Page
 
@@ -76,8 +77,44 @@ def test_where_and_how_often_a_run_is_tested_tells_nothing(runs):
 
 def test_the_same_run_twice_is_told(runs):
     shutil.copytree(runs / "fedavg-0", runs / "again")
-    with pytest.warns(UserWarning, match="another run has all its settings, and its seed"):
-        labels(runs / "fedavg-0", runs / "again")
+    with pytest.warns(UserWarning, match=r"left out: .*again has all settings of .*fedavg-0, and"):
+        assert labels(runs / "fedavg-0", runs / "again") == [("experiment", 1)]
+
+
+def test_what_a_run_ran_on_tells_it_apart_where_nothing_else_does(runs):
+    shutil.copytree(runs / "fedavg-0", runs / "on-ray")
+    change(runs / "on-ray", 'backend = "inline"', 'backend = "ray"')
+    told = labels(runs / "fedavg-0", runs / "fedavg-1", runs / "on-ray")
+    assert told == [("backend=inline", 2), ("backend=ray", 1)]
+
+
+def test_a_run_that_stopped_is_told(runs, tmp_path):
+    rows = (runs / "fedavg-1" / "rounds.csv").read_text().splitlines(keepends=True)
+    (runs / "fedavg-1" / "rounds.csv").write_text("".join(rows[:2]))
+    with pytest.warns(UserWarning, match="fedavg-1: 1 of 2 rounds have finished"):
+        series = compare(read_runs([runs]))
+    shown = Page(write_comparison(tmp_path / "out", series, "mine"))
+    assert [row[2] for row in shown.tables[1]] == ["rounds", "2", "1 of 2 rounds", "2", "2"]
+    assert shown.tables[0][1][2] == "1, 2"
+
+
+def test_seeds_that_were_tested_in_different_rounds_still_have_a_curve(runs, tmp_path):
+    for seed, tested in ((0, 1), (1, 2)):
+        rounds = pd.read_csv(runs / f"fedavg-{seed}" / "rounds.csv")
+        accuracy = rounds.columns[rounds.columns.str.contains("accuracy")]
+        rounds.loc[rounds["round"] != tested, accuracy] = np.nan
+        rounds.to_csv(runs / f"fedavg-{seed}" / "rounds.csv", index=False)
+    series = compare(read_runs([runs / "fedavg-0", runs / "fedavg-1"]))
+    write_comparison(tmp_path / "out", series, "mine")
+    assert (tmp_path / "out" / "figures" / "accuracy_over_rounds.png").exists()
+
+
+def test_runs_come_in_the_order_of_their_numbers(runs):
+    for seed in (2, 10):
+        copy = shutil.copytree(runs / "fedavg-0", runs / "inner" / f"fedavg-{seed}")
+        change(copy, "seed = 0", f"seed = {seed}")
+    assert [run.settings["seed"] for run in read_runs([runs / "inner"])] == [2, 10]
+    assert labels(runs) == [("fedavg", 4), ("fedper", 2)]
 
 
 def test_the_numbers_are_those_of_the_last_rounds(folder):
@@ -94,7 +131,7 @@ def test_the_numbers_are_those_of_the_last_rounds(folder):
         mean, deviation = np.mean(values), np.std(values, ddof=1)
         shown = [float(number) for number in cells[name].split(" ± ")]
         np.testing.assert_allclose(shown, [mean, deviation], atol=0.05001)
-    assert (cells[""], cells["seeds"], cells["round"]) == ("fedper", "2", "2")
+    assert (cells["run"], cells["seeds"], cells["round"]) == ("fedper", "2", "2")
     assert cells["generic"] == "–"
 
 
@@ -110,12 +147,13 @@ def test_a_comparison_is_a_page_with_figures_and_a_csv_file(folder, tmp_path):
     series = compare(read_runs([folder]))
     page = write_comparison(tmp_path / "out", series, "mine")
     shown = Page(page)
-    assert [row[0] for row in shown.tables[0]] == ["", "fedavg", "fedper"]
-    assert [row[0] for row in shown.tables[1]] == ["", *["fedavg"] * 2, *["fedper"] * 2]
+    assert [row[0] for row in shown.tables[0]] == ["run", "fedavg", "fedper"]
+    assert [row[0] for row in shown.tables[1]] == ["run", *["fedavg"] * 2, *["fedper"] * 2]
     files = {file.read_bytes() for file in (tmp_path / "out" / "figures").iterdir()}
     assert set(shown.pictures) == files
     assert len(files) == 3
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert table.columns[:2].tolist() == ["label", "method.name"]
     rounds = pd.read_csv(folder / "fedavg-1" / "rounds.csv")
     assert table["generic"].iloc[1] == rounds["generic_accuracy"].iloc[-1]
 
@@ -132,22 +170,39 @@ def test_runs_that_nobody_tested_have_a_page_too(runs, tmp_path):
     assert shown.pictures == []
 
 
-def test_many_runs_have_lines_of_their_own(runs, tmp_path):
+def test_many_runs_have_lines_of_their_own(runs):
     for i in range(9):
         copy = shutil.copytree(runs / "fedavg-0", runs / f"lr-{i}")
         change(copy, "lr = 0.1", f"lr = 1.{i}")
     series = compare(read_runs([runs]))
     assert len(series) == 11
-    write_comparison(tmp_path / "out", series, "mine")
+    lines = [
+        line for line in accuracy_over_rounds(series, "mine").axes[0].lines if len(line.get_xdata())
+    ]
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines}
+    assert len(looks) == 10  # FedPer has no generic model
 
 
 def test_a_run_without_a_finished_round_is_left_out_with_a_warning(runs):
     (runs / "fedavg-0" / "rounds.csv").unlink()
-    with pytest.warns(UserWarning, match=r"fedavg-0: left out, no round has finished"):
+    with pytest.warns(
+        UserWarning, match=r"left out: .*fedavg-0: no round of this run has finished"
+    ):
         assert labels(runs) == [("fedavg", 1), ("fedper", 2)]
 
 
 class TestCompareFailure:
+    def test_the_folder_of_a_run_is_left_alone(self, runs):
+        with pytest.raises(EngineError, match="fedper-0 is the folder of a run; choose another"):
+            write_comparison(runs / "fedper-0", compare(read_runs([runs])), "mine")
+
+    def test_a_client_twice_is_said_with_its_run(self, runs):
+        file = runs / "fedper-1" / "clients.csv"
+        rows = file.read_text().splitlines(keepends=True)
+        file.write_text("".join([*rows, rows[-1]]))
+        with pytest.raises(DataError, match=r"fedper-1: clients.csv: client 3 has two rows"):
+            compare(read_runs([runs]))
+
     def test_a_folder_without_runs(self, tmp_path):
         with pytest.raises(DataError, match="isn't the folder of a run"):
             read_runs([tmp_path])

@@ -1,6 +1,7 @@
 """The report of a run: made from its folder, whatever became of the run."""
 
 import base64
+import json
 import shutil
 from html.parser import HTMLParser
 
@@ -124,16 +125,56 @@ def test_a_report_made_anew_is_the_same(run):
 
 
 def test_a_run_that_was_killed_has_a_report(run):
-    # What is there while the third round's rows are being written.
+    # While the third round's rows are being written; its checkpoint is that of the third round.
+    norms = (run / "class_norms.csv").read_bytes()
+    description = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(
+        json.dumps(description | {"finished": None, "rounds_finished": 0})
+    )
     for file in ("model.safetensors", "class_norms.csv", "report.html"):
         (run / file).unlink()
     text = (run / "rounds.csv").read_text()
     (run / "rounds.csv").write_text(text[:-10])
-    with pytest.warns(UserWarning, match=r"rounds\.csv: its last row isn't whole and is left out"):
-        write_report(SavedRun.read(run))
+    write_report(SavedRun.read(run))
     shown = Page(run / "report.html")
     assert "2 of 3 rounds had finished when this page was made." in shown.text
-    assert len(shown.pictures) == 6  # not the fixed classifier, which was in the model
+    assert "Clients after round 2" in shown.text  # clients.csv has the third, too
+    assert "Of the first 0 rounds." in shown.text
+    assert len(shown.pictures) == 7
+    assert (run / "class_norms.csv").read_bytes() == norms
+
+
+def test_a_run_that_goes_on_shows_its_checkpoints_model_not_the_last_ones(run):
+    norms = (run / "class_norms.csv").read_bytes()
+    save_file({"head.weight": np.ones((10, 4), np.float32)}, run / "model.safetensors")
+    write_report(SavedRun.read(run))
+    assert (run / "class_norms.csv").read_bytes() != norms
+    description = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(description | {"finished": None}))
+    write_report(SavedRun.read(run))
+    assert (run / "class_norms.csv").read_bytes() == norms
+
+
+def test_without_the_clients_file_there_is_a_page_without_clients(run):
+    (run / "clients.csv").unlink()
+    with pytest.warns(UserWarning, match="client_accuracy.png: skipped"):
+        write_report(SavedRun.read(run))
+    assert "Clients after" not in Page(run / "report.html").text
+
+
+def test_the_page_says_how_many_clients_were_tested(run):
+    clients = pd.read_csv(run / "clients.csv")
+    clients[clients["client"] != 4].to_csv(run / "clients.csv", index=False)
+    write_report(SavedRun.read(run))
+    assert "4 of 5 were tested." in Page(run / "report.html").text
+
+
+def test_heads_of_any_shape_are_left_out(run):
+    other = {"head.weight": np.ones((3, 5), np.float32), "etf.weight": np.ones(10, np.float32)}
+    save_file(other, run / "model.safetensors")
+    shutil.rmtree(run / "state")
+    write_report(SavedRun.read(run))
+    assert pd.read_csv(run / "class_norms.csv").empty
 
 
 def test_a_run_without_evaluation_or_labels_has_a_report(run):
@@ -188,16 +229,28 @@ class TestSavedRunFailure:
         ):
             SavedRun.read(tmp_path)
 
-    def test_no_round_yet(self, run):
+    @pytest.mark.parametrize("content", [None, "", "round,gen", "round,generic_accuracy\n1,0."])
+    def test_no_round_yet(self, run, content):
         (run / "rounds.csv").unlink()
+        if content is not None:
+            (run / "rounds.csv").write_text(content)
         with pytest.raises(DataError, match="run: no round of this run has finished"):
             SavedRun.read(run)
 
     @pytest.mark.parametrize("content", [b"a,b\n1,2\n1,2,3\n", b"\xff\n", b"a,b\n1,2\n"])
-    def test_a_table_that_can_not_be_read(self, run, content):
-        (run / "clients.csv").write_bytes(content)
-        with pytest.raises(DataError, match=r"clients\.csv"):
+    @pytest.mark.parametrize("name", ["rounds.csv", "clients.csv", "training.csv", "partition.csv"])
+    def test_a_table_that_can_not_be_read(self, run, name, content):
+        (run / name).write_bytes(content)
+        with pytest.raises(DataError, match=name.replace(".", r"\.")):
             write_report(SavedRun.read(run))
+
+    def test_a_word_among_numbers(self, run):
+        rounds = pd.read_csv(run / "rounds.csv").astype({"generic_accuracy": object})
+        rounds.loc[1, "generic_accuracy"] = "high"
+        rounds.to_csv(run / "rounds.csv", index=False)
+        line = r"rounds\.csv: column 'generic_accuracy' has an entry that is no number"
+        with pytest.raises(DataError, match=line):
+            SavedRun.read(run)
 
     @pytest.mark.parametrize(
         ("name", "old", "new", "missing"),
