@@ -437,7 +437,7 @@ class TestFederateFailure:
         def mine(y, group, num_clients, rng):
             return np.where(np.arange(120) < 7, np.arange(120) % 3, -1)
 
-        line = "= 3, but partition mine deals out 7 .* min_examples = 3; at most 2 clients"
+        line = "= 3, but partition mine deals out 7 .*min_examples = 3; at most 2 clients"
         with pytest.warns(UserWarning, match="113 of 120"), pytest.raises(DataError, match=line):
             federate(toy(), num_clients=3, partition=mine, min_examples=3)
 
