@@ -29,18 +29,30 @@ def require(frame: pd.DataFrame, columns: Iterable[str], name: str) -> None:
             )
 
 
+def views_of(rounds: pd.DataFrame) -> list[str]:
+    """Return the views there: ``generic`` and ``personal`` always, a method's own ones last.
+
+    >>> views_of(pd.DataFrame(columns=["generic_cold_accuracy", "generic_realigned_accuracy"]))
+    ['generic', 'generic-realigned', 'personal', 'generic-cold']
+    """
+    end, groups = "_accuracy", tuple(f"{group}_accuracy" for group in GROUPS)
+    names = [name for name in rounds.columns if name.endswith(end) and not name.endswith(groups)]
+    found = [name.removesuffix(end).replace("_", "-") for name in names]
+    known = [view for view in VIEWS if view in ("generic", "personal") or view in found]
+    return known + [view for view in found if view not in VIEWS]
+
+
 def overall_columns(rounds: pd.DataFrame) -> dict[str, str]:
-    """Return view -> column of its accuracy: ``generic``, ``personal`` and the others there."""
-    every_run = ("generic", "personal")
-    return {v: column(v) for v in VIEWS if v in every_run or column(v) in rounds.columns}
+    """Return view -> column of its accuracy."""
+    return {view: column(view) for view in views_of(rounds)}
 
 
 def group_columns(rounds: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Return view -> head, medium, tail -> column: ``generic`` and the other views there."""
-    columns = {view: {group: column(view, group) for group in GROUPS} for view in VIEWS}
+    by_view = {view: {g: column(view, g) for g in GROUPS} for view in views_of(rounds)}
     return {
         view: of_view
-        for view, of_view in columns.items()
+        for view, of_view in by_view.items()
         if view == "generic" or set(of_view.values()) & set(rounds.columns)
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,13 @@ STYLE: dict[Any, Any] = {
 }
 
 THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
+
+
+def view_colours(views: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each view, also for those of a method's own."""
+    spare = [colour for colour in PALETTE if colour not in VIEW_COLOURS.values()]
+    others = [view for view in views if view not in VIEW_COLOURS]
+    return VIEW_COLOURS | {view: spare[i % len(spare)] for i, view in enumerate(others)}
 
 
 def new_figure(

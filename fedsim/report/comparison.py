@@ -163,14 +163,14 @@ def figures_of(run: SavedRun) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``run`` (its folder), ``seed``, ``round``; the accuracy of each view in `VIEWS` as in
-        rounds.csv; ``std`` and ``worst10`` over the clients, of their personal models or, where
-        there are none, of the generic one; ``head``, ``medium`` and ``tail`` accuracy of the
-        generic model or, where there is none, of the personal ones; ``seconds`` (median: the first
-        round warms up) and ``bytes`` a round. Shares, not %; NaN where there is no such number.
+        ``run`` (its folder), ``seed``, ``round``; the accuracy of each view, as in rounds.csv;
+        ``std`` and ``worst10`` over the clients, of their personal models or, where there are none,
+        of the generic one; ``head``, ``medium`` and ``tail`` accuracy of the generic model or,
+        where there is none, of the personal ones; ``seconds`` (median: the first round warms up)
+        and ``bytes`` a round. Shares, not %; NaN where there is no such number.
     """
-    overall = {view: column(view) for view in _frames.VIEWS}
-    done = _frames.evaluated(run.rounds, _frames.overall_columns(run.rounds).values())
+    overall = _frames.overall_columns(run.rounds)
+    done = _frames.evaluated(run.rounds, overall.values())
     last = done.iloc[-1] if len(done) else pd.Series(dtype=np.float64)
     over = spread([])
     if run.standing is not None:
@@ -233,15 +233,21 @@ NOTE = (
 def comparison_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of the comparison, as text."""
     shown = pd.concat([one.figures for one in series], ignore_index=True)
-    views = [view for view in _frames.VIEWS if shown[view].notna().any()]
+    names = [name for one in series for run in one.runs for name in run.rounds.columns]
+    views = _frames.views_of(pd.DataFrame(columns=list(dict.fromkeys(names))))
+    views = [view for view in views if shown[view].notna().any()]
     heads = ["run", "seeds", "round", *views, "worst 10 %", *GROUPS, "s a round"]
     rows = []
     for one in series:
         figures = one.figures
-        rounds = sorted({str(r) if pd.notna(r) else "–" for r in figures["round"]})
-        scores = [mean_std(figures[name]) for name in (*views, "worst10", *GROUPS)]
+        rounds = sorted({int(r) for r in figures["round"].dropna()})
+        scores = [
+            mean_std(figures[name]) if name in figures else "–"
+            for name in (*views, "worst10", *GROUPS)
+        ]
         seconds = f"{figures['seconds'].mean():.3g}"
-        rows.append([one.label, str(len(one.runs)), ", ".join(rounds), *scores, seconds])
+        last = ", ".join(map(str, rounds)) or "–"
+        rows.append([one.label, str(len(one.runs)), last, *scores, seconds])
     return heads, rows
 
 

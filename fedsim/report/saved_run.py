@@ -199,9 +199,9 @@ def _table(file: Path, needed: Iterable[str], but: Collection[str] = ()) -> pd.D
     if not file.exists():
         return pd.DataFrame()
     try:
-        text = file.read_text(encoding="utf-8")
-        header, rows = text.find("\n") + 1, text.rfind("\n") + 1
-        table = pd.read_csv(io.StringIO(text[:rows])) if rows > header else pd.DataFrame()
+        content = file.read_bytes()
+        header, rows = content.find(b"\n") + 1, content.rfind(b"\n") + 1
+        table = pd.read_csv(io.BytesIO(content[:rows])) if rows > header else pd.DataFrame()
     except (OSError, ValueError) as error:  # pandas' own are ValueErrors, too
         raise DataError(f"{file}: can't be read: {error}") from None
     if not table.empty:

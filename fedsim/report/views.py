@@ -57,11 +57,11 @@ def accuracy_over_rounds(rounds: pd.DataFrame, title: str) -> Figure:
         )
         fig = _style.new_figure(7.0, 3.7, title, note)
         ax = fig.add_subplot()
-        labels = []
+        colours, labels = _style.view_colours(shown), []
         for view, column in shown.items():
             line = done.dropna(subset=[column])
             y = 100 * _frames.floats(line, column)
-            colour = _style.VIEW_COLOURS[view]
+            colour = colours[view]
             few = len(line) <= _MARKED_ROUNDS
             ax.plot(
                 _frames.floats(line, "round"),
@@ -103,8 +103,7 @@ def client_accuracy(clients: pd.DataFrame, title: str) -> Figure:
         raise DataError(_frames.NO_CLIENT_EVALUATED)
     scored = rows.dropna(subset=["accuracy"]).sort_values("accuracy", kind="stable")
     views = sorted(scored["view"].unique())
-    spare = [c for c in _style.PALETTE if c not in _style.VIEW_COLOURS.values()]
-    colours = {v: spare[i % len(spare)] for i, v in enumerate(views)} | _style.VIEW_COLOURS
+    colours = _style.view_colours(views)
     with mpl.rc_context(_style.STYLE):
         most = int(scored["view"].value_counts().max())
         note = (

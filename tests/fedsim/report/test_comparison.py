@@ -135,6 +135,14 @@ def test_the_numbers_are_those_of_the_last_rounds(folder):
     assert cells["generic"] == "–"
 
 
+def test_a_view_of_a_methods_own_is_compared_too(runs):
+    for name, share in (("fedper-0", 0.25), ("fedper-1", 0.75)):
+        rounds = pd.read_csv(runs / name / "rounds.csv").assign(generic_cold_accuracy=share)
+        rounds.to_csv(runs / name / "rounds.csv", index=False)
+    heads, rows = comparison_rows(compare(read_runs([runs])))
+    assert [row[heads.index("generic-cold")] for row in rows] == ["–", "50.0 ± 35.4"]
+
+
 def test_the_table_fits_a_terminal(folder):
     text = io.StringIO()
     Console(file=text, width=80).print(comparison_table(compare(read_runs([folder]))))

@@ -169,6 +169,17 @@ def test_the_page_says_how_many_clients_were_tested(run):
     assert "4 of 5 were tested." in Page(run / "report.html").text
 
 
+def test_a_view_of_a_methods_own_is_shown(run):
+    rounds = pd.read_csv(run / "rounds.csv")
+    rounds["generic_cold_accuracy"] = 0.125 * rounds["generic_accuracy"].notna()
+    rounds.to_csv(run / "rounds.csv", index=False)
+    write_report(SavedRun.read(run))
+    shown = Page(run / "report.html")
+    heads, *rows = shown.tables[1]
+    assert [row[heads.index("generic-cold")] for row in rows][-1] == "12.5"
+    assert "generic-cold12.5 %" in shown.text
+
+
 def test_heads_of_any_shape_are_left_out(run):
     other = {"head.weight": np.ones((3, 5), np.float32), "etf.weight": np.ones(10, np.float32)}
     save_file(other, run / "model.safetensors")
