@@ -105,6 +105,9 @@ class SavedRun:
         if rounds.empty:
             raise NoRoundError(f"{folder}: no round of this run has finished")
         last = rounds["round"].iloc[-1]
+        partition = _table(folder / "partition.csv", _PARTITION)
+        if partition.empty:
+            raise DataError(f"{folder / 'partition.csv'}: has no rows")
         clients = _table(folder / "clients.csv", ("round",), but={"view"})
         training = _table(folder / "training.csv", ("round",))
         return cls(
@@ -114,7 +117,7 @@ class SavedRun:
             rounds=rounds,
             clients=clients if clients.empty else clients[clients["round"] <= last],
             training=training if training.empty else training[training["round"] <= last],
-            partition=_table(folder / "partition.csv", _PARTITION),
+            partition=partition,
         )
 
     @property

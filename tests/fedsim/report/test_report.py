@@ -248,12 +248,17 @@ class TestSavedRunFailure:
         with pytest.raises(DataError, match="run: no round of this run has finished"):
             SavedRun.read(run)
 
-    @pytest.mark.parametrize("content", [b"a,b\n1,2\n1,2,3\n", b"\xff\n", b"a,b\n1,2\n"])
+    @pytest.mark.parametrize("content", [b"a,b\n1,2\n1,2,3\n", b"a\n\xff\n", b"a,b\n1,2\n"])
     @pytest.mark.parametrize("name", ["rounds.csv", "clients.csv", "training.csv", "partition.csv"])
     def test_a_table_that_can_not_be_read(self, run, name, content):
         (run / name).write_bytes(content)
         with pytest.raises(DataError, match=name.replace(".", r"\.")):
             write_report(SavedRun.read(run))
+
+    def test_an_empty_partition(self, run):
+        (run / "partition.csv").write_text("client,class\n")
+        with pytest.raises(DataError, match=r"partition\.csv: has no rows"):
+            SavedRun.read(run)
 
     def test_a_word_among_numbers(self, run):
         rounds = pd.read_csv(run / "rounds.csv").astype({"generic_accuracy": object})
