@@ -175,3 +175,16 @@ def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[key] = value
     return found
+
+
+COMPONENTS = ("method.name", "method.client", "data.source", "model.name", "clients.partition")
+"""The settings that name a component; the most telling first."""
+
+
+def named(key: str, value: str) -> str:
+    """Name a setting in short: a component by itself, another with the last part of its key.
+
+    >>> named("method.name", "fedavg"), named("training.lr", "0.1")
+    ('fedavg', 'lr=0.1')
+    """
+    return value if key in COMPONENTS else f"{key.rpartition('.')[2]}={value}"

@@ -16,10 +16,10 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.experiment_file import load
 from fedsim.resume import last_checkpoint
+from fedsim.settings import named
 
 _PLAIN = re.compile(r"[^A-Za-z0-9_.=,+-]")  # what a folder's name does without
 _LONGEST = 150  # characters of a folder's name
-_COMPONENTS = ("method.name", "method.client", "data.source", "model.name", "clients.partition")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def plan(
     mistakes: list[str] = []
     for values in itertools.product(*(values for _, values in axes)):
         chosen = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-        name = ",".join(_named(key, value) for key, value in zip(keys, values, strict=True))
+        name = ",".join(named(key, value) for key, value in zip(keys, values, strict=True))
         try:
             first = load(file, [*overrides, *chosen])
             others = range(first.seed + 1, first.seed + seeds)
@@ -181,15 +181,6 @@ def _toml(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     raise ValueError(f"{value!r} is no setting")
-
-
-def _named(key: str, value: str) -> str:
-    """Name a setting: a component by itself, another one with the last part of its key.
-
-    >>> _named("method.name", "fedavg"), _named("training.lr", "0.1")
-    ('fedavg', 'lr=0.1')
-    """
-    return value if key in _COMPONENTS else f"{key.rpartition('.')[2]}={value}"
 
 
 def _folder(name: str, seed: int) -> str:

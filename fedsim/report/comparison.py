@@ -21,13 +21,11 @@ from fedsim.metrics import GROUPS, column, spread
 from fedsim.report import _frames
 from fedsim.report.saved_run import SavedRun
 from fedsim.report.standing import percent
-from fedsim.settings import flat
+from fedsim.settings import COMPONENTS, flat, named
 
 # What runs of one kind may differ in: chance, their name, how often they were tested and on what
 # they ran.
 _SAME_KIND = ("seed", "name", "evaluation.every", "engine.")
-# What names a run best comes first.
-_FIRST = ("method.name", "method.client", "data.source", "model.name", "clients.partition")
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,11 @@ def read_runs(folders: Iterable[Path | str]) -> list[SavedRun]:
     """
     runs: list[SavedRun] = []
     for folder in map(Path, folders):
-        inner = sorted((file.parent for file in folder.rglob("experiment.toml")), key=_natural)
-        if (folder / "experiment.toml").exists() or not inner:
+        inner: list[Path] = []
+        if not (folder / "experiment.toml").exists():
+            inner = sorted((file.parent for file in folder.rglob("experiment.toml")), key=_natural)
+        if not inner:
             runs.append(_read(folder))
-            continue
         for found in inner:
             try:
                 runs.append(_read(found))
@@ -120,7 +119,7 @@ def compare(runs: Sequence[SavedRun]) -> list[Series]:
             warnings.warn(f"{run.path}: {_progress(run)} have finished", stacklevel=2)
     series = []
     for told, by_seed in together.items():
-        label = ", ".join(_label(key, value) for key, value in zip(keys, told, strict=True))
+        label = ", ".join(named(key, value) for key, value in zip(keys, told, strict=True))
         of_one = [by_seed[seed] for seed in sorted(by_seed)]
         rows = pd.DataFrame([figures_of(run) for run in of_one])
         series.append(Series(label or of_one[0].name, of_one, rows))
@@ -271,7 +270,8 @@ def _telling(settings: Sequence[Mapping[str, Any]], *, but: tuple[str, ...]) -> 
     ['method.name']
     """
     keys = list(dict.fromkeys(key for one in settings for key in one))
-    keys.sort(key=lambda key: _FIRST.index(key) if key in _FIRST else len(_FIRST))
+    places = {key: place for place, key in enumerate(COMPONENTS)}
+    keys.sort(key=lambda key: places.get(key, len(places)))
     telling: list[str] = []
     apart = 1
     for key in keys:
@@ -290,12 +290,3 @@ def _values(settings: Mapping[str, Any], keys: Iterable[str]) -> tuple[str, ...]
 def _text(value: Any) -> str:
     """Write a value as an experiment file does, strings without quotes."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _label(key: str, value: str) -> str:
-    """Name a setting: a component by itself, another one with the last part of its key.
-
-    >>> _label("method.name", "fedavg"), _label("training.lr", "0.1")
-    ('fedavg', 'lr=0.1')
-    """
-    return value if key in _FIRST else f"{key.rpartition('.')[2]}={value}"
