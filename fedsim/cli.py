@@ -141,6 +141,7 @@ def sweep(
                 line = "stopped; the same command goes on, with --out "
                 _err.print(line + shlex.quote(str(folder)), markup=False, soft_wrap=True)
                 raise typer.Exit(130) from None
+        (folder / "comparison.html").unlink(missing_ok=True)
         if done:
             series = compare(read_runs(done))
             page = write_comparison(folder, series, planned[0].experiment.name, failed)

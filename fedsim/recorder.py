@@ -135,6 +135,8 @@ class Recorder:
             self._folder.write_text("experiment.toml", self._experiment.to_toml())
             self._folder.write_table("partition.csv", self._partition)
             self._folder.write_json("run.json", self._description(finished=None))
+            # That of a run which goes on would be taken for the new one's.
+            (self._folder.path / "report.html").unlink(missing_ok=True)
             if not self._rounds:
                 self._save(0, arrays, strategy, states)
 
@@ -221,8 +223,9 @@ class Recorder:
         """Write what is only known at the end, be it early or not."""
         if self._folder is not None:
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            self._folder.write_json("run.json", self._description(finished=now))
             self._folder.write_model(arrays)
+            # Last: that the run has finished says whose model it is.
+            self._folder.write_json("run.json", self._description(finished=now))
 
     def result(self, arrays: Arrays) -> Result:
         """Return the frames; of a run with a folder, draw the figures and write the report."""

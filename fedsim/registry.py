@@ -28,8 +28,7 @@ from fedsim.errors import ConfigError, own_part
 
 Kind = Literal["method", "client", "dataset", "model", "partition"]
 
-# Filled in by fedsim, never by the user: Flower's sampling, the keys of its records, and what is
-# dealt out to how many.
+# Filled in by fedsim, never by the user: Flower's sampling and the keys of its records.
 _PLUMBING = frozenset(
     {
         "fraction_train",
@@ -42,11 +41,12 @@ _PLUMBING = frozenset(
         "configrecord_key",
         "train_metrics_aggr_fn",
         "evaluate_metrics_aggr_fn",
-        "num_partitions",
-        "partition_by",
         "seed",
     }
 )
+
+# The same of a partitioner of Flower's: what is dealt out, to how many.
+_DEALT = frozenset({"num_partitions", "partition_by"})
 
 
 @cache
@@ -154,8 +154,9 @@ def options(function: Callable[..., Any]) -> type[BaseModel]:
     {'alpha': 0.5}
     """
     fields: dict[str, Any] = {}
+    plumbing = _PLUMBING | _DEALT if is_partitioner(function) else _PLUMBING
     for parameter in _parameters(function):
-        if parameter.name in _PLUMBING or not _can_be_set(function, parameter):
+        if parameter.name in plumbing or not _can_be_set(function, parameter):
             continue
         required = parameter.default is inspect.Parameter.empty
         fields[parameter.name] = (
@@ -168,6 +169,14 @@ def options(function: Callable[..., Any]) -> type[BaseModel]:
     except PydanticUserError as error:
         line = str(error).partition(". ")[0]
         raise ConfigError(f"{name} has a setting that no file can hold: {line}") from None
+
+
+def is_partitioner(component: object) -> bool:
+    """Tell whether it is a class of flwr-datasets' partitioners, without importing that library."""
+    return inspect.isclass(component) and any(
+        base.__name__ == "Partitioner" and base.__module__.startswith("flwr_datasets.")
+        for base in component.__mro__
+    )
 
 
 def _type_of(function: Callable[..., Any], name: str) -> Any:
@@ -199,9 +208,11 @@ def _in_files(hint: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, UnionType):
         kept = [one for one in typing.get_args(hint) if typing.get_origin(one) is not np.ndarray]
         return typing.Union[tuple(map(_in_files, kept))] if kept else hint  # noqa: UP007
-    if hint is list or typing.get_origin(hint) is list:
-        return typing.Annotated[hint, BeforeValidator(_as_list)]
-    return hint
+    origin = list if hint is list else typing.get_origin(hint)
+    if origin in (list, tuple, dict) and typing.get_args(hint):
+        inner = [one if one is ... else _in_files(one) for one in typing.get_args(hint)]
+        hint = origin[tuple(inner)]
+    return typing.Annotated[hint, BeforeValidator(_as_list)] if origin is list else hint
 
 
 def _as_list(value: Any) -> Any:

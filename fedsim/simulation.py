@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from fedsim import registry
 from fedsim.config import Experiment, cohort_size, find_update
 from fedsim.data.federation import Federation, federate
-from fedsim.data.flower import as_partition, is_partitioner
+from fedsim.data.flower import as_partition
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
 from fedsim.errors import ConfigError, DataError, EngineError, own_part
+from fedsim.metrics import GROUPS
 from fedsim.recorder import Recorder, Result
 from fedsim.resume import check_model, last_checkpoint
 from fedsim.rng import generator
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from fedsim.models import Arrays, Model
 
 
+_VIEW = re.compile(r"(generic|personal)(-[a-z0-9]+)*")
 DEALING_SECONDS = 0.5
 """A federation that takes longer to be dealt out is so while Ray starts."""
 
@@ -67,7 +70,7 @@ def deal_out(experiment: Experiment, source: Source) -> Federation:
     return federate(
         source,
         num_clients=clients.count,
-        partition=as_partition(partition) if is_partitioner(partition) else partition,
+        partition=as_partition(partition) if registry.is_partitioner(partition) else partition,
         options=clients.options,
         imbalance=experiment.data.imbalance,
         profile=experiment.data.profile,
@@ -268,6 +271,13 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
         raise ConfigError(
             f"method.client = {method.client!r}: isn't a fedsim.engine.update.ClientUpdate"
         )
+    for view in update.views:
+        if not _VIEW.fullmatch(view) or view.endswith(GROUPS):
+            raise ConfigError(
+                f"method.client = {method.client!r}: calls a view {view!r}; must be generic, "
+                "personal, or generic-... or personal-... of small letters, digits and '-', not "
+                f"with {', '.join(GROUPS)} at its end"
+            )
     source = federation.source
     shape = tuple(int(side) for side in source.x_train.shape[1:])
     model = registry.find("model", experiment.model.name)

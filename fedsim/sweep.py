@@ -111,7 +111,7 @@ def run_planned(
     planned: Sequence[Planned],
     folder: Path,
     begin: Callable[[int, Planned], Callable[[dict[str, Any]], None]],
-) -> Iterator[tuple[Planned, Exception | None]]:
+) -> Iterator[tuple[Planned, BaseException | None]]:
     """Run what of a sweep hasn't finished in its folder, one run after the other.
 
     A run that was stopped goes on where it stopped. One that can't be run, or breaks, leaves the
@@ -129,23 +129,21 @@ def run_planned(
 
     Yields
     ------
-    Planned, Exception or None
+    Planned, exception or None
         Each run as it ends, those that had finished before too, and what stopped it.
     """
-    from fedsim.report.report import write_report
-    from fedsim.report.saved_run import SavedRun
     from fedsim.simulation import simulate
 
     for i, one in enumerate(planned):
         path = folder / one.name
         try:
             begun = last_checkpoint(one.experiment, path)
-            if begun is None or begun.round < one.experiment.training.rounds:
+            done = begun is not None and begun.round == one.experiment.training.rounds
+            # The report is what a run writes last.
+            if not done or not (path / "report.html").exists():
                 simulate(one.experiment, out=path, resume=True, observer=begin(i, one))
-            elif not (path / "report.html").exists():
-                write_report(SavedRun.read(path))
             yield one, None
-        except Exception as error:  # a strategy of the user's own may raise all kinds
+        except (Exception, SystemExit) as error:  # a strategy of the user's own may raise all kinds
             yield one, error
 
 
@@ -177,7 +175,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return json.dumps(value)
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, int | float):
         return repr(value)
     raise ValueError(f"{value!r} is no setting")

@@ -98,7 +98,12 @@ def _is_number(column_type: Any) -> bool:
 
 
 def _is_binary(column_type: Any) -> bool:
-    return bool(pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type))
+    types = pa.types
+    return bool(
+        types.is_binary(column_type)
+        or types.is_large_binary(column_type)
+        or types.is_binary_view(column_type)
+    )
 
 
 def check_nulls(part: Part, column: str, values: Any, *, each: int = 1) -> None:

@@ -16,15 +16,7 @@ from fedsim.data.segments import Ints
 from fedsim.errors import DataError, own_part
 
 
-def is_partitioner(component: object) -> bool:
-    """Tell whether it is a class of partitioners, without importing their library."""
-    return inspect.isclass(component) and any(
-        base.__name__ == "Partitioner" and base.__module__.startswith("flwr_datasets.")
-        for base in component.__mro__
-    )
-
-
-def as_partition(partitioner: Callable[..., Any]) -> Callable[..., Ints]:
+def as_partition(partitioner: Any) -> Callable[..., Ints]:
     """Return a partition that deals the examples out as one of Flower's partitioners does.
 
     It gets columns ``label`` and, where the source has groups, ``group``; ``partition_by`` is
@@ -50,7 +42,7 @@ def as_partition(partitioner: Callable[..., Any]) -> Callable[..., Ints]:
     ) -> Ints:
         from datasets import Dataset
 
-        natural = "NaturalId" in name
+        natural = any("NaturalId" in base.__name__ for base in inspect.getmro(partitioner))
         if natural and group is None:
             raise DataError(
                 f"clients.partition {name}: the source has no groups of examples; choose another"

@@ -230,8 +230,13 @@ def _read(file: File, columns: set[str]) -> Any:
             table = opened.read(columns=wanted)
         table.validate(full=True)
         for place, field in enumerate(table.schema):
-            if pa.types.is_string_view(field.type):  # on which few of the library's functions work
-                table = table.set_column(place, field.name, table[place].cast(pa.string()))
+            # Few of the library's functions work on views.
+            for is_view, plain in (
+                (pa.types.is_string_view, pa.string()),
+                (pa.types.is_binary_view, pa.binary()),
+            ):
+                if is_view(field.type):
+                    table = table.set_column(place, field.name, table[place].cast(plain))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file.name}: {file.place}can't be read: {first_line(error)}") from error
     return table

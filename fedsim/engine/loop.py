@@ -212,7 +212,8 @@ def _figures(generic: dict[str, dict[str, float]], clients: pd.DataFrame) -> dic
             means = clients.loc[clients["view"] == view, list(MEASURES.values())].mean()
             figures |= {column(view, group): float(means[m]) for group, m in MEASURES.items()}
     if "personal_accuracy" not in figures:
-        figures["personal_accuracy"] = float(clients["accuracy"].mean())
+        first = clients["view"] == clients["view"].iloc[0]
+        figures["personal_accuracy"] = float(clients.loc[first, "accuracy"].mean())
     return figures
 
 

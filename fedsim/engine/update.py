@@ -304,7 +304,8 @@ class ClientUpdate(ABC):
 
     views: ClassVar[tuple[str, ...]] = ("generic",)
     """The views of the model that are tested, in order: those that `generic` returns, which every
-    client shares, and then those of `personal`, whose names start with ``personal``."""
+    client shares, and then those of `personal`. They are called ``generic``, ``generic-...``,
+    ``personal`` or ``personal-...``."""
 
     trained: ClassVar[tuple[str, ...]] = ("backbone", "head")
     """The parts of the model that a client trains."""

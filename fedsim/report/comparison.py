@@ -46,6 +46,15 @@ class Series:
     runs: list[SavedRun]
     figures: pd.DataFrame
 
+    @property
+    def furthest(self) -> pd.DataFrame:
+        """The figures of the runs that were tested latest: what is compared.
+
+        One that stopped early would be averaged with what the others reached later.
+        """
+        rounds = self.figures["round"]
+        return self.figures[rounds == rounds.max()] if rounds.notna().any() else self.figures
+
 
 def read_runs(folders: Iterable[Path | str]) -> list[SavedRun]:
     """Read run directories; a folder with some in it, as of a sweep, stands for all of them.
@@ -74,8 +83,9 @@ def read_runs(folders: Iterable[Path | str]) -> list[SavedRun]:
 
 def _read(folder: Path) -> SavedRun:
     run = SavedRun.read(folder)
-    clients = _frames.last_round(run.clients)
-    return replace(run, clients=clients, training=pd.DataFrame())
+    run = replace(run, clients=_frames.last_round(run.clients), training=pd.DataFrame())
+    _ = run.standing  # what is wrong with it is said now
+    return run
 
 
 def _natural(path: Path) -> list[tuple[float, str]]:
@@ -92,7 +102,7 @@ def compare(runs: Sequence[SavedRun]) -> list[Series]:
     """Put runs that differ in nothing but the seed together, in the order in which they come.
 
     Where two runs have all else and the seed in common, what they ran on and their names tell them
-    apart, too; if those are the same, the second is left out with a warning.
+    apart, too. A run of which another has every setting is left out, with a warning.
 
     Raises
     ------
@@ -101,6 +111,7 @@ def compare(runs: Sequence[SavedRun]) -> list[Series]:
     """
     if not runs:
         raise DataError("no run to compare")
+    runs = _without_doubles(runs)
     settings = [flat(run.settings) for run in runs]
     apart = ["seed", *_telling(settings, but=_SAME_KIND)]
     twice = len({_values(one, apart) for one in settings}) < len(runs)
@@ -108,13 +119,7 @@ def compare(runs: Sequence[SavedRun]) -> list[Series]:
     together: dict[tuple[str, ...], dict[int, SavedRun]] = {}
     for run, values in zip(runs, settings, strict=True):
         by_seed = together.setdefault(_values(values, keys), {})
-        seed = int(run.settings["seed"])
-        if seed in by_seed:
-            first = by_seed[seed].path
-            warnings.warn(
-                f"left out: {run.path} has all settings of {first}, and its seed", stacklevel=2
-            )
-        by_seed.setdefault(seed, run)
+        by_seed[int(run.settings["seed"])] = run
         if len(run.rounds) < run.rounds_asked:
             warnings.warn(f"{run.path}: {_progress(run)} have finished", stacklevel=2)
     series = []
@@ -124,6 +129,18 @@ def compare(runs: Sequence[SavedRun]) -> list[Series]:
         rows = pd.DataFrame([figures_of(run) for run in of_one])
         series.append(Series(label or of_one[0].name, of_one, rows))
     return series
+
+
+def _without_doubles(runs: Sequence[SavedRun]) -> list[SavedRun]:
+    """Leave out runs of which another has every setting, with a warning."""
+    first: dict[str, SavedRun] = {}
+    for run in runs:
+        kept = first.setdefault(str(sorted(flat(run.settings).items())), run)
+        if kept is not run:
+            warnings.warn(
+                f"left out: {run.path} has all settings of {kept.path}, and its seed", stacklevel=3
+            )
+    return list(first.values())
 
 
 def _progress(run: SavedRun) -> str:
@@ -217,7 +234,7 @@ def comparison_table(series: Sequence[Series]) -> Table:
         )
     table.add_column(Text("head/\nmedium/\ntail"), justify="right", no_wrap=True)
     for row, one in zip(rows, series, strict=True):
-        means = one.figures[list(GROUPS)].mean()
+        means = one.furthest[list(GROUPS)].mean()
         groups = "/".join(f"{100 * mean:.0f}" if pd.notna(mean) else "–" for mean in means)
         table.add_row(*(Text(row[i].replace(" ±", "\n±")) for i in kept), Text(groups))
     return table
@@ -238,15 +255,24 @@ def comparison_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]
     heads = ["run", "seeds", "round", *views, "worst 10 %", *GROUPS, "s a round"]
     rows = []
     for one in series:
-        figures = one.figures
-        rounds = sorted({int(r) for r in figures["round"].dropna()})
+        figures = one.furthest
         scores = [
             mean_std(figures[name]) if name in figures else "–"
             for name in (*views, "worst10", *GROUPS)
         ]
         seconds = f"{figures['seconds'].mean():.3g}"
-        last = ", ".join(map(str, rounds)) or "–"
-        rows.append([one.label, str(len(one.runs)), last, *scores, seconds])
+        last = figures["round"].max()
+        rows.append(
+            [
+                one.label,
+                f"{len(figures)} of {len(one.runs)}"
+                if len(figures) < len(one.runs)
+                else f"{len(figures)}",
+                f"{last:.0f}" if pd.notna(last) else "–",
+                *scores,
+                seconds,
+            ]
+        )
     return heads, rows
 
 

@@ -113,7 +113,7 @@ def client_accuracy(series: Sequence[Series], title: str) -> Figure | None:
 
 def group_accuracy(series: Sequence[Series], title: str) -> Figure | None:
     """Draw each series' accuracy on head, medium and tail classes."""
-    means = pd.DataFrame([one.figures[list(GROUPS)].mean() for one in series])
+    means = pd.DataFrame([one.furthest[list(GROUPS)].mean() for one in series])
     if means.isna().all(axis=None):
         return None
     with mpl.rc_context(_style.STYLE):
@@ -152,26 +152,20 @@ def _group_legend(ax: Axes) -> None:
 
 
 def _over_rounds(one: Series, name: str) -> pd.DataFrame:
-    """Return an accuracy in %: a row for each round that all runs tested, a column a run.
-
-    Where they have none in common, for each round that any run tested.
-    """
+    """Return an accuracy in %: a row for each round that any run tested, a column a run."""
     columns = []
     for run in one.runs:
         done = _frames.evaluated(run.rounds, [name]) if name in run.rounds else pd.DataFrame()
         if len(done):
             columns.append(100 * done.set_index("round")[name].astype(np.float64))
-    if not columns:
-        return pd.DataFrame()
-    common = pd.concat(columns, axis=1, join="inner")
-    return common if len(common) else pd.concat(columns, axis=1).sort_index()
+    return pd.concat(columns, axis=1).sort_index() if columns else pd.DataFrame()
 
 
 def _over_clients(one: Series) -> npt.NDArray[np.float64]:
     """Return the accuracy in % at `_PLACES` between the worst and the best client."""
     curves = []
     for run in one.runs:
-        if run.standing is None:
+        if run.standing is None or str(run.path) not in set(one.furthest["run"]):
             continue
         scores = run.standing.by_client[run.standing.main].dropna().to_numpy()
         curves.append(100 * np.quantile(scores, _PLACES))

@@ -159,10 +159,11 @@ def _cards(run: SavedRun) -> list[Card]:
             note = "mean over the clients"
             if run.standing is not None:
                 scores = run.standing.by_client
+                shown = view if view in scores else run.standing.main
                 # Of a method without personal models it is the generic one, on their own tests.
-                if view not in scores:
-                    note = "the generic model, mean over the clients"
-                over = spread(scores[view if view in scores else "generic"])
+                if shown != view:
+                    note = f"the {shown} model, mean over the clients"
+                over = spread(scores[shown])
                 note += f"; std {percent(over['std'])}, worst 10 %: {percent(over['worst10'])}"
         cards.append(Card(view, f"{percent(last[name])} %", note))
     view = "generic" if pd.notna(last["generic_accuracy"]) else "personal"
@@ -248,7 +249,7 @@ def _parts(seconds: dict[str, float]) -> list[Part]:
 
 def _parts_caption(run: SavedRun) -> str:
     """Say so where run.json knows fewer rounds than have finished: of a killed or live run."""
-    known = run.description.get("rounds_finished")
+    known = run.description.get("rounds_finished", len(run.rounds))
     return "" if known == len(run.rounds) else f"Of the first {known} rounds."
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedsim.errors import EngineError
+import pandas as pd
+
+from fedsim.errors import EngineError, UserError
 from fedsim.report._style import counted
 from fedsim.report.comparison import NOTE, Series, all_figures, comparison_rows, runs_of
 from fedsim.report.comparison_figures import CAPTIONS, save_comparison
@@ -32,13 +35,16 @@ def write_report(run: SavedRun) -> Path:
     Raises
     ------
     DataError
-        If the model can't be read, or a table lacks a column.
+        If a table lacks a column.
     EngineError
-        If a file can't be written, or what the clients keep is broken.
+        If a file can't be written.
     """
-    norms = class_norms(run)
+    try:
+        norms = class_norms(run)
+    except UserError as error:  # all else is in the tables
+        warnings.warn(f"{error}; the report goes without the heads", stacklevel=2)
+        norms = pd.DataFrame(columns=["head", "class", "examples", "norm"])
     write_whole(run.path / "class_norms.csv", norms.to_csv(index=False).encode())
-    etf = run.arrays.get("etf.weight")
     pictures = save_figures(
         run.path / "figures",
         rounds=run.rounds,
@@ -46,7 +52,7 @@ def write_report(run: SavedRun) -> Path:
         partition=run.partition,
         training=run.training,
         norms=norms,
-        etf=etf if "fixed ETF" in set(norms["head"]) else None,
+        etf=run.arrays["etf.weight"] if "fixed ETF" in set(norms["head"]) else None,
         num_clients=run.num_clients,
         num_classes=run.num_classes,
         title=run.name,

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from fedsim.errors import DataError
 from fedsim.report import _frames
 from fedsim.report.run_directory import CHECKPOINT
-from fedsim.report.standing import Standing
+from fedsim.report.standing import COUNTS, F1, GROUP_SCORES, Standing
 
 if TYPE_CHECKING:
     from fedsim.engine.state import ClientStates
@@ -28,6 +28,7 @@ _ROUNDS = (
     *("round", "generic_accuracy", "personal_accuracy", "train_loss"),
     *("seconds", "bytes_up", "bytes_down"),
 )
+_CLIENTS = ("round", "client", "view", "accuracy", *COUNTS, *GROUP_SCORES, F1)
 _PARTITION = ("client", "class", "labelled", "unlabelled", "test")
 _SETTINGS = {
     "name": str,
@@ -104,11 +105,11 @@ class SavedRun:
         rounds = _table(folder / "rounds.csv", _ROUNDS)
         if rounds.empty:
             raise NoRoundError(f"{folder}: no round of this run has finished")
-        last = rounds["round"].iloc[-1]
+        last = rounds["round"].max()
         partition = _table(folder / "partition.csv", _PARTITION)
         if partition.empty:
             raise DataError(f"{folder / 'partition.csv'}: has no rows")
-        clients = _table(folder / "clients.csv", ("round",), but={"view"})
+        clients = _table(folder / "clients.csv", _CLIENTS, but={"view"})
         training = _table(folder / "training.csv", ("round",))
         return cls(
             path=folder,
@@ -204,7 +205,9 @@ def _table(file: Path, needed: Iterable[str], but: Collection[str] = ()) -> pd.D
     try:
         content = file.read_bytes()
         header, rows = content.find(b"\n") + 1, content.rfind(b"\n") + 1
-        table = pd.read_csv(io.BytesIO(content[:rows])) if rows > header else pd.DataFrame()
+        table = pd.DataFrame()
+        if rows > header:
+            table = pd.read_csv(io.BytesIO(content[:rows]), dtype=dict.fromkeys(but, str))
     except (OSError, ValueError) as error:  # pandas' own are ValueErrors, too
         raise DataError(f"{file}: can't be read: {error}") from None
     if not table.empty:

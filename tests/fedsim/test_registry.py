@@ -78,6 +78,21 @@ def test_flowers_plumbing_is_no_setting():
     assert set(fields) == {"server_learning_rate", "server_momentum"}
 
 
+def test_lists_of_lists_are_settings_that_a_file_can_hold():
+    def mine(
+        y, group, num_clients, rng, *, deep: list[list[int]], pairs: list[tuple[int, int]]
+    ): ...
+
+    made = registry.options(mine)(deep=((1, 2), (3,)), pairs=((1, 2),))
+    assert made.model_dump() == {"deep": [[1, 2], [3]], "pairs": [(1, 2)]}
+
+
+def test_a_partition_of_ones_own_may_name_its_settings_as_flower_does():
+    def mine(y, group, num_clients, rng, *, partition_by: str = "label"): ...
+
+    assert registry.options(mine)().model_dump() == {"partition_by": "label"}
+
+
 def test_a_dataset_and_its_place():
     loader, arguments = registry.find_dataset("npz:a/b:c.npz")
     assert (loader.__name__, arguments) == ("npz", ("a/b:c.npz",))

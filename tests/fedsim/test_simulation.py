@@ -372,7 +372,42 @@ class Actors:
 started = []
 
 
+@pytest.fixture
+def own_views(tmp_path, monkeypatch):
+    """A module with updates that have views of their own."""
+    (tmp_path / "my_views.py").write_text(
+        "from fedsim.engine.update import LocalSGD\n"
+        "class Cold(LocalSGD):\n"
+        "    views = ('generic', 'generic-cold')\n"
+        "    def generic(self, net, w, inputs):\n"
+        "        logits = net.head(w, inputs.features)\n"
+        "        return {'generic': logits, 'generic-cold': -logits}\n"
+        "class Tail(LocalSGD):\n"
+        "    views = ('generic', 'generic-tail')\n"
+        "class Low(LocalSGD):\n"
+        "    views = ('generic_low',)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_views"
+    sys.modules.pop("my_views", None)
+
+
+def test_without_personal_models_personal_is_the_first_generic_view(own_views, tmp_path):
+    method = {"client": f"{own_views}:Cold"}
+    result = fedsim.simulate(experiment(method=method), out=tmp_path / "run")
+    last = result.rounds.iloc[-1]
+    clients = result.clients.query("round == @last['round'] and view == 'generic'")
+    assert last["personal_accuracy"] == pytest.approx(clients["accuracy"].mean())
+    assert "generic-cold" in (tmp_path / "run" / "report.html").read_text()
+
+
 class TestSimulateFailure:
+    @pytest.mark.parametrize("name", ["Tail", "Low"])
+    def test_views_that_tables_could_not_tell_apart(self, own_views, name):
+        line = r"calls a view 'generic.(tail|low)'; must be generic, personal, or"
+        with pytest.raises(ConfigError, match=line):
+            fedsim.simulate(experiment(method={"client": f"{own_views}:{name}"}))
+
     @pytest.mark.parametrize("seconds", [0.0, 60.0])
     def test_a_mistake_while_ray_starts_ends_it(self, monkeypatch, seconds):
         def deal_out(*arguments):
@@ -410,9 +445,17 @@ class TestSimulateFailure:
                     raise OSError(28, "No space left on device")
             append(self, name, rows)
 
+        def full_too(self, name, content):
+            with writing(self.path / name):
+                raise OSError(28, "No space left on device")
+
         monkeypatch.setattr(RunDirectory, "append", full)
         with pytest.raises(EngineError, match=r"can't write .*rounds.csv: No space left on device"):
             fedsim.simulate(experiment(), out=tmp_path / "run")
+        # The end of a run can't be written either: what failed first is what is said.
+        monkeypatch.setattr(RunDirectory, "write_model", lambda self, _: full_too(self, "m", b""))
+        with pytest.raises(EngineError, match=r"can't write .*rounds.csv: No space left on device"):
+            fedsim.simulate(experiment(), out=tmp_path / "again")
         assert pd.read_csv(tmp_path / "run" / "rounds.csv")["round"].tolist() == [1, 2]
 
     def test_more_clients_than_examples(self):

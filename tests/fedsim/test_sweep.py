@@ -86,6 +86,19 @@ class TestPlanFailure:
         ]
 
 
+def test_a_strategy_that_exits_leaves_the_other_runs_alone(file):
+    (file.parent / "mine_exit.py").write_text(
+        "from strategies import FedAvg\n"
+        "class Exit(FedAvg):\n"
+        "    def configure_train(self, *arguments):\n"
+        "        raise SystemExit(3)\n"
+    )
+    grid = ("--grid", "method.name=mine_exit:Exit,fedavg")
+    done = fedsim(file.parent, "sweep", "small.toml", *grid, "--out", "all", code=2)
+    assert "error: mine_exit-Exit,seed=3: SystemExit: 3" in done.stderr
+    assert "After round 3" in done.stdout
+
+
 def test_a_strategy_that_raises_leaves_the_other_runs_alone(file):
     (file.parent / "mine_boom.py").write_text(
         "from strategies import FedAvg\n"
@@ -155,6 +168,15 @@ def test_sweep_compares_its_runs_and_runs_none_twice(file):
     # More rounds: each goes on.
     fedsim(file.parent, *command, "--out", "all", "--set", "training.rounds=4")
     assert len(pd.read_csv(rounds)) == 4
+    assert (
+        "linear on digits, 6 clients (iid), 4 rounds" in rounds.with_name("report.html").read_text()
+    )
+    # Killed after the last round, but before the run's end.
+    for name in ("report.html", "model.safetensors"):
+        rounds.with_name(name).unlink()
+    fedsim(file.parent, *command, "--out", "all", "--set", "training.rounds=4")
+    assert rounds.with_name("report.html").exists()
+    assert rounds.with_name("model.safetensors").exists()
 
 
 def test_a_sweep_that_is_stopped_says_how_to_go_on(file):

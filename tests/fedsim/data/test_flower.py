@@ -8,7 +8,7 @@ import pytest
 
 import fedsim
 from fedsim import Experiment, registry
-from fedsim.data.flower import as_partition, is_partitioner
+from fedsim.data.flower import as_partition
 from fedsim.errors import ConfigError, DataError
 
 Y = np.array([0, 1, 2, 0, 1, 2])
@@ -75,6 +75,10 @@ class ByNaturalId(ByLabel):
 ByNaturalId.__name__ = "ByNaturalIdPartitioner"
 
 
+class ByWriter(ByNaturalId):
+    """Of one's own, by another name."""
+
+
 @pytest.fixture(autouse=True)
 def libraries(monkeypatch):
     datasets, mine = ModuleType("datasets"), ModuleType("stand_in_partitioners")
@@ -98,7 +102,8 @@ def test_examples_that_it_leaves_out_are_nobodys():
 
 
 def test_a_partitioner_by_natural_ids_gets_the_groups():
-    assert deal(ByNaturalId, group=np.array([2, 2, 1, 1, 0, 0])) == [2, 2, 1, 1, 0, 0]
+    for partitioner in (ByNaturalId, ByWriter):
+        assert deal(partitioner, group=np.array([2, 2, 1, 1, 0, 0])) == [2, 2, 1, 1, 0, 0]
 
 
 def test_the_seed_is_the_experiments_own():
@@ -121,9 +126,12 @@ def test_what_a_file_can_set():
 
 
 def test_it_is_told_from_other_partitions():
-    assert is_partitioner(ByLabel)
+    assert registry.is_partitioner(ByLabel)
     assert not any(
-        map(is_partitioner, (as_partition(ByLabel), Dataset, registry.find("partition", "iid")))
+        map(
+            registry.is_partitioner,
+            (as_partition(ByLabel), Dataset, registry.find("partition", "iid")),
+        )
     )
 
 

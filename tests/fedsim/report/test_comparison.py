@@ -81,6 +81,14 @@ def test_the_same_run_twice_is_told(runs):
         assert labels(runs / "fedavg-0", runs / "again") == [("experiment", 1)]
 
 
+def test_a_double_leaves_the_other_seeds_together(runs):
+    for seed in (0, 1):
+        change(runs / f"fedavg-{seed}", 'name = "experiment"', f'name = "mine-{seed}"')
+    shutil.copytree(runs / "fedavg-0", runs / "again")
+    with pytest.warns(UserWarning, match="left out"):
+        assert labels(runs) == [("fedavg", 2), ("fedper", 2)]
+
+
 def test_what_a_run_ran_on_tells_it_apart_where_nothing_else_does(runs):
     shutil.copytree(runs / "fedavg-0", runs / "on-ray")
     change(runs / "on-ray", 'backend = "inline"', 'backend = "ray"')
@@ -95,7 +103,12 @@ def test_a_run_that_stopped_is_told(runs, tmp_path):
         series = compare(read_runs([runs]))
     shown = Page(write_comparison(tmp_path / "out", series, "mine"))
     assert [row[2] for row in shown.tables[1]] == ["rounds", "2", "1 of 2 rounds", "2", "2"]
-    assert shown.tables[0][1][2] == "1, 2"
+    # What the other seed reached a round later isn't averaged with it.
+    assert shown.tables[0][1][1:3] == ["1 of 2", "2"]
+    rounds = pd.read_csv(runs / "fedavg-0" / "rounds.csv")
+    assert float(shown.tables[0][1][3]) == pytest.approx(
+        100 * rounds["generic_accuracy"].iloc[-1], abs=0.05001
+    )
 
 
 def test_seeds_that_were_tested_in_different_rounds_still_have_a_curve(runs, tmp_path):
@@ -208,8 +221,11 @@ class TestCompareFailure:
         file = runs / "fedper-1" / "clients.csv"
         rows = file.read_text().splitlines(keepends=True)
         file.write_text("".join([*rows, rows[-1]]))
-        with pytest.raises(DataError, match=r"fedper-1: clients.csv: client 3 has two rows"):
-            compare(read_runs([runs]))
+        line = r"fedper-1: clients.csv: client 3 has two rows"
+        with pytest.raises(DataError, match=line):
+            read_runs([runs / "fedper-1"])
+        with pytest.warns(UserWarning, match=line):
+            assert labels(runs) == [("fedavg", 2), ("fedper", 1)]
 
     def test_a_folder_without_runs(self, tmp_path):
         with pytest.raises(DataError, match="isn't the folder of a run"):
