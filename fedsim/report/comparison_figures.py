@@ -168,7 +168,8 @@ def _over_clients(one: Series) -> npt.NDArray[np.float64]:
         if run.standing is None or str(run.path) not in set(one.furthest["run"]):
             continue
         scores = run.standing.by_client[run.standing.main].dropna().to_numpy()
-        curves.append(100 * np.quantile(scores, _PLACES))
+        if len(scores):
+            curves.append(100 * np.quantile(scores, _PLACES))
     return np.mean(curves, axis=0) if curves else np.empty(0)
 
 

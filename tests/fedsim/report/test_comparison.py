@@ -191,6 +191,17 @@ def test_runs_that_nobody_tested_have_a_page_too(runs, tmp_path):
     assert shown.pictures == []
 
 
+def test_personal_models_that_nobody_could_test_are_no_line(runs, tmp_path):
+    for seed in (0, 1):
+        clients = pd.read_csv(runs / f"fedper-{seed}" / "clients.csv")
+        generic = clients.assign(view="generic")
+        pd.concat([generic, clients.assign(accuracy=np.nan)]).to_csv(
+            runs / f"fedper-{seed}" / "clients.csv", index=False
+        )
+    write_comparison(tmp_path / "out", compare(read_runs([runs])), "mine")
+    assert (tmp_path / "out" / "figures" / "client_accuracy.png").exists()
+
+
 def test_many_runs_have_lines_of_their_own(runs):
     for i in range(9):
         copy = shutil.copytree(runs / "fedavg-0", runs / f"lr-{i}")
