@@ -110,12 +110,12 @@ def sweep(
         from fedsim.report.comparison import compare, comparison_table, read_runs
         from fedsim.report.progress import Progress
         from fedsim.report.report import write_comparison
+        from fedsim.report.run_directory import check_no_run
         from fedsim.sweep import plan, run_planned
 
         planned = plan(file, grid or [], seeds, set_ or [])
         folder = out or _run_folder(planned[0].experiment, suffix="-sweep")
-        if (folder / "experiment.toml").exists():
-            raise ConfigError(f"{folder} is the folder of a run; choose another --out")
+        check_no_run(folder)
         done: list[Path] = []
         failed: list[str] = []
         with ExitStack() as leaving:
@@ -134,8 +134,7 @@ def sweep(
                     else:
                         why = str(error) if isinstance(error, UserError) else described(error)
                         failed.append(f"{one.name}: {why}")
-                        line = f"error: {failed[-1]}"
-                        _err.print(line, markup=False, soft_wrap=True, style="bold red")
+                        _show_error(failed[-1])
             except KeyboardInterrupt:
                 leaving.close()
                 line = "stopped; the same command goes on, with --out "
@@ -299,10 +298,14 @@ def _clear_errors(file: Path | None = None) -> Iterator[None]:
         for line in str(error).split("\n"):
             if file is not None and _SETTING.match(line):
                 line = f"{file}: {line}"
-            _err.print(f"error: {line}", markup=False, soft_wrap=True, style="bold red")
+            _show_error(line)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def _show_error(line: str) -> None:
+    _err.print(f"error: {line}", markup=False, soft_wrap=True, style="bold red")
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -70,6 +71,15 @@ def evaluated(rounds: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     columns = list(columns)
     require(rounds, ["round", *columns], "rounds.csv")
     return rounds[rounds[columns].notna().any(axis=1)].sort_values("round")
+
+
+def group_shares(row: pd.Series[float]) -> tuple[str, dict[str, float]]:
+    """Return an evaluated round's accuracy by class group, and the view it is of.
+
+    That is ``generic``, or ``personal`` where the method has no generic model.
+    """
+    view = "generic" if pd.notna(row.get(column("generic"))) else "personal"
+    return view, {group: row.get(column(view, group), math.nan) for group in GROUPS}
 
 
 def last_round(clients: pd.DataFrame) -> pd.DataFrame:

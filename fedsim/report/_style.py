@@ -151,6 +151,17 @@ def round_axis(ax: Axes, rounds: npt.NDArray[np.float64]) -> None:
     ax.set_xlabel("Round")
 
 
+def class_legend(ax: Axes) -> None:
+    """Explain the colours of the class groups, to the right of the axes."""
+    ax.legend(
+        title="Classes",
+        alignment="left",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+    )
+
+
 def label_ends(ax: Axes, labels: Sequence[tuple[float, str, str]], inches: float = 3.0) -> None:
     """Write (y, text, colour) at the right of the axes, beside the data and clear of each other.
 

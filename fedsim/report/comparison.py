@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import DataError
-from fedsim.metrics import GROUPS, column, spread
+from fedsim.metrics import GROUPS, spread
 from fedsim.report import _frames
 from fedsim.report.saved_run import SavedRun
 from fedsim.report.standing import percent
@@ -83,7 +83,7 @@ def read_runs(folders: Iterable[Path | str]) -> list[SavedRun]:
 
 def _read(folder: Path) -> SavedRun:
     run = SavedRun.read(folder)
-    run = replace(run, clients=_frames.last_round(run.clients), training=pd.DataFrame())
+    run = replace(run, clients=_frames.last_round(run.clients))
     _ = run.standing  # what is wrong with it is said now
     return run
 
@@ -185,22 +185,23 @@ def figures_of(run: SavedRun) -> dict[str, Any]:
         where there is none, of the personal ones; ``seconds`` (median: the first round warms up)
         and ``bytes`` a round. Shares, not %; NaN where there is no such number.
     """
-    overall = _frames.overall_columns(run.rounds)
-    done = _frames.evaluated(run.rounds, overall.values())
-    last = done.iloc[-1] if len(done) else pd.Series(dtype=np.float64)
+    last = pd.Series(dtype=np.float64) if run.tested is None else run.tested
     over = spread([])
     if run.standing is not None:
         over = spread(run.standing.by_client[run.standing.main])
-    grouped = "generic" if pd.notna(last.get("generic_accuracy")) else "personal"
+    _, by_group = _frames.group_shares(last)
     rounds = run.rounds
     return {
         "run": str(run.path),
         "seed": run.settings["seed"],
         "round": int(last["round"]) if len(last) else None,
-        **{view: last.get(name, math.nan) for view, name in overall.items()},
+        **{
+            view: last.get(name, math.nan)
+            for view, name in _frames.overall_columns(run.rounds).items()
+        },
         "std": over["std"],
         "worst10": over["worst10"],
-        **{group: last.get(column(grouped, group), math.nan) for group in GROUPS},
+        **by_group,
         "seconds": rounds["seconds"].median(),
         "bytes": (rounds["bytes_up"] + rounds["bytes_down"]).mean(),
     }

@@ -10,7 +10,6 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedsim.metrics import GROUPS, column
@@ -137,18 +136,8 @@ def group_accuracy(series: Sequence[Series], title: str) -> Figure | None:
         ax.set_xlim(-2, 102)
         ax.set_xlabel("Accuracy (%)")
         ax.grid(axis="x")
-        _group_legend(ax)
+        _style.class_legend(ax)
     return fig
-
-
-def _group_legend(ax: Axes) -> None:
-    ax.legend(
-        title="Classes",
-        alignment="left",
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-    )
 
 
 def _over_rounds(one: Series, name: str) -> pd.DataFrame:
@@ -164,8 +153,9 @@ def _over_rounds(one: Series, name: str) -> pd.DataFrame:
 def _over_clients(one: Series) -> npt.NDArray[np.float64]:
     """Return the accuracy in % at `_PLACES` between the worst and the best client."""
     curves = []
+    compared = set(one.furthest["run"])
     for run in one.runs:
-        if run.standing is None or str(run.path) not in set(one.furthest["run"]):
+        if run.standing is None or str(run.path) not in compared:
             continue
         scores = run.standing.by_client[run.standing.main].dropna().to_numpy()
         if len(scores):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fedsim.metrics import GROUPS, column, spread
+from fedsim.metrics import GROUPS, spread
 from fedsim.report import _frames
 from fedsim.report.run_directory import write_whole
 from fedsim.report.saved_run import SavedRun
@@ -145,13 +145,11 @@ def _unfinished(run: SavedRun) -> str:
 
 def _cards(run: SavedRun) -> list[Card]:
     """Return what the last evaluated round reached."""
-    overall = _frames.overall_columns(run.rounds)
-    done = _frames.evaluated(run.rounds, overall.values())
-    if done.empty:
+    last = run.tested
+    if last is None:
         return []
-    last = done.iloc[-1]
     cards = []
-    for view, name in overall.items():
+    for view, name in _frames.overall_columns(run.rounds).items():
         if pd.isna(last[name]):
             continue
         note = "on the global test set"
@@ -166,9 +164,9 @@ def _cards(run: SavedRun) -> list[Card]:
                 over = spread(scores[shown])
                 note += f"; std {percent(over['std'])}, worst 10 %: {percent(over['worst10'])}"
         cards.append(Card(view, f"{percent(last[name])} %", note))
-    view = "generic" if pd.notna(last["generic_accuracy"]) else "personal"
-    groups = [percent(last.get(column(view, group), float("nan"))) for group in GROUPS]
-    cards.append(Card("head / medium / tail", " / ".join(groups), f"{view}, by class frequency"))
+    view, by_group = _frames.group_shares(last)
+    groups = " / ".join(map(percent, by_group.values()))
+    cards.append(Card("head / medium / tail", groups, f"{view}, by class frequency"))
     return cards
 
 

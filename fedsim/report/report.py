@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedsim.errors import EngineError, UserError
+from fedsim.errors import UserError
 from fedsim.report._style import counted
 from fedsim.report.comparison import NOTE, Series, all_figures, comparison_rows, runs_of
 from fedsim.report.comparison_figures import CAPTIONS, save_comparison
 from fedsim.report.figures import save_figures
 from fedsim.report.norms import class_norms
 from fedsim.report.page import Picture, render, write_page
-from fedsim.report.run_directory import write_whole
+from fedsim.report.run_directory import check_no_run, write_whole
 from fedsim.report.saved_run import SavedRun
 
 
@@ -86,8 +86,7 @@ def write_comparison(
     EngineError
         If the folder is that of a run, or a file can't be written.
     """
-    if (folder / "experiment.toml").exists():
-        raise EngineError(f"{folder} is the folder of a run; choose another --out")
+    check_no_run(folder)
     write_whole(folder / "comparison.csv", all_figures(series).to_csv(index=False).encode())
     pictures = save_comparison(folder / "figures", series, title)
     heads, rows = comparison_rows(series)

@@ -40,6 +40,12 @@ def is_unborn(path: Path) -> bool:
     return {file.name.removesuffix(".part") for file in path.iterdir()} <= _FIRST_FILES
 
 
+def check_no_run(path: Path) -> None:
+    """Raise `EngineError` if a folder is that of a run, whose files others must not replace."""
+    if (path / "experiment.toml").exists():
+        raise EngineError(f"{path} is the folder of a run; choose another --out")
+
+
 class RunDirectory:
     """A folder for one run.
 

@@ -70,7 +70,7 @@ class SavedRun:
         Its experiment.toml, with every default written out.
     description : dict
         Its run.json.
-    rounds, clients, training, partition : DataFrame
+    rounds, clients, partition : DataFrame
         Its CSV files, up to the last finished round; without rows and columns where nobody was
         tested, or trained.
     """
@@ -80,7 +80,6 @@ class SavedRun:
     description: dict[str, Any]
     rounds: pd.DataFrame
     clients: pd.DataFrame
-    training: pd.DataFrame
     partition: pd.DataFrame
 
     @classmethod
@@ -105,19 +104,15 @@ class SavedRun:
         rounds = _table(folder / "rounds.csv", _ROUNDS)
         if rounds.empty:
             raise NoRoundError(f"{folder}: no round of this run has finished")
-        last = rounds["round"].max()
         partition = _table(folder / "partition.csv", _PARTITION)
         if partition.empty:
             raise DataError(f"{folder / 'partition.csv'}: has no rows")
-        clients = _table(folder / "clients.csv", _CLIENTS, but={"view"})
-        training = _table(folder / "training.csv", ("round",))
         return cls(
             path=folder,
             settings=settings,
             description=description,
             rounds=rounds,
-            clients=clients if clients.empty else clients[clients["round"] <= last],
-            training=training if training.empty else training[training["round"] <= last],
+            clients=_until(rounds, _table(folder / "clients.csv", _CLIENTS, but={"view"})),
             partition=partition,
         )
 
@@ -140,6 +135,17 @@ class SavedRun:
     def num_classes(self) -> int:
         """C."""
         return int(self.description["num_classes"])
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        """Its training.csv, as the other tables."""
+        return _until(self.rounds, _table(self.path / "training.csv", ("round",)))
+
+    @cached_property
+    def tested(self) -> pd.Series[float] | None:
+        """The row of its last evaluated round; None where there was none."""
+        done = _frames.evaluated(self.rounds, _frames.overall_columns(self.rounds).values())
+        return done.iloc[-1] if len(done) else None
 
     @cached_property
     def standing(self) -> Standing | None:
@@ -196,6 +202,11 @@ def _parsed(file: Path, needed: Mapping[str, type]) -> dict[str, Any]:
             )
     assert isinstance(content, dict)
     return content
+
+
+def _until(rounds: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table without the rows of a round that hasn't finished."""
+    return table if table.empty else table[table["round"] <= rounds["round"].max()]
 
 
 def _table(file: Path, needed: Iterable[str], but: Collection[str] = ()) -> pd.DataFrame:

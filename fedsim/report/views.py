@@ -330,13 +330,7 @@ def _view_bars(ax: Axes, values: Mapping[str, Mapping[str, float]], groups: list
         )
         ax.bar_label(bars, [f"{value:.1f}" for _, value in found], padding=2, fontsize=8)
     ax.set_xticks(range(len(values)), list(values))
-    ax.legend(
-        title="Classes",
-        alignment="left",
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-    )
+    _style.class_legend(ax)
 
 
 def _untested(rows: pd.DataFrame) -> str:

@@ -371,11 +371,14 @@ def test_the_source_is_registered_and_needs_a_location():
     assert set(registry.options(loader).model_fields) == {"flip", "size", "grey"}
 
 
-def test_each_natural_client_trains_on_its_own_images(root):
-    groups(root, ["bo", "al", "bo", "al", "bo"])
+def natural_clients_train_on_their_own(**data):
+    """Run a source of two clients.
+
+    al has one cat and is tested on an ape; bo has a cat and a dog and is tested on a dog.
+    """
     result = fedsim.simulate(
         fedsim.Experiment(
-            data={"source": f"folder:{root}", "size": 3},
+            data=data,
             clients={"count": 2, "partition": "group"},
             model={"name": "linear"},
             training={"rounds": 1, "participation": 1.0, "batch_size": 1},
@@ -383,7 +386,11 @@ def test_each_natural_client_trains_on_its_own_images(root):
             engine={"backend": "inline"},
         )
     )
-    # al has one cat and is tested on an ape; bo has a cat and a dog and is tested on a dog.
     held = result.partition[["client", "class", "labelled", "test"]]
     assert held.to_numpy().tolist() == [[0, 0, 0, 1], [0, 1, 1, 0], [1, 1, 1, 0], [1, 2, 1, 1]]
     assert result.rounds["failures"].tolist() == [0]
+
+
+def test_each_natural_client_trains_on_its_own_images(root):
+    groups(root, ["bo", "al", "bo", "al", "bo"])
+    natural_clients_train_on_their_own(source=f"folder:{root}", size=3)

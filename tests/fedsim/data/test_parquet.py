@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import fedsim
 from fedsim import registry
 from fedsim.data.parquet import parquet
+from tests.fedsim.data.test_folder import natural_clients_train_on_their_own
 
 TRAIN = {"age": [1, 2, 3], "height": [0.5, -1.5, 2.5], "label": [0, 2, 1]}
 TEST = {"age": [4, 5], "height": [3.5, 4.5], "label": [3, 0]}
@@ -271,17 +271,5 @@ def test_each_natural_client_trains_on_its_own_rows(tmp_path):
         "label": ["cat", "ape", "cat", "dog", "dog"],
     }
     pq.write_table(pa.table(table), tmp_path / "all.parquet")
-    result = fedsim.simulate(
-        fedsim.Experiment(
-            data={"source": f"parquet:{tmp_path / 'all.parquet'}", "client": "writer"},
-            clients={"count": 2, "partition": "group"},
-            model={"name": "linear"},
-            training={"rounds": 1, "participation": 1.0, "batch_size": 1},
-            evaluation={"every": 1},
-            engine={"backend": "inline"},
-        )
-    )
-    # al has one cat and is tested on an ape; bo has a cat and a dog and is tested on a dog.
-    held = result.partition[["client", "class", "labelled", "test"]]
-    assert held.to_numpy().tolist() == [[0, 0, 0, 1], [0, 1, 1, 0], [1, 1, 1, 0], [1, 2, 1, 1]]
-    assert result.rounds["failures"].tolist() == [0]
+    place = tmp_path / "all.parquet"
+    natural_clients_train_on_their_own(source=f"parquet:{place}", client="writer")
