@@ -7,8 +7,8 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from fedsim import registry
 from fedsim.config import Experiment
-from fedsim.errors import ConfigError, UserError, described
+from fedsim.errors import ConfigError, UserError
 from fedsim.experiment_file import load
 
 if TYPE_CHECKING:
@@ -74,11 +74,12 @@ def run(
         if resume and out is None:
             raise ConfigError("--resume: say with --out which folder's run is to go on")
         experiment = load(file, set_ or [])
-        from fedsim.report.progress import Progress
+        from fedsim.report.progress import Board
         from fedsim.simulation import simulate
 
         folder = out or _run_folder(experiment)
-        with Progress(experiment.training.rounds, _err) as progress:
+        with Board(_err) as board:
+            progress = board.begin(experiment.training.rounds)
             try:
                 result = simulate(experiment, out=folder, resume=resume, observer=progress)
             except KeyboardInterrupt:
@@ -99,6 +100,14 @@ def sweep(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Run each with so many seeds.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            help="How many runs at a time; by default as many as there are cores, one on a GPU.",
+            show_default=False,
+        ),
+    ] = None,
     set_: Overrides = None,
     out: OutFolder = None,
 ) -> None:
@@ -108,38 +117,21 @@ def sweep(
     """
     with _clear_errors(file):
         from fedsim.report.comparison import compare, comparison_table, read_runs
-        from fedsim.report.progress import Progress
         from fedsim.report.report import write_comparison
         from fedsim.report.run_directory import check_no_run
-        from fedsim.sweep import plan, run_planned
+        from fedsim.sweep import plan
 
         planned = plan(file, grid or [], seeds, set_ or [])
         folder = out or _run_folder(planned[0].experiment, suffix="-sweep")
         check_no_run(folder)
-        done: list[Path] = []
-        failed: list[str] = []
-        with ExitStack() as leaving:
-
-            def begin(number: int, one: Planned) -> Callable[[dict[str, Any]], None]:
-                leaving.close()
-                _err.print(f"run {number + 1} of {len(planned)}: {one.name}", markup=False)
-                rounds = one.experiment.training.rounds
-                return leaving.enter_context(Progress(rounds, _err))
-
-            try:
-                for one, error in run_planned(planned, folder, begin):
-                    leaving.close()
-                    if error is None:
-                        done.append(folder / one.name)
-                    else:
-                        why = str(error) if isinstance(error, UserError) else described(error)
-                        failed.append(f"{one.name}: {why}")
-                        _show_error(failed[-1])
-            except KeyboardInterrupt:
-                leaving.close()
-                line = "stopped; the same command goes on, with --out "
-                _err.print(line + shlex.quote(str(folder)), markup=False, soft_wrap=True)
-                raise typer.Exit(130) from None
+        try:
+            errors = _run_planned(planned, folder, jobs)
+        except KeyboardInterrupt:
+            line = "stopped; the same command goes on, with --out "
+            _err.print(line + shlex.quote(str(folder)), markup=False, soft_wrap=True)
+            raise typer.Exit(130) from None
+        done = [folder / one.name for i, one in enumerate(planned) if i not in errors]
+        failed = [f"{planned[i].name}: {why}" for i, why in sorted(errors.items())]
         (folder / "comparison.html").unlink(missing_ok=True)
         if done:
             series = compare(read_runs(done))
@@ -149,6 +141,38 @@ def sweep(
             _out.print(f"each run's report: {folder}/*/report.html", markup=False, soft_wrap=True)
         if failed:
             raise ConfigError(f"{len(failed)} of {len(planned)} runs failed, as said above")
+
+
+def _run_planned(planned: list[Planned], folder: Path, jobs: int | None) -> dict[int, str]:
+    """Run a sweep, and show how; return what stopped the runs that failed, by their numbers."""
+    from fedsim.jobs import run_all
+    from fedsim.report.progress import Board, RunProgress
+    from fedsim.sweep import jobs_at_a_time, on_its_cores
+
+    jobs = jobs_at_a_time(planned, jobs)
+    experiments = [on_its_cores(one.experiment, jobs) for one in planned]
+    errors: dict[int, str] = {}
+    progress: dict[int, RunProgress] = {}
+    warned: set[str] = set()
+    folders = [folder / one.name for one in planned]
+    with Board(_err) as board, closing(run_all(experiments, folders, jobs)) as events:
+        for event in events:
+            i, name = event.run, planned[event.run].name
+            if event.kind == "begun":
+                _err.print(f"run {i + 1} of {len(planned)}: {name}", markup=False, soft_wrap=True)
+                progress[i] = board.begin(planned[i].experiment.training.rounds, name)
+            elif event.kind == "round":
+                progress[i](event.what)
+            elif event.kind == "warning" and event.what not in warned:
+                warned.add(event.what)
+                _show_warning(f"{name}: {event.what}")
+            elif event.kind == "ended":
+                if i in progress:
+                    progress[i].end()
+                if event.what is not None:
+                    errors[i] = event.what
+                    _show_error(f"{name}: {event.what}")
+    return errors
 
 
 @app.command()

@@ -405,7 +405,12 @@ def num_workers(experiment: Experiment) -> int:
     if isinstance(experiment.engine.workers, int):
         return experiment.engine.workers
     cohort = cohort_size(experiment.training.participation, experiment.clients.count)
-    return max(1, min(_num_gpus(experiment) or len(os.sched_getaffinity(0)), cohort))
+    return max(1, min(_num_gpus(experiment) or num_cores(), cohort))
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def device(experiment: Experiment) -> str:

@@ -6,17 +6,17 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fedsim.config import Experiment
+from fedsim.config import Experiment, cohort_size
 from fedsim.errors import ConfigError
 from fedsim.experiment_file import load
-from fedsim.resume import last_checkpoint
 from fedsim.settings import named
+from fedsim.simulation import device, num_cores
 
 _PLAIN = re.compile(r"[^A-Za-z0-9_.=,+-]")  # what a folder's name does without
 _LONGEST = 150  # characters of a folder's name
@@ -107,44 +107,46 @@ def _check_apart(planned: Sequence[Planned]) -> None:
         names.add(one.name)
 
 
-def run_planned(
-    planned: Sequence[Planned],
-    folder: Path,
-    begin: Callable[[int, Planned], Callable[[dict[str, Any]], None]],
-) -> Iterator[tuple[Planned, BaseException | None]]:
-    """Run what of a sweep hasn't finished in its folder, one run after the other.
+def jobs_at_a_time(planned: Sequence[Planned], jobs: int | None) -> int:
+    """Return how many runs go on at a time, asked for or not.
 
-    A run that was stopped goes on where it stopped. One that can't be run, or breaks, leaves the
-    others alone.
+    By default as many as there are cores for, since a run gets most out of a core that it has for
+    itself; one where they train on a GPU, whose memory a run takes as if it were alone.
 
-    Parameters
-    ----------
-    planned : sequence of Planned
-        The runs.
-    folder : Path
-        The sweep's folder; each run gets one of its own in it.
-    begin : callable
-        Called with the number of each run that begins or goes on, from 0; returns its observer, see
-        `fedsim.simulate`.
-
-    Yields
+    Raises
     ------
-    Planned, exception or None
-        Each run as it ends, those that had finished before too, and what stopped it.
+    ConfigError
+        If less than one is asked for.
     """
-    from fedsim.simulation import simulate
+    if jobs is not None:
+        if jobs < 1:
+            raise ConfigError(f"--jobs {jobs}: must be at least 1")
+        return min(jobs, len(planned))
+    if any(device(one.experiment) == "cuda" for one in planned):
+        return 1
+    widest = max(_own_workers(one.experiment) or 1 for one in planned)
+    return max(1, min(num_cores() // widest, len(planned)))
 
-    for i, one in enumerate(planned):
-        path = folder / one.name
-        try:
-            begun = last_checkpoint(one.experiment, path)
-            done = begun is not None and begun.round == one.experiment.training.rounds
-            # The report is what a run writes last.
-            if not done or not (path / "report.html").exists():
-                simulate(one.experiment, out=path, resume=True, observer=begin(i, one))
-            yield one, None
-        except (Exception, SystemExit) as error:  # a strategy of the user's own may raise all kinds
-            yield one, error
+
+def on_its_cores(experiment: Experiment, jobs: int) -> Experiment:
+    """Return an experiment with the cores that one of several runs at a time gets.
+
+    What an experiment says of its workers itself stays, and so does what runs on a GPU.
+    """
+    if jobs == 1 or _own_workers(experiment) or device(experiment) == "cuda":
+        return experiment
+    cohort = cohort_size(experiment.training.participation, experiment.clients.count)
+    workers = min(max(1, num_cores() // jobs), cohort)
+    share = {"backend": "inline"} if workers == 1 else {"workers": workers}
+    engine = experiment.engine.model_copy(update=share)
+    return experiment.model_copy(update={"engine": engine})
+
+
+def _own_workers(experiment: Experiment) -> int | None:
+    """Return how many workers an experiment asks for; None if it leaves that open."""
+    if experiment.engine.backend == "inline":
+        return 1
+    return experiment.engine.workers if isinstance(experiment.engine.workers, int) else None
 
 
 def _axis(text: str) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines elsewhere."""
+"""How far runs are: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,33 +8,30 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
-class Progress:
-    """Shows each finished round: accuracy, clients a second and the time left.
-
-    On a terminal one bar; elsewhere a line for each evaluated round.
+class Board:
+    """Shows each run that goes on: on a terminal a bar, elsewhere a line for each evaluated round.
 
     Parameters
     ----------
-    rounds : int
-        Rounds in all.
     console : rich.console.Console
         Where to show it.
     """
 
-    def __init__(self, rounds: int, console: Console) -> None:
-        self._rounds = rounds
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._seconds = 0.0
-        self._finished = 0
-        self._clients = 0
-        self._accuracy = ""
-        self._bar = (
-            RichProgress(
-                TextColumn("{task.description}"),
+        self._bars = (
+            Progress(
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[figures]}", markup=False),
@@ -49,9 +46,8 @@ class Progress:
 
     def __enter__(self) -> Self:
         """Start to show."""
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task("starting", total=self._rounds, figures="")
+        if self._bars is not None:
+            self._bars.start()
         return self
 
     def __exit__(
@@ -60,9 +56,30 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
+        """Take the bars away."""
+        if self._bars is not None:
+            self._bars.stop()
+
+    def begin(self, rounds: int, name: str = "") -> RunProgress:
+        """Return what shows a run of so many rounds, which begins; several have names."""
+        return RunProgress(rounds, f"{name}: " if name else "", self._console, self._bars)
+
+
+class RunProgress:
+    """Shows each finished round of a run: accuracy, clients a second and the time left."""
+
+    def __init__(self, rounds: int, prefix: str, console: Console, bars: Progress | None) -> None:
+        self._rounds = rounds
+        self._prefix = prefix
+        self._console = console
+        self._bars = bars
+        self._bar: TaskID | None = None
+        if bars is not None:
+            self._bar = bars.add_task(f"{prefix}starting", total=rounds, figures="")
+        self._seconds = 0.0
+        self._finished = 0
+        self._clients = 0
+        self._accuracy = ""
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Show a finished round, given its row of ``rounds.csv``."""
@@ -77,12 +94,18 @@ class Progress:
         evaluated = bool(known)
         if evaluated:
             self._accuracy = ", ".join(known)
-        name = f"round {row['round']}/{self._rounds}"
-        if self._bar is not None:
+        text = f"{self._prefix}round {row['round']}/{self._rounds}"
+        if self._bars is not None and self._bar is not None:
             figures = f"{self._accuracy}  {speed}"
-            self._bar.update(self._task, description=name, completed=row["round"], figures=figures)
+            self._bars.update(self._bar, description=text, completed=row["round"], figures=figures)
         elif evaluated:
             left = timedelta(
                 seconds=round(self._seconds / self._finished * (self._rounds - row["round"]))
             )
-            self._console.print(f"{name}: {self._accuracy}, {speed}, {left} left", highlight=False)
+            line = f"{text}: {self._accuracy}, {speed}, {left} left"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def end(self) -> None:
+        """Take the run's bar away."""
+        if self._bars is not None and self._bar is not None:
+            self._bars.remove_task(self._bar)

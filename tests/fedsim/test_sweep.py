@@ -9,10 +9,11 @@ import time
 from textwrap import indent
 
 import pandas as pd
+import psutil
 import pytest
 
-from fedsim.errors import ConfigError, EngineError
-from fedsim.sweep import plan, run_planned
+from fedsim.errors import ConfigError
+from fedsim.sweep import jobs_at_a_time, on_its_cores, plan
 from tests.fedsim.test_cli import FEDSIM, SMALL, fedsim
 
 
@@ -48,6 +49,47 @@ def test_values_with_commas_are_written_as_toml(file):
 
 def test_without_a_grid_only_the_seeds_differ(file):
     assert [one.name for one in plan(file, [], 2)] == ["seed=3", "seed=4"]
+
+
+class TestCores:
+    """How a machine of eight cores is shared out."""
+
+    @pytest.fixture(autouse=True)
+    def eight_cores(self, monkeypatch):
+        monkeypatch.setattr("os.sched_getaffinity", lambda process: range(8))
+
+    def shared_out(self, file, runs, jobs=None, *overrides):
+        planned = plan(file, [], runs, ["engine.backend=ray", "engine.device=cpu", *overrides])
+        jobs = jobs_at_a_time(planned, jobs)
+        engine = on_its_cores(planned[0].experiment, jobs).engine
+        return jobs, engine.backend, engine.workers
+
+    def test_many_runs_get_a_core_each(self, file):
+        assert self.shared_out(file, 9) == (8, "inline", "auto")
+
+    def test_few_runs_share_the_cores_out(self, file):
+        assert self.shared_out(file, 4) == (4, "ray", 2)
+        assert self.shared_out(file, 3) == (3, "ray", 2)
+        assert self.shared_out(file, 2, None, "training.participation=3") == (2, "ray", 3)
+
+    def test_a_single_run_is_left_alone(self, file):
+        assert self.shared_out(file, 1) == (1, "ray", "auto")
+        assert self.shared_out(file, 9, 1) == (1, "ray", "auto")
+
+    def test_what_the_experiment_says_itself_stays(self, file):
+        assert self.shared_out(file, 9, None, "engine.workers=3") == (2, "ray", 3)
+        assert self.shared_out(file, 9, None, "engine.workers=20") == (1, "ray", 20)
+        assert self.shared_out(file, 9, 4, "engine.workers=3") == (4, "ray", 3)
+        assert self.shared_out(file, 9, None, "engine.backend=inline") == (8, "inline", "auto")
+
+    def test_on_a_gpu_one_at_a_time(self, file, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        assert self.shared_out(file, 9, None, "engine.device=auto") == (1, "ray", "auto")
+        assert self.shared_out(file, 9, 2, "engine.device=auto") == (2, "ray", "auto")
+
+    def test_no_job(self, file):
+        with pytest.raises(ConfigError, match="--jobs 0: must be at least 1"):
+            self.shared_out(file, 2, 0)
 
 
 class TestPlanFailure:
@@ -127,29 +169,16 @@ def test_a_sweep_is_no_run(file):
     assert done.stderr == "error: one is the folder of a run; choose another --out\n"
 
 
-def test_a_run_that_breaks_leaves_the_others_alone(file, tmp_path):
-    planned = plan(file, ["model.name=linear,mlp"], 1)
-    (tmp_path / "sweep" / "linear,seed=3").mkdir(parents=True)
-    (tmp_path / "sweep" / "linear,seed=3" / "mine.txt").write_text("not a run")
-    begun = []
-
-    def begin(number, one):
-        begun.append((number, one.name))
-        return lambda row: None
-
-    ended = dict(run_planned(planned, tmp_path / "sweep", begin))
-    assert isinstance(ended[planned[0]], EngineError)
-    assert ended[planned[1]] is None
-    assert begun == [(1, "mlp,seed=3")]
-    assert (tmp_path / "sweep" / "mlp,seed=3" / "report.html").exists()
-
-
 def test_sweep_compares_its_runs_and_runs_none_twice(file):
     command = ["sweep", "small.toml", "--grid", "training.lr=0.1,1.0", "--seeds", "2"]
     done = fedsim(file.parent, *command, "--out", "all")
     assert "After round 3, accuracies in %" in done.stdout
     assert "comparison: all/comparison.html" in done.stdout
-    assert done.stderr.count("run ") == 4
+    assert sorted(re.findall(r"^run . of 4: .*", done.stderr, re.M)) == [
+        f"run {i + 1} of 4: lr={lr},seed={seed}"
+        for i, (lr, seed) in enumerate(itertools.product((0.1, 1.0), (3, 4)))
+    ]
+    assert re.search(r"^lr=1.0,seed=4: round 3/3: generic [\d.]+ %, personal ", done.stderr, re.M)
     table = pd.read_csv(file.parent / "all" / "comparison.csv")
     assert table[["label", "seed"]].to_numpy().tolist() == [
         ["lr=0.1", 3],
@@ -177,31 +206,48 @@ def test_sweep_compares_its_runs_and_runs_none_twice(file):
     assert rounds.with_name("model.safetensors").exists()
 
 
-def test_a_sweep_that_is_stopped_says_how_to_go_on(file):
+def begin_endless(file):
+    """Begin a sweep of two runs that won't end; return its process and rounds when both run."""
     command = [
-        *("sweep", "small.toml", "--seeds", "2", "--out", "all"),
-        *("--set", "training.rounds=100000", "--set", "evaluation.every=1"),
+        *("sweep", "small.toml", "--seeds", "2", "--jobs", "2", "--out", "all"),
+        *("--set", "evaluation.every=1", "--set", "training.rounds=100000"),
     ]
-    with subprocess.Popen(
+    process = subprocess.Popen(
         [FEDSIM, *command],
         cwd=file.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
-        rounds = file.parent / "all" / "seed=3" / "rounds.csv"
-        begun = time.monotonic()
-        while not rounds.exists() and time.monotonic() < begun + 60:
-            time.sleep(0.1)
-        os.kill(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+    )
+    rounds = [file.parent / "all" / f"seed={seed}" / "rounds.csv" for seed in (3, 4)]
+    begun = time.monotonic()
+    while not all(file.exists() for file in rounds) and time.monotonic() < begun + 60:
+        time.sleep(0.1)
+    return process, command, rounds
+
+
+def test_a_sweep_that_is_stopped_says_how_to_go_on(file):
+    process, command, rounds = begin_endless(file)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped; the same command goes on, with --out all" in stderr
-    done = len(pd.read_csv(rounds))
-    command[-3] = f"training.rounds={done + 1}"
+    assert "Traceback" not in stderr
+    done = [len(pd.read_csv(file)) for file in rounds]
+    assert all((file.parent / "model.safetensors").exists() for file in rounds)
+    command[-1] = f"training.rounds={max(done) + 1}"
     fedsim(file.parent, *command)
-    assert len(pd.read_csv(rounds)) == done + 1
-    assert len(pd.read_csv(file.parent / "all" / "seed=4" / "rounds.csv")) == done + 1
+    assert [len(pd.read_csv(file)) for file in rounds] == [max(done) + 1] * 2
+
+
+def test_when_a_sweep_is_killed_its_runs_stop(file):
+    process, _, rounds = begin_endless(file)
+    children = psutil.Process(process.pid).children()
+    process.kill()
+    process.communicate(timeout=60)
+    assert len(children) >= 2
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert all((file.parent / "model.safetensors").exists() for file in rounds)
 
 
 def test_a_sweep_with_mistakes_runs_nothing(file):
