@@ -46,6 +46,11 @@ class FedLabel(JointUpdate):
     disjoint mean of the labelled models; its local teacher is then w itself. A client without
     unlabelled examples uploads w as its unlabelled model, with n_k = 1.
 
+    The labelled pass is the anchor: give it steps (the authors take 30, and 10 on the unlabelled
+    examples), where an epoch over a client's few labels is hardly any training. And half of the
+    disjoint average is w as long as no pseudo-labels are kept, so that FedLabel needs about twice
+    as many rounds as FedAvg to get anywhere; the authors' 50 rounds of warm-up are for 2000.
+
     BatchNorm's statistics are those of a whole unlabelled batch; the authors' code passes only
     the examples that are kept through the model that is trained.
 

@@ -44,9 +44,19 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting; repeatable."),
 ]
+def _folder(text: str) -> Path:
+    """Return a folder with ``~`` written out, which shells leave to us in ``--out=~/runs``."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (pathlib's raises for an unknown user)
+
+
 OutFolder = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Folder for the results; by default in runs/."),
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        parser=_folder,
+        help="Folder for the results; by default in runs/.",
+    ),
 ]
 
 
@@ -195,7 +205,12 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder for a page, figures and a CSV file."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            parser=_folder,
+            help="Folder for a page, figures and a CSV file.",
+        ),
     ] = None,
 ) -> None:
     """Compare runs; a folder of runs stands for all of them, and seeds are put together."""

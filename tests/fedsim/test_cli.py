@@ -69,6 +69,13 @@ def test_run_prints_a_table_of_clients_and_where_the_results_are(here):
     ]
 
 
+def test_a_folder_in_the_home_folder(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    fedsim(here, "partition", "small.toml", "--out=~/who")
+    assert (here / "home" / "who" / "partition.csv").exists()
+    assert not (here / "~").exists()
+
+
 def test_report_makes_a_stopped_runs_page(here):
     whole = fedsim(here, "run", "small.toml", "--out", "results")
     rows = (here / "results" / "clients.csv").read_text().splitlines(keepends=True)
