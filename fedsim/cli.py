@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
+_warned: set[str] = set()
 _SETTING = re.compile(r"(data|clients|model|method|training|evaluation|engine)\.\w+ = ")
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", show_default=False)]
@@ -44,6 +45,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting; repeatable."),
 ]
+
+
 def _folder(text: str) -> Path:
     """Return a folder with ``~`` written out, which shells leave to us in ``--out=~/runs``."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 (pathlib's raises for an unknown user)
@@ -348,7 +351,11 @@ def _show_error(line: str) -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    _err.print(f"warning: {message}", markup=False, soft_wrap=True, style="yellow")
+    """Show a warning, once; Python forgets now and then what it has shown."""
+    text = str(message)
+    if text not in _warned:
+        _warned.add(text)
+        _err.print(f"warning: {text}", markup=False, soft_wrap=True, style="yellow")
 
 
 def main() -> None:

@@ -155,35 +155,33 @@ def simulate(
         )
         leaving.callback(recorder.release)
         grid = make_grid(experiment, task, actors, versions)
+        leaving.callback(grid.close)
         recorder.setup_seconds = time.perf_counter() - started
         try:
-            try:
-                with _noted_interrupts() as interrupted:
-                    recorder.begin(arrays, strategy, grid.states)
-                    for finished in run_rounds(
-                        strategy,
-                        grid,
-                        arrays,
-                        rounds=experiment.training.rounds,
-                        evaluate_every=experiment.evaluation.every,
-                        seed=experiment.seed,
-                        finished=rounds_before,
-                    ):
-                        arrays = finished.arrays
-                        recorder.add(finished, strategy, grid.states)
-                        if observer is not None:
-                            observer(finished.row)
-                        if interrupted.is_set():
-                            raise KeyboardInterrupt
-            except BaseException:
-                # What the finished rounds gave stays; on a full disk the first error is the one
-                # that counts.
-                with suppress(EngineError):
-                    recorder.close(flower.from_record(arrays))
-                raise
-            recorder.close(flower.from_record(arrays))
-        finally:
-            grid.close()
+            with _noted_interrupts() as interrupted:
+                recorder.begin(arrays, strategy, grid.states)
+                for finished in run_rounds(
+                    strategy,
+                    grid,
+                    arrays,
+                    rounds=experiment.training.rounds,
+                    evaluate_every=experiment.evaluation.every,
+                    seed=experiment.seed,
+                    finished=rounds_before,
+                ):
+                    arrays = finished.arrays
+                    recorder.add(finished, strategy, grid.states)
+                    if observer is not None:
+                        observer(finished.row)
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
+        except BaseException:
+            # What the finished rounds gave stays; on a full disk the first error is the one that
+            # counts.
+            with suppress(EngineError):
+                recorder.close(flower.from_record(arrays))
+            raise
+        recorder.close(flower.from_record(arrays))
         return recorder.result(flower.from_record(arrays))
 
 
@@ -357,8 +355,11 @@ def initial_arrays(task: Task) -> Arrays:
 
     net = Net(_new_model(task.model, task.seed))
     rng = generator(task.seed, "method's initial arrays")
-    initial = task.update.initial(net, net.initial_weights(), rng)
-    return {name: tensor.numpy() for name, tensor in initial.items()}
+    with own_part(f"method: {type(task.update).__name__}.initial"):
+        initial: Any = task.update.initial(net, net.initial_weights(), rng)
+        if not isinstance(initial, dict):
+            raise TypeError(f"must return a dict of tensors, not {type(initial).__name__}")
+        return {name: tensor.numpy() for name, tensor in initial.items()}
 
 
 def _warn_of_running_statistics(experiment: Experiment, strategy: Strategy, arrays: Arrays) -> None:

@@ -25,7 +25,7 @@ from fedsim.data.local_test import draw_local_tests
 from fedsim.data.longtail import long_tail
 from fedsim.data.segments import Ints, ranks, shuffle_by, sort_by
 from fedsim.data.source import Source
-from fedsim.errors import DataError
+from fedsim.errors import DataError, own_part
 from fedsim.rng import generator
 
 if TYPE_CHECKING:
@@ -252,9 +252,9 @@ def federate(
         _check_enough(num_clients, min_examples, len(kept), held_by)
     rng = generator(seed, "partition")
     _check_signature(partition, options)
-    owner = _check_owner(
-        partition, partition(y, group, num_clients, rng, **options), y, num_clients
-    )
+    with own_part(f"partition {_name_of(partition)}"):
+        dealt = partition(y, group, num_clients, rng, **options)
+    owner = _check_owner(partition, dealt, y, num_clients)
     held = owner >= 0
     if not held.all():
         name = _name_of(partition)

@@ -79,6 +79,40 @@ def _tf32(on: bool) -> Iterator[None]:
             switch.allow_tf32 = was
 
 
+def _generator(name: str, steps: Any) -> Any:
+    if not isinstance(steps, Generator):
+        raise TypeError(
+            f"{name} must be a generator: ask for passes with `yield from sgd(...)`, or put a "
+            "`yield` after its return"
+        )
+    return steps
+
+
+@contextmanager
+def _unchanged(method: ClientUpdate, w: Weights) -> Iterator[None]:
+    """Make sure that a method leaves the global weights as they are.
+
+    Raises
+    ------
+    EngineError
+        If it has changed some in place: the next client would start from those.
+    """
+    before = [tensor._version for tensor in w.values()]
+    yield
+    changed = [n for (n, t), was in zip(w.items(), before, strict=True) if t._version != was]
+    if changed:
+        raise EngineError(
+            f"{type(method).__name__} changes the global {changed[0]} in place, which all clients "
+            "share; let it change a copy, such as w[name].clone()"
+        )
+
+
+def _checked_views(name: str, views: Any) -> dict[str, Tensor]:
+    if not isinstance(views, dict):
+        raise TypeError(f"{name} must return a dict of logits by view, not {type(views).__name__}")
+    return views
+
+
 class LocalTrainer:
     """Runs the client updates of one process, clients one by one or side by side.
 
@@ -141,6 +175,8 @@ class LocalTrainer:
                 Examples(labelled, True),
                 Examples(unlabelled, False),
                 of_client,
+                training=self.training,
+                seed=self.seed,
             )
             for client, (labelled, unlabelled), of_client in zip(
                 clients, self.federation.split(clients), by_class, strict=True
@@ -185,19 +221,16 @@ class LocalTrainer:
             What each client sends and keeps, and how good its pseudo-labels were, which neither
             client nor server can know (`fedsim.engine.tally.audit`); or why it failed.
         """
-        runs = [_Run(client.id, self._update(method, w, client)) for client in clients]
+        # Each has a dict of its own; the tensors in it are everybody's.
+        runs = [_Run(client.id, self._update(method, dict(w), client)) for client in clients]
         if runs:
-            self._drive(runs, "pass", clients[0].round, self.stacked and method.stackable)
+            with _unchanged(method, w):
+                self._drive(runs, "pass", clients[0].round, self.stacked and method.stackable)
         return [run.error or (run.result, run.counts) for run in runs]
 
     def _update(self, method: ClientUpdate, w: Weights, client: Client) -> Steps:
         """Start the update at its first request, so that one that fails at once fails alone."""
-        steps = method.update(w, client)
-        if not isinstance(steps, Generator):
-            raise TypeError(
-                "update must be a generator: ask for passes with `yield from sgd(...)`, or put a "
-                "`yield` after its return"
-            )
+        steps: Steps = _generator("update", method.update(w, client))
         return (yield from steps)
 
     def _drive(self, runs: list[_Run], purpose: str, round: int, stacked: bool) -> None:
@@ -210,7 +243,13 @@ class LocalTrainer:
             asked: list[tuple[_Run, Request]] = []
             for run in runs:
                 try:
-                    asked.append((run, run.requests.send(run.answer)))
+                    request = run.requests.send(run.answer)
+                    if not isinstance(request, SGD | Predict):
+                        raise TypeError(
+                            f"it yields {type(request).__name__}: write `yield from sgd(...)`, "
+                            "or `yield from predict(...)`"
+                        )
+                    asked.append((run, request))
                 except StopIteration as finished:
                     run.result = finished.value
                 except (Exception, SystemExit) as error:  # its failure must not end the others
@@ -307,9 +346,10 @@ class LocalTrainer:
     @torch.no_grad()
     @_tf32(False)
     def _predict(self, request: Predict) -> Tensor:
+        w, *given = (self.net.with_own_buffers(one) for one in (request.w, *request.given))
         return torch.cat(
             [
-                request.function(self.net, request.w, block, *request.given)
+                request.function(self.net, w, block, *given)
                 for block in torch.split(self.loader.inputs(request.examples), PREDICT_BLOCK)
             ]
         )
@@ -339,7 +379,10 @@ class LocalTrainer:
         """
         x = self._test_inputs(index)
         features = self.net.predict_features(w, x)
-        views = method.generic(self.net, w, Inputs(features, lambda: x))
+        with _unchanged(method, w):
+            views = _checked_views(
+                "generic", method.generic(self.net, dict(w), Inputs(features, lambda: x))
+            )
         # A method may have no generic model to test.
         tested = {view: logits for view, logits in views.items() if view in method.views}
         return self._scores(tested, index), features
@@ -375,14 +418,17 @@ class LocalTrainer:
         """
         index = self.federation.test(client)
         me = replace(self.clients(round, [client])[0], state=state)
-        run = _Run(client, method.personalise(w, me))
-        self._drive([run], "personalise", round, stacked=False)
         try:
-            if run.error is not None:
-                raise run.error
-            with torch.no_grad():
-                inputs = Inputs(features, lambda: self._test_inputs(index))
-                return self._scores(method.personal(self.net, run.result, me, inputs), index)
+            with _unchanged(method, w):
+                steps = _generator("personalise", method.personalise(dict(w), me))
+                run = _Run(client, steps)
+                self._drive([run], "personalise", round, stacked=False)
+                if run.error is not None:
+                    raise run.error
+                with torch.no_grad():
+                    inputs = Inputs(features, lambda: self._test_inputs(index))
+                    views = method.personal(self.net, run.result, me, inputs)
+                    return self._scores(_checked_views("personal", views), index)
         except Exception as error:
             raise EngineError(
                 f"round {round}: client {client}'s personal model can't be tested: "

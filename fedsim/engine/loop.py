@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.engine import flower
 from fedsim.engine.clock import Clock
 from fedsim.engine.grid import SimulatedGrid, TrainReport
-from fedsim.errors import EngineError
+from fedsim.errors import EngineError, described
 from fedsim.metrics import GROUPS, column
 
 FAILURES_SHOWN = 3
@@ -95,7 +95,7 @@ def run_rounds(
             replies = list(grid.send_and_receive(messages))
             clock.lap("train")
             _split(clock.seconds, "train", grid.report.seconds)
-            _warn_of_failures(round, grid.report.failures, len(messages))
+            _tell_failures(round, grid.report.failures, len(messages))
             with flower.seeded_draws(seed, "aggregate_train", round):
                 new = _aggregate(strategy, round, replies) if _usable(replies) else None
         arrays = _accept(round, new, arrays)
@@ -123,13 +123,20 @@ def _split(seconds: dict[str, float], part: str, of_part: dict[str, float]) -> N
 
 def _aggregate(strategy: Strategy, round: int, replies: list[Message]) -> ArrayRecord | None:
     try:
-        return strategy.aggregate_train(round, replies)[0]
+        found: Any = strategy.aggregate_train(round, replies)
     except (flower.FlowerError, KeyError) as error:
         # Flower's strategies refuse replies of another form than theirs, ours miss a group.
         raise EngineError(
             f"round {round}: {type(strategy).__name__} can't average what the clients upload "
-            f"({error}); do method.name and method.client belong together?"
+            f"({described(error)}); do method.name and method.client belong together?"
         ) from None
+    match found:
+        case (None | ArrayRecord() as new, _):
+            return new
+    raise EngineError(
+        f"round {round}: {type(strategy).__name__}.aggregate_train must return an ArrayRecord or "
+        f"None, and a MetricRecord or None, not {found!r}"
+    )
 
 
 def _usable(replies: list[Message]) -> bool:
@@ -158,6 +165,18 @@ def _accept(round: int, new: ArrayRecord | None, old: ArrayRecord) -> ArrayRecor
             f"round {round}: the strategy's new model lacks {lost[0]}: the clients keep it to "
             "themselves, and this strategy needs all arrays from them"
         )
+    for name in new:
+        if name not in old or new[name].shape != old[name].shape:
+            what = (
+                f"an array {name}, which the model doesn't have"
+                if name not in old
+                else f"{name} of shape {list(new[name].shape)}, but the model's is "
+                f"{list(old[name].shape)}"
+            )
+            raise EngineError(
+                f"round {round}: the strategy's new model has {what}; what clients upload in the "
+                "group 'arrays' must be called and shaped as in the global model"
+            )
     for name, array in flower.from_record(new).items():
         if not np.isfinite(array).all():
             warnings.warn(
@@ -169,14 +188,23 @@ def _accept(round: int, new: ArrayRecord | None, old: ArrayRecord) -> ArrayRecor
     return new
 
 
-def _warn_of_failures(round: int, failures: dict[int, str], asked: int) -> None:
+def _tell_failures(round: int, failures: dict[int, str], asked: int) -> None:
+    """Warn of clients that failed.
+
+    Raises
+    ------
+    EngineError
+        If in the first round all of several have: that is the method's fault, not theirs.
+    """
     if not failures:
         return
     shown = [f"client {k}: {why}" for k, why in sorted(failures.items())[:FAILURES_SHOWN]]
     more = len(failures) - len(shown)
+    whose = f"{'; '.join(shown)}{f'; and {more} more' if more else ''}"
+    if round == 1 and 1 < asked == len(failures):
+        raise EngineError(f"round 1: all {asked} clients failed: {whose}")
     warnings.warn(
-        f"round {round}: {len(failures)} of {asked} clients failed and are left out: "
-        f"{'; '.join(shown)}{f'; and {more} more' if more else ''}",
+        f"round {round}: {len(failures)} of {asked} clients failed and are left out: {whose}",
         stacklevel=3,
     )
 

@@ -87,7 +87,7 @@ class RayActor:
         self._send(pickle.dumps((method, own, list(shared)), protocol=5))
 
     def answer(self) -> Any:
-        """Return what the method returned.
+        """Return what the method returned; warn of what it has warned of.
 
         Raises Ray's exceptions: RayTaskError if it raised, RayActorError if the actor died.
         """
@@ -100,7 +100,10 @@ class RayActor:
             self._ray.get(self._serving)
             raise AssertionError("a worker hangs up only if it fails") from None
         self._waiting = False
-        return pickle.loads(packed)
+        found, warned = pickle.loads(packed)
+        for text in warned:
+            warnings.warn(text, stacklevel=3)
+        return found
 
     def hang_up(self) -> None:
         """Close the connection; the next call opens another."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Listener
@@ -47,6 +48,8 @@ class RayWorker(Worker):
         contents = ray.get(task[0])
         super().__init__(contents)
         self._claims = Claims(claims)
+        self._warned: list[str] = []
+        warnings.showwarning = lambda message, *_, **__: self._warned.append(str(message))
         self._listener = Listener(address, "AF_UNIX")
         self._driver: Connection | None = None
         return fingerprint(contents.packages)
@@ -56,7 +59,7 @@ class RayWorker(Worker):
 
         A call is a method's name, its arguments, and where among them those of Ray's memory go:
         ``shared``, which later calls need not use. One that raises ends this, too, so that Ray
-        tells the driver.
+        tells the driver. An answer is what the method returned, and what was warned of.
         """
         if self._driver is None:
             self._driver = self._listener.accept()
@@ -65,7 +68,9 @@ class RayWorker(Worker):
                 method, arguments, places = pickle.loads(packed)
                 for place, argument in zip(places, shared, strict=False):
                     arguments[place] = argument
-                answer = pickle.dumps(getattr(self, method)(*arguments), protocol=5)
+                found = getattr(self, method)(*arguments)
+                answer = pickle.dumps((found, self._warned), protocol=5)
+                self._warned.clear()
                 with suppress(ConnectionError):  # then there is no next call, either
                     self._driver.send_bytes(answer)
         except BaseException:

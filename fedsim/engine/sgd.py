@@ -29,7 +29,7 @@ from fedsim.engine.loader import Loader, epoch_steps
 from fedsim.engine.stacks import Stacks
 from fedsim.engine.tally import Counts, Rows, Tally, audit
 from fedsim.engine.tape import Tapes, layout
-from fedsim.engine.update import SGD, Batch, Targets, Trained
+from fedsim.engine.update import SGD, Batch, Examples, Targets, Trained
 from fedsim.models.net import Net, Weights, parts
 
 
@@ -67,16 +67,25 @@ class LocalTraining:
     steps: int = 0
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
 
-    def steps_of(self, request: SGD) -> int:
-        """Return the steps of a pass; 0 where there is nothing to train on."""
-        in_an_epoch = epoch_steps([len(kind) for kind in request.kinds], self.batch_size)
+    def num_steps(
+        self, *kinds: Examples, steps: int | None = None, epochs: int | None = None
+    ) -> int:
+        """Return the steps of a pass over examples; 0 where there is nothing to train on.
+
+        ``steps`` and ``epochs`` are those that the pass asks for, see `fedsim.engine.update.sgd`.
+        """
+        in_an_epoch = epoch_steps([len(kind) for kind in kinds], self.batch_size)
         if not in_an_epoch:
             return 0
-        if request.epochs is not None:
-            return request.epochs * in_an_epoch
-        if request.steps is not None:
-            return request.steps
+        if epochs is not None:
+            return epochs * in_an_epoch
+        if steps is not None:
+            return steps
         return self.steps or self.epochs * in_an_epoch
+
+    def steps_of(self, request: SGD) -> int:
+        """Return the steps of a pass that was asked for."""
+        return self.num_steps(*request.kinds, steps=request.steps, epochs=request.epochs)
 
     def descend(self, w: list[Tensor], gradient: list[Tensor], velocity: list[Tensor]) -> None:
         """Take a step of SGD down a gradient, in place; there is a velocity with momentum only."""
@@ -136,6 +145,8 @@ class Setting:
         The operations of the steps that were taken so far.
     stacks : Stacks
         Memory for the arrays of clients side by side.
+    heeding : set
+        The losses that are known to leave padding out.
     """
 
     net: Net
@@ -145,6 +156,7 @@ class Setting:
     clock: Clock
     tapes: Tapes = field(default_factory=Tapes)
     stacks: Stacks = field(default_factory=Stacks)
+    heeding: set[Hashable] = field(default_factory=set)
 
 
 def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
@@ -164,7 +176,8 @@ def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
         for kind, rng in zip(request.kinds, rngs, strict=True)
     ]
     w = {name: tensor.detach().clone() for name, tensor in request.w.items()}
-    loop = _Loop(setting, request, w, request.given, ())
+    given = tuple(setting.net.with_own_buffers(arrays) for arrays in request.given)
+    loop = _Loop(setting, request, w, given, ())
     for found in zip(*streams, strict=True):
         setting.clock.lap("gather")
         loop.take_block([block for block, _, _ in found], found[-1][1], [s for _, _, s in found])
@@ -190,8 +203,12 @@ def run_stacked(setting: Setting, passes: Sequence[Pass]) -> list[tuple[Trained,
         for i in range(len(requests[0].given))
     )
     loop = _Loop(setting, requests[0], w, given, (len(requests),))
+    known = _known(requests[0].loss)
     for step in setting.loader.stacked(chosen, steps[order], requests[0].strong):
         setting.clock.lap("gather")
+        if known not in setting.heeding:
+            loop.check_padding(step)
+            setting.heeding.add(known)
         loop.take(step)
         setting.clock.lap("train")
     loop.end()
@@ -372,20 +389,7 @@ class _Loop:
         *tensors: Tensor,
     ) -> Outputs:
         """Work out what `_call` returns; ``widths`` are the numbers of tensors of the batches."""
-
-        def of_one(*tensors: Tensor) -> Any:
-            found = iter(tensors)
-            names = (*self._names, targets)
-            w, *given, of_teacher = ({name: next(found) for name in one} for one in names)
-            kinds = tuple(_batch(padded, *islice(found, width)) for width in widths)
-            batch = kinds if len(kinds) > 1 else kinds[0]
-            with self._net.padding.of(_masks(kinds)):
-                found_out = function(
-                    self._net, w, batch, *((of_teacher,) if targets else ()), *given
-                )
-            return _checked_loss(found_out) if descends else found_out
-
-        of_all = vmap(of_one) if self._lead else of_one
+        of_all = self._of_all(function, targets, widths, padded, descends)
         num_arrays = sum(map(len, self._names))
         num_own = num_arrays + len(self._velocity)
         arrays, velocity, rest = (
@@ -420,6 +424,57 @@ class _Loop:
             self._training.descend(leaves, list(gradient), list(velocity))
         return made
 
+    def _of_all(
+        self,
+        function: Callable[..., Any],
+        targets: tuple[str, ...],
+        widths: tuple[int, ...],
+        padded: bool,
+        descends: bool,
+    ) -> Callable[..., Any]:
+        """Return a loss or a teacher as a function of flat tensors, of all rows of a stack."""
+
+        def of_one(*tensors: Tensor) -> Any:
+            found = iter(tensors)
+            names = (*self._names, targets)
+            w, *given, of_teacher = ({name: next(found) for name in one} for one in names)
+            kinds = tuple(_batch(padded, *islice(found, width)) for width in widths)
+            batch = kinds if len(kinds) > 1 else kinds[0]
+            with self._net.padding.of(_masks(kinds)):
+                made = function(self._net, w, batch, *((of_teacher,) if targets else ()), *given)
+            return _checked_loss(made) if descends else _checked_targets(made)
+
+        return vmap(of_one) if self._lead else of_one
+
+    @torch.no_grad()
+    def check_padding(self, step: Step) -> None:
+        """Raise `TypeError` if the loss depends on examples that its mask leaves out.
+
+        The first row's batch is given as it is, and then with one more such example.
+        """
+        num_arrays = sum(map(len, self._names))
+        found: list[list[Tensor]] = []
+        first = [one.each(lambda tensor: tensor[:1]) for one in step[0]]
+        for batches in (first, [_longer(one, len(self._groups)) for one in first]):
+            fields = [one for batch in batches for one in batch[:4] if isinstance(one, Tensor)]
+            widths = tuple(3 + (one.strong is not None) for one in batches)
+            # Copies: BatchNorm changes its statistics.
+            arrays = [tensor[:1].clone() for tensor in self._last.flat[:num_arrays]]
+            targets: Targets = {}
+            if self._teach is not None:
+                targets = self._of_all(self._teach, (), widths, True, False)(*arrays, *fields)
+            loss = self._of_all(self._loss, tuple(targets), widths, True, True)
+            value, counts = loss(*arrays, *targets.values(), *fields)
+            found.append([value, *counts.values()])
+        if not all(
+            torch.allclose(one, other, rtol=1e-3, atol=1e-6, equal_nan=True)
+            for one, other in zip(*found, strict=True)
+        ):
+            raise TypeError(
+                f"{_called(self._loss)} counts examples that are padding; leave out those whose "
+                "batch.mask is 0, as fedsim.engine.update.cross_entropy does"
+            )
+
     def end(self) -> None:
         """Add up what was noted, once for all rows."""
         self._log, self._steps = self._sums.totals()
@@ -446,6 +501,33 @@ def _checked_loss(found: Any) -> Any:
             what = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"a loss must return scalar tensors, but {name} is {what}")
     return found
+
+
+def _checked_targets(found: Any) -> Any:
+    """Return what a teacher has returned, if it is what it should be."""
+    if not (isinstance(found, dict) and {"pseudo_label", "kept"} <= found.keys()):
+        what = f"a dict of {', '.join(map(str, found))}" if isinstance(found, dict) else found
+        raise TypeError(
+            "a teacher must return a dict with the tensors pseudo_label and kept, not "
+            f"{what if isinstance(found, dict) else type(found).__name__}"
+        )
+    return found
+
+
+def _called(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", "the loss")
+
+
+def _longer(batch: Batch, num_classes: int) -> Batch:
+    """Return a batch [1, B] with one more example, unlike the first, that its mask leaves out."""
+    more = batch.each(lambda tensor: -tensor[:, :1])
+    y = torch.where(batch.y < 0, batch.y, (batch.y + 1) % num_classes)[:, :1]
+    more = more._replace(y=y, mask=torch.zeros_like(more.mask))
+    joined: list[Any] = [
+        torch.cat([one, other], 1) if one is not None and other is not None else None
+        for one, other in zip(batch[:4], more[:4], strict=True)
+    ]
+    return _batch(True, *joined)
 
 
 def _known(function: Callable[..., Any]) -> Hashable:

@@ -175,7 +175,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise _RefusedError
         changes = func._schema.is_mutable
         if len(made) == 1 and not changes and args and _is_same(made[0], args[0]):
-            self._names[made[0]] = self._names[args[0]]
+            self._names[made[0]] = self._name_of(args[0])
             return
         reads: set[str] = set()
         written = [self._source(argument, reads) for argument in args]
@@ -190,12 +190,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = self._names[made] = f"v{self._num_made}"
         return name
 
+    def _name_of(self, known: Tensor) -> str:
+        if known not in self._names:  # it came from elsewhere
+            raise _RefusedError
+        name: str = self._names[known]
+        return name
+
     def _source(self, value: Any, reads: set[str]) -> str:
         """Return the source of an argument, and add the tensors in it to ``reads``."""
         if isinstance(value, Tensor):
-            if value not in self._names:  # it came from elsewhere
-                raise _RefusedError
-            name: str = self._names[value]
+            name = self._name_of(value)
             reads.add(name)
             return name
         if isinstance(value, tuple | list):

@@ -26,7 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import starmap
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedsim.models.net import Net, Weights, parts
+from fedsim.rng import generator
+
+if TYPE_CHECKING:
+    from fedsim.engine.sgd import LocalTraining
 
 
 class Batch(NamedTuple):
@@ -93,6 +97,11 @@ class Client:
         Labelled examples of each class, float32 [C].
     state : Weights
         What the client kept when it last trained (``Upload.state``); empty if it never did.
+    training : fedsim.engine.sgd.LocalTraining
+        The experiment's ``[training]``: ``client.training.lr``, and
+        ``client.training.num_steps(client.labelled)``, the steps that `sgd` takes on examples.
+    seed : int
+        The experiment's seed; see `generator`.
     """
 
     id: int
@@ -101,6 +110,16 @@ class Client:
     unlabelled: Examples
     class_counts: Tensor
     state: Weights = field(default_factory=dict)
+    training: LocalTraining = field(kw_only=True)
+    seed: int = field(kw_only=True)
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return random numbers of this client in this round, the same each time.
+
+        Those of other purposes are others. A client update that draws from any other generator,
+        such as PyTorch's own, doesn't give the same results again.
+        """
+        return generator(self.seed, f"update's {purpose}", round=self.round, client=self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +234,7 @@ def sgd(
         See `Loss`. Must be pure: no state, no data-dependent branches; masks instead. All tensors
         that it takes come in its arguments.
     w : Weights
-        Starting point; not changed.
+        Starting point; not changed. Neither are the arrays in ``given``.
     examples : Examples, or a pair of them
         Shuffled anew at each epoch, the last batch of an epoch may be smaller. Of a pair
         (labelled and unlabelled ones) each step takes a batch of both; an epoch goes once over
@@ -243,6 +262,11 @@ def sgd(
         With ``yield from``: ``w_k, log = yield from sgd(...)``.
     """
     kinds = examples if isinstance(examples, tuple) else (examples,)
+    passed: Any = given
+    if not isinstance(passed, tuple) or not all(isinstance(one, dict) for one in passed):
+        raise TypeError("given must be a tuple of dicts of tensors, such as given=(w,)")
+    if isinstance(train, str):
+        raise TypeError(f"train must be a tuple of parts, such as ({train!r},)")
     return (yield SGD(loss, w, kinds, given, steps, epochs, train, teach, frozen, strong))
 
 
@@ -315,6 +339,14 @@ class ClientUpdate(ABC):
 
     def __post_init__(self) -> None:  # noqa: B027
         """Check the hyperparameters, and raise `fedsim.errors.ConfigError`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse: the clients that train side by side share the update."""
+        raise AttributeError(
+            f"{type(self).__name__}.{name} can't be set: a client update is a frozen dataclass, "
+            "@dataclass(frozen=True, kw_only=True), and holds nothing of a client; what a loss "
+            "needs is given to it, sgd(..., given=...)"
+        )
 
     @property
     def has_personal_views(self) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -136,10 +137,17 @@ def _checked(
     """Return a client's result with numbers as metrics; or what is wrong with it."""
     if not isinstance(upload, Upload):
         return TypeError(f"the client update returned {type(upload).__name__}, not an Upload")
-    for w in (*upload.arrays.values(), upload.state):
+    arrays: Any = upload.arrays
+    if not isinstance(arrays, dict) or not all(isinstance(w, dict) for w in arrays.values()):
+        return TypeError('an Upload\'s arrays come in groups: Upload({"arrays": w_k}, ...)')
+    for w in (*arrays.values(), upload.state):
         for name, tensor in w.items():
             if not isinstance(tensor, Tensor):
                 return TypeError(f"the array {name} is no tensor but {type(tensor).__name__}")
+            if tensor.requires_grad:
+                return TypeError(f"the array {name} has a gradient: upload {name}.detach()")
+    if taken := _RESERVED & upload.metrics.keys():
+        return ValueError(f"a metric can't be called {min(taken)!r}: the records have one already")
     try:
         num_examples = float(upload.num_examples)
         if any(type(value) not in (int, float) for value in upload.metrics.values()):
@@ -151,6 +159,8 @@ def _checked(
         return ValueError(f"num_examples = {num_examples}: must be finite and at least 0")
     return upload, audit
 
+
+_RESERVED = {"num_examples", "round", "client"}
 
 STATE = "(state)"
 """Stands for what a client keeps, among its groups of arrays."""
@@ -200,6 +210,12 @@ def _weights_of(
                 f"the strategy weights by {name!r}, but the clients report {', '.join(numbers)}"
             )
         found[group] = float(numbers[name])
+    if unused := groups.keys() - weights.keys() - {STATE}:
+        warnings.warn(
+            f"the clients upload the arrays {min(unused)!r}, which the strategy doesn't average; "
+            "do method.name and method.client belong together?",
+            stacklevel=2,
+        )
     return found
 
 

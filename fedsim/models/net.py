@@ -120,6 +120,10 @@ class Net:
         """Return a copy of the weights the model was made with."""
         return {name: tensor.clone() for name, tensor in self._initial.items()}
 
+    def with_own_buffers(self, w: Weights) -> Weights:
+        """Return arrays such that training mode changes nothing in ``w``."""
+        return {**w, **{name: w[name].clone() for name in self.buffers if name in w}}
+
     def __call__(self, w: Weights, x: Tensor) -> Tensor:
         """Return logits [B, C] in training mode; BatchNorm updates its buffers in ``w``."""
         return self.head(w, self.features(w, x))

@@ -22,6 +22,7 @@ from fedsim.rng import generator
 # Two batches of 6 an epoch: BatchNorm over the few values of a smaller one would make 1e-7 of
 # rounding a thousand times more.
 LR, MOMENTUM, BATCH, EPOCHS, SEED, CLIENT, ROUND = 0.1, 0.5, 6, 2, 3, 1, 2
+TRAINING = LocalTraining(epochs=EPOCHS, batch_size=BATCH, lr=LR, momentum=MOMENTUM)
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,8 @@ class Bench:
 
     @property
     def trainer(self) -> LocalTrainer:
-        training = LocalTraining(epochs=EPOCHS, batch_size=BATCH, lr=LR, momentum=MOMENTUM)
         statistics = Statistics.of(self.federation)
-        return LocalTrainer(Net(self.model), self.federation, statistics, training, SEED)
+        return LocalTrainer(Net(self.model), self.federation, statistics, TRAINING, SEED)
 
     @property
     def examples(self) -> Examples:
@@ -60,7 +60,7 @@ class Bench:
     def client(self, **parts) -> Client:
         none = Examples(self.examples.index[:0], True)
         given = {"labelled": none, "unlabelled": none, "class_counts": torch.zeros(3), **parts}
-        return Client(CLIENT, ROUND, **given)
+        return Client(CLIENT, ROUND, training=TRAINING, seed=SEED, **given)
 
     # ----- by plain PyTorch ----------------------------------------------------------------
 

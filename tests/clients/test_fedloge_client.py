@@ -20,6 +20,7 @@ from fedsim.models import Net, parts
 from fedsim.models.etf import geometry
 from fedsim.models.small import cnn
 from fedsim.rng import generator
+from tests.clients.conftest import TRAINING
 
 LR, MOMENTUM, BATCH, EPOCHS, SEED, CLIENT, ROUND = 0.1, 0.5, 5, 3, 3, 1, 2
 METHOD = FedLoGe(sparsity=0.3)
@@ -139,7 +140,8 @@ def views(model, counts, state=None):
     net, w = Net(model), initial(model)
     f = torch.randn(7, 24, generator=torch.Generator().manual_seed(5))
     none = Examples(np.array([], dtype=np.int64), True)
-    client = Client(0, 3, none, none, torch.tensor(counts), state or {})
+    kept = state or {}
+    client = Client(0, 3, none, none, torch.tensor(counts), kept, training=TRAINING, seed=0)
     inputs = Inputs(f, lambda: pytest.fail("the inputs aren't needed"))
     found = METHOD.generic(net, w, inputs)
     found |= METHOD.personal(net, METHOD.begin(w, client), client, inputs)

@@ -18,6 +18,7 @@ from fedsim.engine.update import Batch, Client, Examples, Inputs
 from fedsim.models import Net, parts
 from fedsim.models.small import cnn
 from fedsim.rng import generator
+from tests.clients.conftest import TRAINING
 
 LR, MOMENTUM, BATCH, EPOCHS, SEED, CLIENT, ROUND = 0.1, 0.5, 5, 3, 3, 1, 2
 METHOD = FedRoD()
@@ -142,7 +143,8 @@ def test_padding_labelled_with_an_absent_class_does_not_count(model):
 
 def client_of(counts, state=None):
     none = Examples(np.array([], dtype=np.int64), True)
-    return Client(0, 3, none, none, torch.tensor(counts), state or {})
+    counts = torch.tensor(counts)
+    return Client(0, 3, none, none, counts, state or {}, training=TRAINING, seed=0)
 
 
 def test_a_first_round_starts_the_personal_head_from_the_generic_one(model):

@@ -76,6 +76,21 @@ def test_a_folder_in_the_home_folder(here, monkeypatch):
     assert not (here / "~").exists()
 
 
+def test_what_workers_warn_of_is_shown_once(here):
+    (here / "mine_forgets.py").write_text(
+        "from torch.nn import functional as F\n"
+        "from fedsim.engine.update import LocalSGD\n"
+        "class Forgets(LocalSGD):\n"
+        "    def loss(self, net, w, batch):\n"
+        "        return F.cross_entropy(net(w, batch.x), batch.y), {}\n"
+    )
+    settings = ["method.client=mine_forgets:Forgets", "engine.backend=ray", "engine.workers=2"]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    done = fedsim(here, "run", "small.toml", *sets)
+    assert done.stderr.count("warning:") == 1
+    assert "Forgets.loss counts examples that are padding" in done.stderr
+
+
 def test_report_makes_a_stopped_runs_page(here):
     whole = fedsim(here, "run", "small.toml", "--out", "results")
     rows = (here / "results" / "clients.csv").read_text().splitlines(keepends=True)

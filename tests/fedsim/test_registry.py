@@ -175,3 +175,30 @@ class TestRegistryFailure:
         registry.check_packages.cache_clear()
         with pytest.raises(ConfigError, match=r"clients hides fedsim's own package 'clients'"):
             registry.check_packages()
+
+
+def test_a_class_that_passes_others_on_has_its_parents_settings():
+    from strategies import FedAvg, FedLabel
+
+    class Mine(FedLabel):
+        def __init__(self, *, beta: float = 0.5, schedule: str = "joint", **others):
+            super().__init__(schedule=schedule, **others)
+
+    class Closed(FedAvg):
+        def __init__(self, *, beta: float = 0.5):
+            super().__init__()
+
+    class Open(Closed):
+        def __init__(self, **others):
+            super().__init__(**others)
+
+    assert registry.options(Mine)().model_dump() == {
+        "beta": 0.5,
+        "schedule": "joint",
+        "aggregation": "disjoint",
+    }
+    assert registry.accepts(Mine, "fraction_train")
+    assert not registry.accepts(Closed, "fraction_train")
+    # What the nearest one takes is all that can be passed on.
+    assert registry.options(Open)().model_dump() == {"beta": 0.5}
+    assert not registry.accepts(Open, "fraction_train")

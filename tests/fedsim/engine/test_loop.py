@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import FedAdam, FedAvgM, FedMedian, FedTrimmedAvg, Krum
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
@@ -10,16 +11,41 @@ from fedsim.engine import flower
 from fedsim.engine.grid import InlineGrid
 from fedsim.engine.loop import run_rounds
 from fedsim.engine.update import LocalSGD, Upload
+from fedsim.errors import EngineError
 from fedsim.simulation import initial_arrays
 from strategies import FedAvg
 
 
 class Broken(LocalSGD):
+    """Every client fails, after the first round."""
+
+    def update(self, w, client):
+        if client.round > 1:
+            raise RuntimeError("no power")
+        return (yield from super().update(w, client))
+
+
+class BrokenAtOnce(LocalSGD):
     """Every client fails."""
 
     def update(self, w, client):
         raise RuntimeError("no power")
         yield
+
+
+class Renamed(LocalSGD):
+    """Clients upload an array under another name, too, or one of another shape."""
+
+    def update(self, w, client):
+        name, shape = type(self).array
+        return Upload({"arrays": {**w, name: torch.ones(shape)}}, 1)
+        yield
+
+    array = ("head.wieght", (3,))
+
+
+class Reshaped(Renamed):
+    array = ("head.bias", (1,))
 
 
 class Plus(LocalSGD):
@@ -119,18 +145,58 @@ def test_flowers_sampling_is_reproducible(run):
 
 def test_a_round_in_which_all_fail_keeps_the_model_and_names_them(run):
     with pytest.warns(UserWarning, match="round") as caught:
-        start, found = run(FlowerFedAvg(), rounds=2, update=Broken())
+        _, found = run(FlowerFedAvg(), rounds=3, update=Broken())
     texts = [str(warning.message) for warning in caught]
-    why = "RuntimeError: no power (test_loop.py, line 21, in update)"
+    why = "RuntimeError: no power (test_loop.py, line 24, in update)"
     assert texts[0] == (
-        f"round 1: 4 of 4 clients failed and are left out: client 0: {why}; client 1: {why}; "
+        f"round 2: 4 of 4 clients failed and are left out: client 0: {why}; client 1: {why}; "
         f"client 2: {why}; and 1 more"
     )
     assert "the model stays as it was" in texts[1]
-    assert [finished.row["failures"] for finished in found] == [4, 4]
-    assert np.isnan(found[0].row["train_loss"])
+    assert [finished.row["failures"] for finished in found] == [0, 4, 4]
+    assert np.isnan(found[1].row["train_loss"])
+    before = flower.from_record(found[0].arrays)
     for name, array in flower.from_record(found[-1].arrays).items():
-        np.testing.assert_array_equal(array, start[name])
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_method_in_which_all_clients_fail_at_once_stops(run):
+    why = r"round 1: all 4 clients failed: client 0: RuntimeError: no power \(test_loop\.py"
+    with pytest.raises(EngineError, match=why):
+        run(FlowerFedAvg(), rounds=2, update=BrokenAtOnce())
+
+
+@pytest.mark.parametrize(
+    ("update", "line"),
+    [
+        (Renamed(), "an array head.wieght, which the model doesn't have; what clients upload in"),
+        (Reshaped(), r"head\.bias of shape \[1\], but the model's is \[3\]"),
+    ],
+)
+@pytest.mark.parametrize("strategy", [FedAvg, FlowerFedAvg, FedMedian])
+def test_uploads_must_be_named_and_shaped_as_the_model(run, update, line, strategy):
+    with pytest.raises(EngineError, match=f"round 1: the strategy's new model has {line}"):
+        run(strategy(), update=update)
+
+
+@pytest.mark.parametrize("found", [None, {}, ({}, None), (None, None, None), ArrayRecord()])
+def test_what_aggregate_train_must_return(run, found):
+    class Own(FlowerFedAvg):
+        def aggregate_train(self, server_round, replies):
+            return found
+
+    with pytest.raises(EngineError, match=r"Own\.aggregate_train must return an ArrayRecord or"):
+        run(Own())
+
+
+def test_a_key_error_of_a_strategys_own_is_told_with_its_line(run):
+    class Own(FlowerFedAvg):
+        def aggregate_train(self, server_round, replies):
+            return {}["lambda"]
+
+    line = r"\(KeyError: 'lambda' \(test_loop\.py, line \d+, in aggregate_train\)\)"
+    with pytest.raises(EngineError, match=line):
+        run(Own())
 
 
 def test_a_strategy_that_diverges_keeps_the_model(run):

@@ -117,3 +117,8 @@ class TestIntakeFailure:
     def test_a_weight_that_the_clients_do_not_report(self):
         with pytest.raises(EngineError, match=r"weights by 'steps'.*report num_examples, num_ps"):
             taken([result(0)], weights={"arrays": "steps"})
+
+
+def test_a_group_that_nobody_averages_is_told():
+    with pytest.warns(UserWarning, match=r"the arrays 'extra', which the strategy doesn't average"):
+        taken(RESULTS[:1], {"arrays": "num-examples"})

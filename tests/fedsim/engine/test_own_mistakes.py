@@ -1,0 +1,265 @@
+"""What goes wrong in client updates of a user's own: told, or without consequence for others."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fedsim.engine.clock import Clock
+from fedsim.engine.update import LocalSGD, Upload, cross_entropy, predict, sgd
+from fedsim.engine.uploads import Intake
+from fedsim.errors import EngineError
+from fedsim.models.small import cnn, linear
+from tests.fedsim.engine.test_local import make_trainer
+from tests.fedsim.engine.test_own_parts import assert_same, both
+
+LINEAR = linear((1, 4, 4), 3)
+STEPS = {"epochs": 5, "batch_size": 4}  # enough for tapes
+
+
+def run(federation, update, model=LINEAR, clients=None, stacked=False, **settings):
+    """Return what the clients upload, or why they failed, and the global weights afterwards."""
+    trainer, net = make_trainer(federation, model, **settings)
+    trainer.stacked = stacked
+    w = net.initial_weights()
+    clients = range(federation.num_clients) if clients is None else clients
+    found = trainer.update_all(update, w, trainer.clients(1, clients))
+    return [one if isinstance(one, Exception) else one[0] for one in found], w
+
+
+# ----- constants in a loss -------------------------------------------------------------------
+
+PRIOR = torch.tensor([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        lambda: torch.tensor([1.0, 2.0, 3.0]),
+        lambda: PRIOR,
+        lambda: PRIOR.detach(),
+        lambda: PRIOR.view(3),
+    ],
+)
+def test_a_loss_may_make_a_constant(federation, prior):
+    class Adjusted(LocalSGD):
+        def loss(self, net, w, batch):
+            return cross_entropy(net(w, batch.x) * prior(), batch), {"steps": torch.tensor(1.0)}
+
+    alone, together = both(federation, LINEAR, Adjusted(), **STEPS)
+    assert_same(alone, together)
+    for one, other in zip(alone, together, strict=True):
+        assert one.metrics["steps"] == other.metrics["steps"] > 0
+
+
+# ----- what clients share --------------------------------------------------------------------
+
+
+def test_a_client_may_change_its_dict_of_the_global_weights(federation):
+    class Own(LocalSGD):
+        def update(self, w, client):
+            w["head.bias"] = w["head.bias"] + client.id
+            return (yield from super().update(w, client))
+
+    together, _ = run(federation, Own())
+    for client in range(federation.num_clients):
+        (alone,), _ = run(federation, Own(), clients=[client])
+        assert_same([together[client]], [alone], exactly=True)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_client_must_not_change_the_global_weights_in_place(federation, stacked):
+    class Own(LocalSGD):
+        def update(self, w, client):
+            w["head.bias"] += 1
+            return (yield from super().update(w, client))
+
+    with pytest.raises(EngineError, match=r"Own changes the global head\.bias in place"):
+        run(federation, Own(), stacked=stacked)
+
+
+class NearTraining(LocalSGD):
+    """Calls the global model in training mode, in which BatchNorm takes statistics."""
+
+    def update(self, w, client):
+        w_k, log = yield from sgd(self.near, w, client.labelled, given=(w,))
+        return Upload({"arrays": w_k}, len(client.labelled), log)
+
+    def near(self, net, w_k, batch, w):
+        apart = (net(w_k, batch.x) - net(w, batch.x).detach()).square().mean(dim=1)
+        apart = (apart * batch.mask).sum() / batch.mask.sum()
+        return cross_entropy(net(w_k, batch.x), batch) + apart, {}
+
+
+class Predicting(LocalSGD):
+    def update(self, w, client):
+        logits = yield from predict(lambda net, w, x: net(w, x), w, client.labelled)
+        return Upload({"arrays": {**w, "head.bias": logits.mean(0)}}, len(client.labelled))
+
+
+@pytest.mark.parametrize("update", [NearTraining(), Predicting()])
+def test_statistics_of_a_given_model_are_a_clients_own(federation, update):
+    model = cnn((1, 4, 4), 3, channels=(4,), norm="batch")
+    alone, together = both(federation, model, update, epochs=1, batch_size=12)
+    assert_same(alone, together)
+    (last,), w = run(federation, update, model, clients=[2], epochs=1, batch_size=12)
+    assert_same([last], [alone[2]], exactly=True)
+    assert not any(w[n].any() for n in w if n.endswith("running_mean"))
+
+
+# ----- padding -------------------------------------------------------------------------------
+
+
+class TestPadding:
+    """A loss that forgets the mask goes client by client, where there is no padding."""
+
+    class Plain(LocalSGD):
+        def loss(self, net, w, batch):
+            return F.cross_entropy(net(w, batch.x), batch.y), {}
+
+    class Counting(LocalSGD):
+        def loss(self, net, w, batch):
+            return cross_entropy(net(w, batch.x), batch), {
+                "seen": torch.ones_like(batch.mask).sum()
+            }
+
+    @pytest.mark.parametrize("update", [Plain(), Counting()])
+    def test_it_is_told_and_gives_the_right_numbers(self, federation, update):
+        name = f"{type(update).__qualname__}.loss"
+        with pytest.warns(UserWarning, match=rf"{name} counts examples that are padding.*mask"):
+            alone, together = both(federation, LINEAR, update, **STEPS)
+        assert_same(alone, together, exactly=True)
+        assert [one.metrics for one in alone] == [one.metrics for one in together]
+
+
+# ----- a client update holds nothing of a client -----------------------------------------------
+
+
+def test_nothing_can_be_set_on_a_client_update(federation):
+    class Setting(LocalSGD):
+        def update(self, w, client):
+            self.prior = client.class_counts
+            return (yield from super().update(w, client))
+
+    found, _ = run(federation, Setting())
+    line = r"Setting\.prior can't be set: a client update is a frozen dataclass"
+    assert all(isinstance(one, AttributeError) for one in found)
+    with pytest.raises(AttributeError, match=line):
+        raise found[0]
+
+
+def test_a_client_has_random_numbers_of_its_own(federation):
+    trainer, _ = make_trainer(federation, LINEAR)
+    one, other = trainer.clients(1, [0, 1])
+    (later,) = trainer.clients(2, [0])
+    first = one.generator("noise").random(3).tolist()
+    assert one.generator("noise").random(3).tolist() == first
+    others = [other.generator("noise"), later.generator("noise"), one.generator("mask")]
+    assert all(rng.random(3).tolist() != first for rng in others)
+
+
+def test_a_client_knows_how_it_trains(federation):
+    class Counting(LocalSGD):
+        def loss(self, net, w, batch):
+            return cross_entropy(net(w, batch.x), batch), {"steps": batch.mask.max()}
+
+    found, _ = run(federation, Counting(), epochs=2, batch_size=4)
+    trainer, _ = make_trainer(federation, LINEAR, epochs=2, batch_size=4)
+    for upload, client in zip(found, trainer.clients(1, range(len(found))), strict=True):
+        assert client.training.num_steps(client.labelled) == upload.metrics["steps"]
+        assert client.training.num_steps(client.labelled, steps=3) == 3
+    assert trainer.clients(1, [0])[0].training.lr == trainer.training.lr
+
+
+# ----- what is told --------------------------------------------------------------------------
+
+
+def test_a_pass_must_be_asked_for_with_yield_from(federation):
+    class Yields(LocalSGD):
+        def update(self, w, client):
+            w_k, log = yield sgd(self.loss, w, client.labelled)
+            return Upload({"arrays": w_k}, 1, log)
+
+    with pytest.raises(TypeError, match=r"it yields generator: write `yield from sgd\(\.\.\.\)`"):
+        raise run(federation, Yields())[0][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"given": {"a": PRIOR}}, r"given must be a tuple of dicts of tensors"),
+        ({"given": (0.1,)}, r"given must be a tuple of dicts of tensors"),
+        ({"train": "head"}, r"train must be a tuple of parts, such as \('head',\)"),
+    ],
+)
+def test_arguments_of_a_pass(federation, arguments, line):
+    class Asks(LocalSGD):
+        def update(self, w, client):
+            w_k, log = yield from sgd(self.loss, w, client.labelled, **arguments)
+            return Upload({"arrays": w_k}, 1, log)
+
+    for stacked in (False, True):
+        with pytest.raises(TypeError, match=line):
+            raise run(federation, Asks(), stacked=stacked)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("targets", "line"),
+    [
+        (lambda x: x.argmax(1), "a teacher must return a dict .* not Tensor"),
+        (lambda x: {"pseudo_label": x.argmax(1)}, "must return a dict .* kept, not a dict of pseu"),
+    ],
+)
+def test_a_teacher_must_say_what_it_keeps(federation, targets, line):
+    class Taught(LocalSGD):
+        def update(self, w, client):
+            w_k, log = yield from sgd(self.near, w, client.labelled, teach=self.teach)
+            return Upload({"arrays": w_k}, 1, log)
+
+        def teach(self, net, w, batch):
+            return targets(net.predict(w, batch.x))
+
+        def near(self, net, w, batch, targets):
+            return cross_entropy(net(w, batch.x), batch), {}
+
+    with pytest.raises(TypeError, match=line):
+        raise run(federation, Taught())[0][0]
+
+
+@dataclass(frozen=True)
+class Uploads(LocalSGD):
+    """Uploads what it's told."""
+
+    make: object = None
+
+    def update(self, w, client):
+        return self.make(w)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda w: Upload(w, 1), r"arrays come in groups: Upload\(\{\"arrays\": w_k\}, \.\.\.\)"),
+        (lambda w: Upload(w["head.bias"], 1), "arrays come in groups"),
+        (
+            lambda w: Upload({"arrays": {"a": PRIOR.clone().requires_grad_()}}, 1),
+            r"the array a has a gradient: upload a\.detach\(\)",
+        ),
+        *(
+            (
+                lambda w, name=name: Upload({"arrays": w}, 1, {name: 2.0}),
+                f"a metric can't be called '{name}': the records have one already",
+            )
+            for name in ("num_examples", "round", "client")
+        ),
+    ],
+)
+def test_an_upload_that_is_none(federation, make, line):
+    found, _ = run(federation, Uploads(make=make), clients=[0])
+    intake = Intake(lambda client, slot, arrays: None, {"arrays": "num-examples"}, Clock())
+    intake.take(1, 0, 0, (found[0], {}))
+    replies, _ = intake.end()
+    with pytest.raises(ValueError, match=line):
+        raise ValueError(replies.failures[0])
