@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -197,6 +199,12 @@ def instruction(content: RecordDict, kind: str) -> tuple[ArrayRecord, int]:
         raise EngineError(
             f"a {kind} message lacks 'server-round' in its ConfigRecord; "
             "a strategy must name the round"
+        )
+    for name in sorted({*chain.from_iterable(configs)} - {"server-round"}):
+        warnings.warn(
+            f"the strategy sends its clients {name!r}, which client updates don't see; what they "
+            "need is set in [method]",
+            stacklevel=2,
         )
     return records[0], round
 

@@ -266,6 +266,9 @@ class _Loop:
         self._given = given
         self._names = tuple(tuple(arrays) for arrays in (w, *given))
         trained = parts(w, request.train).keys() - self._net.buffers
+        if not trained:
+            known = ", ".join(sorted({name.partition(".")[0] for name in w}))
+            raise ValueError(f"train = {request.train}: nothing to train; the parts are {known}")
         self._trained = tuple(place for place, name in enumerate(w) if name in trained)
         self._moving = [name for name in w if name in trained or name in self._net.buffers]
         self._velocity: Weights = {}

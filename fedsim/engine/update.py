@@ -152,6 +152,9 @@ Loss: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 In a pass with a teacher, ``loss(net, w, batch, targets, *given)``; in a pass over two kinds of
 examples, ``batch`` is a pair of batches.
 
+Batches of clients side by side are padded: what is computed from an example counts only where
+``batch.mask`` is 1, as in `cross_entropy`.
+
 A model with BatchNorm must be called with ``batch.x`` or ``batch.strong`` as they are: by them it
 knows which examples are padding.
 
@@ -232,7 +235,8 @@ def sgd(
     ----------
     loss : callable
         See `Loss`. Must be pure: no state, no data-dependent branches; masks instead. All tensors
-        that it takes come in its arguments.
+        that it takes come in its arguments. The same function for all clients, such as a method of
+        the client update: those with functions of their own can't train side by side.
     w : Weights
         Starting point; not changed. Neither are the arrays in ``given``.
     examples : Examples, or a pair of them
@@ -254,7 +258,7 @@ def sgd(
         Whether the teacher says the same whatever the weights that are being trained: it may then
         label the batches of several steps together, which takes less time.
     strong : bool
-        Whether batches also hold strongly augmented inputs.
+        Whether batches of unlabelled examples also hold strongly augmented inputs.
 
     Returns
     -------

@@ -138,6 +138,13 @@ class TestGridFailure:
         with pytest.raises(EngineError, match="lacks 'server-round'"):
             grid.send_and_receive([Message(RecordDict({"arrays": record}), 0, "train")])
 
+    def test_what_a_strategy_sends_besides_is_told(self, make_grid):
+        grid, record = make_grid(update=Echo())
+        config = ConfigRecord({"server-round": 1, "lr": 0.1})
+        content = RecordDict({"arrays": record, "config": config})
+        with pytest.warns(UserWarning, match="sends its clients 'lr', which client updates don't"):
+            grid.send_and_receive([Message(content, 0, "train")])
+
     def test_an_unknown_message_type_is_answered_with_an_error(self, make_grid):
         grid, record = make_grid()
         (reply,) = grid.send_and_receive(messages(record, [0], kind="query"))

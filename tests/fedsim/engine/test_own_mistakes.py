@@ -263,3 +263,13 @@ def test_an_upload_that_is_none(federation, make, line):
     replies, _ = intake.end()
     with pytest.raises(ValueError, match=line):
         raise ValueError(replies.failures[0])
+
+
+def test_a_part_that_the_model_lacks(federation):
+    class Asks(LocalSGD):
+        def update(self, w, client):
+            w_k, log = yield from sgd(self.loss, w, client.labelled, train=("heads",))
+            return Upload({"arrays": w_k}, 1, log)
+
+    with pytest.raises(ValueError, match=r"\('heads',\): nothing to train; the parts are head"):
+        raise run(federation, Asks())[0][0]
