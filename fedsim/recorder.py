@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from fedsim import registry
 from fedsim.config import Experiment
 from fedsim.data.federation import Federation
 from fedsim.errors import EngineError
@@ -269,6 +272,7 @@ class Recorder:
                 },
             },
             "commit": _commit(),
+            "own_parts": _own_parts(self._experiment),
             "hardware": {
                 "machine": platform.machine(),
                 "system": platform.platform(),
@@ -284,6 +288,24 @@ def _device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(device)
+
+
+def _own_parts(experiment: Experiment) -> dict[str, str]:
+    """Return the SHA-256 of the file of each module of the user's own that the experiment names."""
+    named: list[tuple[registry.Kind, str]] = [
+        ("method", experiment.method.name),
+        ("client", experiment.method.client),
+        ("model", experiment.model.name),
+        ("dataset", experiment.data.source),
+        ("partition", experiment.clients.partition),
+    ]
+    found: dict[str, str] = {}
+    for kind, name in named:
+        module, colon, _ = name.partition(":")
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if colon and file is not None and not registry.has(kind, module):
+            found[module] = sha256(Path(file).read_bytes()).hexdigest()
+    return found
 
 
 def _commit() -> str | None:

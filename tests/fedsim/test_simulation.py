@@ -1,6 +1,7 @@
 """Whole runs, in this process."""
 
 import copy
+import hashlib
 import json
 import signal
 import sys
@@ -399,6 +400,9 @@ def test_without_personal_models_personal_is_the_first_generic_view(own_views, t
     clients = result.clients.query("round == @last['round'] and view == 'generic'")
     assert last["personal_accuracy"] == pytest.approx(clients["accuracy"].mean())
     assert "generic-cold" in (tmp_path / "run" / "report.html").read_text()
+    digest = hashlib.sha256((tmp_path / "my_views.py").read_bytes()).hexdigest()
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert described["own_parts"] == {"my_views": digest}
 
 
 class TestSimulateFailure:
