@@ -12,7 +12,6 @@ from rich.progress import (
     BarColumn,
     Progress,
     TaskID,
-    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -32,8 +31,7 @@ class Board:
         self._bars = (
             Progress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None),
-                TaskProgressColumn(),
+                BarColumn(bar_width=10),
                 TextColumn("{task.fields[figures]}", markup=False),
                 TimeRemainingColumn(),
                 TextColumn("left"),
@@ -79,7 +77,7 @@ class RunProgress:
         self._seconds = 0.0
         self._finished = 0
         self._clients = 0
-        self._accuracy = ""
+        self._known: dict[str, str] = {}
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Show a finished round, given its row of ``rounds.csv``."""
@@ -90,19 +88,21 @@ class RunProgress:
         speed = f"{self._clients / self._seconds:.1f} clients/s"
         accuracies = {name: row[f"{name}_accuracy"] for name in ("generic", "personal")}
         # A method may lack a generic model, and a strategy may test no client.
-        known = [f"{name} {100 * a:.1f} %" for name, a in accuracies.items() if not isnan(a)]
+        known = {name: f"{100 * a:.1f} %" for name, a in accuracies.items() if not isnan(a)}
         evaluated = bool(known)
         if evaluated:
-            self._accuracy = ", ".join(known)
+            self._known = known
+        accuracy = ", ".join(f"{name} {a}" for name, a in self._known.items())
         text = f"{self._prefix}round {row['round']}/{self._rounds}"
         if self._bars is not None and self._bar is not None:
-            figures = f"{self._accuracy}  {speed}"
+            # Beside a name there is no room for more in 80 columns.
+            figures = " / ".join(self._known.values()) if self._prefix else f"{accuracy}  {speed}"
             self._bars.update(self._bar, description=text, completed=row["round"], figures=figures)
         elif evaluated:
             left = timedelta(
                 seconds=round(self._seconds / self._finished * (self._rounds - row["round"]))
             )
-            line = f"{text}: {self._accuracy}, {speed}, {left} left"
+            line = f"{text}: {accuracy}, {speed}, {left} left"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def end(self) -> None:
