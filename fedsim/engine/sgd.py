@@ -509,10 +509,9 @@ def _checked_loss(found: Any) -> Any:
 def _checked_targets(found: Any) -> Any:
     """Return what a teacher has returned, if it is what it should be."""
     if not (isinstance(found, dict) and {"pseudo_label", "kept"} <= found.keys()):
-        what = f"a dict of {', '.join(map(str, found))}" if isinstance(found, dict) else found
+        what = f"a dict of {', '.join(found)}" if isinstance(found, dict) else type(found).__name__
         raise TypeError(
-            "a teacher must return a dict with the tensors pseudo_label and kept, not "
-            f"{what if isinstance(found, dict) else type(found).__name__}"
+            f"a teacher must return a dict with the tensors pseudo_label and kept, not {what}"
         )
     return found
 
