@@ -146,7 +146,7 @@ class Setting:
     stacks : Stacks
         Memory for the arrays of clients side by side.
     heeding : set
-        The losses that are known to leave padding out.
+        The losses, and their teachers, that are known to leave padding out.
     """
 
     net: Net
@@ -203,7 +203,7 @@ def run_stacked(setting: Setting, passes: Sequence[Pass]) -> list[tuple[Trained,
         for i in range(len(requests[0].given))
     )
     loop = _Loop(setting, requests[0], w, given, (len(requests),))
-    known = _known(requests[0].loss)
+    known = (_known(requests[0].loss), _known(requests[0].teach))
     for step in setting.loader.stacked(chosen, steps[order], requests[0].strong):
         setting.clock.lap("gather")
         if known not in setting.heeding:
@@ -455,6 +455,7 @@ class _Loop:
 
         The first row's batch is given as it is, and then with one more such example.
         """
+        chance = torch.Generator()
         num_arrays = sum(map(len, self._names))
         found: list[list[Tensor]] = []
         first = [one.each(lambda tensor: tensor[:1]) for one in step[0]]
@@ -463,6 +464,11 @@ class _Loop:
             widths = tuple(3 + (one.strong is not None) for one in batches)
             # Copies: BatchNorm changes its statistics.
             arrays = [tensor[:1].clone() for tensor in self._last.flat[:num_arrays]]
+            chance.manual_seed(0)
+            for place in self._trained:
+                # Where training begins, what compares with the global model is 0 for any example.
+                one = arrays[place]
+                one += 0.1 * torch.randn(one.shape, generator=chance).to(one.device)
             targets: Targets = {}
             if self._teach is not None:
                 targets = self._of_all(self._teach, (), widths, True, False)(*arrays, *fields)
@@ -521,9 +527,9 @@ def _called(function: Callable[..., Any]) -> str:
 
 
 def _longer(batch: Batch, num_classes: int) -> Batch:
-    """Return a batch [1, B] with one more example, unlike the first, that its mask leaves out."""
-    more = batch.each(lambda tensor: -tensor[:, :1])
-    y = torch.where(batch.y < 0, batch.y, (batch.y + 1) % num_classes)[:, :1]
+    """Return a batch [1, B] with one more example, the last with another label, without a mask."""
+    more = batch.each(lambda tensor: tensor[:, -1:])
+    y = torch.where(more.y < 0, more.y, (more.y + 1) % num_classes)
     more = more._replace(y=y, mask=torch.zeros_like(more.mask))
     joined: list[Any] = [
         torch.cat([one, other], 1) if one is not None and other is not None else None
@@ -532,7 +538,7 @@ def _longer(batch: Batch, num_classes: int) -> Batch:
     return _batch(True, *joined)
 
 
-def _known(function: Callable[..., Any]) -> Hashable:
+def _known(function: Callable[..., Any] | None) -> Hashable:
     """Return what stands for a function among the forms, without keeping alive what it holds."""
     # A bound method is made anew each time it is looked up: it is known by what it is bound to.
     return ref(function) if isinstance(function, FunctionType | partial) else function
