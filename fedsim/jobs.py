@@ -89,7 +89,7 @@ def run_all(
                 alive: _Child | None = child
                 try:
                     kind, what = connection.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):
                     kind, what, alive = "ended", child.cause_of_death(), None
                 if kind == "ended":
                     del busy[connection]
@@ -130,6 +130,8 @@ def _stop(children: Sequence[_Child]) -> None:
             assert child.process.pid is not None
             with suppress(ProcessLookupError):
                 os.kill(child.process.pid, signal.SIGINT)
+            # One that has missed it stops when it can't tell of its next round.
+            child.connection.close()
         for child in children:
             child.process.join()
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -91,6 +92,7 @@ class Recorder:
         self._training: list[dict[str, list[Any]]] = []
         self._training_columns: list[str] = []
         self._seconds: dict[str, float] = {}
+        self._own_parts = _own_parts(experiment)
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._resumed_after: list[int] = []
         self._next_checkpoint = 0.0
@@ -272,7 +274,7 @@ class Recorder:
                 },
             },
             "commit": _commit(),
-            "own_parts": _own_parts(self._experiment),
+            "own_parts": self._own_parts,
             "hardware": {
                 "machine": platform.machine(),
                 "system": platform.platform(),
@@ -304,7 +306,8 @@ def _own_parts(experiment: Experiment) -> dict[str, str]:
         module, colon, _ = name.partition(":")
         file = getattr(sys.modules.get(module), "__file__", None)
         if colon and file is not None and not registry.has(kind, module):
-            found[module] = sha256(Path(file).read_bytes()).hexdigest()
+            with suppress(OSError):
+                found[module] = sha256(Path(file).read_bytes()).hexdigest()
     return found
 
 

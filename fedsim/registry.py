@@ -185,8 +185,7 @@ def _type_of(function: Callable[..., Any], name: str) -> Any:
     if inspect.isclass(function):
         # A dataclass may inherit fields, whose types only their own modules know.
         made = is_dataclass(function)
-        makers = [inspect.unwrap(vars(one)["__init__"]) for one in _makers(function)]
-        holders = function.__mro__ if made else makers
+        holders = function.__mro__ if made else [inspect.unwrap(function.__init__)]
     holder = next((one for one in holders if name in inspect.get_annotations(one)), None)
     if holder is None:
         return Any
@@ -226,27 +225,10 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 
 def _parameters(function: Callable[..., Any]) -> Iterable[inspect.Parameter]:
-    """Return the parameters; of a class that passes ``**others`` on, its parents' too."""
-    found: dict[str, inspect.Parameter] = {}
-    callables: list[Callable[..., Any]] = [function, *_makers(function)[1:]]
-    for one in callables:
-        try:
-            parameters = inspect.signature(one).parameters
-        except (TypeError, ValueError):
-            raise ConfigError(f"{function!r} doesn't say which settings it has") from None
-        found = {**parameters, **found}
-        if all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
-            break
-    return [one for one in found.values() if one.kind not in _VARIADIC]
-
-
-_VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-
-
-def _makers(function: Callable[..., Any]) -> list[type]:
-    """Return those of a class and its parents that have a constructor of their own, in order."""
-    mro = function.__mro__ if inspect.isclass(function) else ()
-    return [one for one in mro if "__init__" in vars(one) and one is not object]
+    try:
+        return inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise ConfigError(f"{function!r} doesn't say which settings it has") from None
 
 
 def _can_be_set(function: Callable[..., Any], parameter: inspect.Parameter) -> bool:
@@ -257,8 +239,19 @@ def _can_be_set(function: Callable[..., Any], parameter: inspect.Parameter) -> b
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:
-    """Tell whether a function or constructor has a parameter of this name."""
-    return any(parameter.name == name for parameter in _parameters(function))
+    """Tell whether a function or constructor takes an argument of this name.
+
+    A class that passes ``**others`` on takes what its parent takes.
+    """
+    mro: tuple[type, ...] = function.__mro__ if inspect.isclass(function) else ()
+    makers: list[Any] = [one for one in mro if "__init__" in vars(one)]
+    for one in makers or [function]:
+        parameters = [*_parameters(one)]
+        if any(parameter.name == name for parameter in parameters):
+            return True
+        if all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in parameters):
+            return False
+    return False
 
 
 @cache

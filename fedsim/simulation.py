@@ -248,10 +248,22 @@ def make_strategy(experiment: Experiment) -> Strategy:
     settings = experiment.method.options_of(make)
     settings |= {key: value for key, value in plumbing.items() if registry.accepts(make, key)}
     with own_part(f"method.name = {name!r}"), flower.quiet_log():
-        strategy = make(**settings)
+        strategy = _made(make, settings)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"method.name = {name!r}: isn't a flwr.serverapp.strategy.Strategy")
     return strategy
+
+
+def _made(make: Callable[..., Any], settings: dict[str, Any]) -> Any:
+    """Call a strategy's constructor; what it gives its parent itself, it needn't be given."""
+    while True:
+        try:
+            return make(**settings)
+        except TypeError as error:
+            twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+            if twice is None or twice[1] not in settings:
+                raise
+            settings = {name: value for name, value in settings.items() if name != twice[1]}
 
 
 def make_task(experiment: Experiment, federation: Federation, states: Path) -> Task:

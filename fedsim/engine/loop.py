@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.engine import flower
@@ -131,11 +131,12 @@ def _aggregate(strategy: Strategy, round: int, replies: list[Message]) -> ArrayR
             f"({described(error)}); do method.name and method.client belong together?"
         ) from None
     match found:
-        case (None | ArrayRecord() as new, _):
+        case (None | ArrayRecord() as new, None | MetricRecord()):
             return new
+    parts = ", ".join(type(one).__name__ for one in found) if isinstance(found, tuple) else None
     raise EngineError(
         f"round {round}: {type(strategy).__name__}.aggregate_train must return an ArrayRecord or "
-        f"None, and a MetricRecord or None, not {found!r}"
+        f"None, and a MetricRecord or None, not {parts or type(found).__name__}"
     )
 
 

@@ -405,6 +405,24 @@ def test_without_personal_models_personal_is_the_first_generic_view(own_views, t
     assert described["own_parts"] == {"my_views": digest}
 
 
+def test_a_strategy_that_passes_others_on_gets_participation_and_seed(tmp_path, monkeypatch):
+    (tmp_path / "my_others.py").write_text(
+        "from strategies import FedAvg\n"
+        "class Passes(FedAvg):\n"
+        "    def __init__(self, *, beta: float = 0.5, **others):\n"
+        "        super().__init__(**others)\n"
+        "class Fixes(FedAvg):\n"
+        "    def __init__(self, **others):\n"
+        "        super().__init__(fraction_train=0.25, min_train_nodes=2, **others)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    passes = make_strategy(experiment(seed=7, method={"name": "my_others:Passes", "beta": 0.1}))
+    assert (passes.fraction_train, passes.min_train_nodes, passes.seed) == (0.5, 3, 7)
+    fixes = make_strategy(experiment(seed=7, method={"name": "my_others:Fixes"}))
+    assert (fixes.fraction_train, fixes.min_train_nodes, fixes.seed) == (0.25, 2, 7)
+    sys.modules.pop("my_others", None)
+
+
 class TestSimulateFailure:
     @pytest.mark.parametrize("name", ["Tail", "Low"])
     def test_views_that_tables_could_not_tell_apart(self, own_views, name):

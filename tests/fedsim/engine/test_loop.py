@@ -179,7 +179,9 @@ def test_uploads_must_be_named_and_shaped_as_the_model(run, update, line, strate
         run(strategy(), update=update)
 
 
-@pytest.mark.parametrize("found", [None, {}, ({}, None), (None, None, None), ArrayRecord()])
+@pytest.mark.parametrize(
+    "found", [None, {}, ({}, None), (None, None, None), (None, {}), ArrayRecord()]
+)
 def test_what_aggregate_train_must_return(run, found):
     class Own(FlowerFedAvg):
         def aggregate_train(self, server_round, replies):
