@@ -160,6 +160,7 @@ def _run_planned(planned: list[Planned], folder: Path, jobs: int | None) -> dict
     """Run a sweep, and show how; return what stopped the runs that failed, by their numbers."""
     from fedsim.jobs import run_all
     from fedsim.report.progress import Board, RunProgress
+    from fedsim.simulation import noted_interrupts
     from fedsim.sweep import jobs_at_a_time, on_its_cores
 
     jobs = jobs_at_a_time(planned, jobs)
@@ -168,8 +169,14 @@ def _run_planned(planned: list[Planned], folder: Path, jobs: int | None) -> dict
     progress: dict[int, RunProgress] = {}
     warned: set[str] = set()
     folders = [folder / one.name for one in planned]
-    with Board(_err) as board, closing(run_all(experiments, folders, jobs)) as events:
+    with (
+        noted_interrupts() as interrupted,
+        Board(_err) as board,
+        closing(run_all(experiments, folders, jobs)) as events,
+    ):
         for event in events:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
             i, name = event.run, planned[event.run].name
             if event.kind == "begun":
                 _err.print(f"run {i + 1} of {len(planned)}: {name}", markup=False, soft_wrap=True)

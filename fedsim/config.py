@@ -9,7 +9,7 @@ import tomli_w
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from fedsim import registry
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, own_part
 from fedsim.settings import OpenTable, OptionError, Table, blame, problems, tuples
 
 
@@ -148,7 +148,8 @@ class Method(OpenTable):
         """Let the client update check its hyperparameters now, not in the workers."""
         update = find_update(self.name, self.client)
         if update is not None:
-            update(**self.options_of(update))
+            with own_part(getattr(update, "__name__", "the client update")):
+                update(**self.options_of(update))
         return self
 
 

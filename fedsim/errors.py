@@ -42,7 +42,8 @@ def described(error: BaseException) -> str:
     for frame, line in reversed([*walk_tb(error.__traceback__)]):
         file = Path(frame.f_code.co_filename)
         package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in _OTHERS and "site-packages" not in file.parts:
+        made = f"{file}" == "<string>" and package != "__main__"  # by dataclasses
+        if package not in _OTHERS and "site-packages" not in file.parts and not made:
             return f"{text} ({file.name}, line {line}, in {frame.f_code.co_name})"
     return text
 

@@ -158,7 +158,7 @@ def simulate(
         leaving.callback(grid.close)
         recorder.setup_seconds = time.perf_counter() - started
         try:
-            with _noted_interrupts() as interrupted:
+            with noted_interrupts() as interrupted:
                 recorder.begin(arrays, strategy, grid.states)
                 for finished in run_rounds(
                     strategy,
@@ -203,7 +203,7 @@ def _deal_out_and_start(experiment: Experiment) -> tuple[Federation, RayActors |
 
 
 @contextmanager
-def _noted_interrupts() -> Iterator[threading.Event]:
+def noted_interrupts() -> Iterator[threading.Event]:
     """Note every Ctrl-C, which raises KeyboardInterrupt as usual.
 
     Python drops the exception where the signal arrives inside a destructor or a callback, and

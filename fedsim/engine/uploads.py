@@ -140,6 +140,10 @@ def _checked(
     arrays: Any = upload.arrays
     if not isinstance(arrays, dict) or not all(isinstance(w, dict) for w in arrays.values()):
         return TypeError('an Upload\'s arrays come in groups: Upload({"arrays": w_k}, ...)')
+    state: Any = upload.state
+    metrics: Any = upload.metrics
+    if not isinstance(state, dict) or not isinstance(metrics, Mapping):
+        return TypeError("an Upload's state and metrics must be dicts")
     for w in (*arrays.values(), upload.state):
         for name, tensor in w.items():
             if not isinstance(tensor, Tensor):
@@ -160,7 +164,7 @@ def _checked(
     return upload, audit
 
 
-_RESERVED = {"num_examples", "round", "client"}
+_RESERVED = {"num_examples", "num-examples", "round", "client"}
 
 STATE = "(state)"
 """Stands for what a client keeps, among its groups of arrays."""

@@ -259,3 +259,16 @@ class TestExperimentFailure:
     def test_an_override_below_a_plain_value(self, write):
         with pytest.raises(ConfigError, match="seed isn't a table"):
             load(write("seed = 1"), ["seed.x=3"])
+
+
+def test_a_client_update_that_is_not_frozen_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "my_thawed.py").write_text(
+        "from fedsim.engine.update import LocalSGD\n"
+        "class Thawed(LocalSGD):\n"
+        "    def __init__(self, *, mu: float = 0.1):\n"
+        "        self.mu = mu\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    line = r"Thawed: AttributeError: Thawed\.mu can't be set: a client update is a frozen dataclass"
+    with pytest.raises(ConfigError, match=line):
+        Experiment(method={"client": "my_thawed:Thawed"})

@@ -1,5 +1,6 @@
 """What goes wrong in client updates of a user's own: told, or without consequence for others."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from fedsim.engine.clock import Clock
 from fedsim.engine.update import LocalSGD, Upload, cross_entropy, label_losses, predict, sgd
 from fedsim.engine.uploads import Intake
-from fedsim.errors import EngineError
+from fedsim.errors import EngineError, described
 from fedsim.models.small import cnn, linear
 from tests.fedsim.engine.test_local import make_trainer
 from tests.fedsim.engine.test_own_parts import assert_same, both
@@ -171,6 +172,14 @@ def test_nothing_can_be_set_on_a_client_update(federation):
             self.prior = client.class_counts
             return (yield from super().update(w, client))
 
+    @dataclass(frozen=True, kw_only=True)
+    class Frozen(Setting):
+        mu: float = 0.1
+
+    # It's dataclasses' own answer there, with the user's line.
+    found, _ = run(federation, Frozen())
+    assert re.search(r"'prior' \(test_own_mistakes\.py, line \d+, in upd", described(found[0]))
+
     found, _ = run(federation, Setting())
     line = r"Setting\.prior can't be set: a client update is a frozen dataclass"
     assert all(isinstance(one, AttributeError) for one in found)
@@ -281,8 +290,10 @@ class Uploads(LocalSGD):
                 lambda w, name=name: Upload({"arrays": w}, 1, {name: 2.0}),
                 f"a metric can't be called '{name}': the records have one already",
             )
-            for name in ("num_examples", "round", "client")
+            for name in ("num_examples", "num-examples", "round", "client")
         ),
+        (lambda w: Upload({"arrays": w}, 1, state=None), "state and metrics must be dicts"),
+        (lambda w: Upload({"arrays": w}, 1, metrics=[1.0]), "state and metrics must be dicts"),
     ],
 )
 def test_an_upload_that_is_none(federation, make, line):
