@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import ref
 
 import numpy as np
@@ -204,11 +204,13 @@ def run_stacked(setting: Setting, passes: Sequence[Pass]) -> list[tuple[Trained,
     )
     loop = _Loop(setting, requests[0], w, given, (len(requests),))
     known = (_known(requests[0].loss), _known(requests[0].teach))
+    is_new = known not in setting.heeding
     for step in setting.loader.stacked(chosen, steps[order], requests[0].strong):
         setting.clock.lap("gather")
-        if known not in setting.heeding:
+        if is_new:
             loop.check_padding(step)
             setting.heeding.add(known)
+            is_new = False
         loop.take(step)
         setting.clock.lap("train")
     loop.end()
@@ -241,6 +243,25 @@ class _Own:
     """How many of them a CUDA graph may look for where they are now."""
     form: int
     """Stands for which these are and for their layout."""
+
+
+class _How(NamedTuple):
+    """What a loss or a teacher is called with, besides numbers."""
+
+    targets: tuple[str, ...]
+    """The names of what a teacher has said."""
+    widths: tuple[int, ...]
+    """The numbers of tensors of the batches."""
+    padded: bool
+    descends: bool
+    """Whether it is a loss, and a step down its gradient follows."""
+
+
+def _laid_out(batches: list[Batch], targets: Targets, descends: bool) -> tuple[_How, list[Tensor]]:
+    """Return how a call is laid out, and the tensors of its batches, one after the other."""
+    fields = [one for batch in batches for one in batch[:4] if isinstance(one, Tensor)]
+    widths = tuple(3 + (one.strong is not None) for one in batches)
+    return _How(tuple(targets), widths, batches[0].padded, descends), fields
 
 
 class _Loop:
@@ -374,25 +395,20 @@ class _Loop:
         """
         # Flat arguments, for vmap takes no None, which a batch without strong views has, and
         # looking through nested ones would take longer than a step of a small model.
-        fields = [one for batch in batches for one in batch[:4] if isinstance(one, Tensor)]
-        widths = tuple(3 + (one.strong is not None) for one in batches)
+        how, fields = _laid_out(batches, targets, descends)
         rest = [*targets.values(), *fields]
-        how = (tuple(targets), widths, batches[0].padded, descends)
         form = (_known(function), how, own.form, layout(rest))
-        compute = partial(self._compute, function, *how)
+        compute = partial(self._compute, function, how)
         return self._tapes.call(form, compute, [*own.flat, *rest], own.still)
 
     def _compute(
         self,
         function: Callable[..., Any],
-        targets: tuple[str, ...],
-        widths: tuple[int, ...],
-        padded: bool,
-        descends: bool,
+        how: _How,
         *tensors: Tensor,
     ) -> Outputs:
-        """Work out what `_call` returns; ``widths`` are the numbers of tensors of the batches."""
-        of_all = self._of_all(function, targets, widths, padded, descends)
+        """Work out what `_call` returns."""
+        of_all = self._of_all(function, how)
         num_arrays = sum(map(len, self._names))
         num_own = num_arrays + len(self._velocity)
         arrays, velocity, rest = (
@@ -400,7 +416,7 @@ class _Loop:
             tensors[num_arrays:num_own],
             tensors[num_own:],
         )
-        if not descends:
+        if not how.descends:
             with torch.no_grad(), self._precision:
                 targets_of_all: Outputs = of_all(*arrays, *rest)
                 return targets_of_all
@@ -427,25 +443,19 @@ class _Loop:
             self._training.descend(leaves, list(gradient), list(velocity))
         return made
 
-    def _of_all(
-        self,
-        function: Callable[..., Any],
-        targets: tuple[str, ...],
-        widths: tuple[int, ...],
-        padded: bool,
-        descends: bool,
-    ) -> Callable[..., Any]:
+    def _of_all(self, function: Callable[..., Any], how: _How) -> Callable[..., Any]:
         """Return a loss or a teacher as a function of flat tensors, of all rows of a stack."""
 
         def of_one(*tensors: Tensor) -> Any:
             found = iter(tensors)
-            names = (*self._names, targets)
+            names = (*self._names, how.targets)
             w, *given, of_teacher = ({name: next(found) for name in one} for one in names)
-            kinds = tuple(_batch(padded, *islice(found, width)) for width in widths)
+            kinds = tuple(_batch(how.padded, *islice(found, width)) for width in how.widths)
             batch = kinds if len(kinds) > 1 else kinds[0]
             with self._net.padding.of(_masks(kinds)):
-                made = function(self._net, w, batch, *((of_teacher,) if targets else ()), *given)
-            return _checked_loss(made) if descends else _checked_targets(made)
+                of_teachers = (of_teacher,) if how.targets else ()
+                made = function(self._net, w, batch, *of_teachers, *given)
+            return _checked_loss(made) if how.descends else _checked_targets(made)
 
         return vmap(of_one) if self._lead else of_one
 
@@ -460,8 +470,6 @@ class _Loop:
         found: list[list[Tensor]] = []
         first = [one.each(lambda tensor: tensor[:1]) for one in step[0]]
         for batches in (first, [_longer(one, len(self._groups)) for one in first]):
-            fields = [one for batch in batches for one in batch[:4] if isinstance(one, Tensor)]
-            widths = tuple(3 + (one.strong is not None) for one in batches)
             # Copies: BatchNorm changes its statistics.
             arrays = [tensor[:1].clone() for tensor in self._last.flat[:num_arrays]]
             chance.manual_seed(0)
@@ -471,8 +479,10 @@ class _Loop:
                 one += 0.1 * torch.randn(one.shape, generator=chance).to(one.device)
             targets: Targets = {}
             if self._teach is not None:
-                targets = self._of_all(self._teach, (), widths, True, False)(*arrays, *fields)
-            loss = self._of_all(self._loss, tuple(targets), widths, True, True)
+                how, fields = _laid_out(batches, {}, descends=False)
+                targets = self._of_all(self._teach, how)(*arrays, *fields)
+            how, fields = _laid_out(batches, targets, descends=True)
+            loss = self._of_all(self._loss, how)
             value, counts = loss(*arrays, *targets.values(), *fields)
             found.append([value, *counts.values()])
         if not all(
