@@ -47,7 +47,7 @@ class LoGeModel(ClientUpdate):
         Norm of each class vector of the fixed classifier, from 1e-6 to 1e6.
     etf_recipe : {"gram", "angles"}
         How the fixed classifier is made; see `fedsim.models.etf.sparse_etf`. "angles" is the
-        authors' own, which only comes near an ETF.
+        authors' own, which only comes near an ETF, and sets class 0 apart.
     realigned_norm : float
         Norm of each class vector of the realigned generic head, > 0 (the authors' code: 1.7).
     """

@@ -182,7 +182,8 @@ def test_without_an_exact_solution_it_warns_and_returns_the_best():
 class TestAnglesRecipe:
     def test_starts_from_the_masked_etf_and_moves_by_the_learning_rate(self):
         weight = sparse_etf(32, 6, rng(), recipe="angles", steps=1)
-        start = etf(32, 6, rng()).numpy() * (weight != 0).numpy()
+        p = np.linalg.qr(rng().random((32, 6)))[0]
+        start = math.sqrt(6 / 5) * (p @ (np.eye(6) - 1 / 6)).T * (weight != 0).numpy()
         # Adam's first step is lr * sign(gradient) wherever the gradient isn't tiny.
         steps = np.abs(weight.numpy() - start)[weight != 0]
         np.testing.assert_allclose(steps, 1e-4, atol=2e-6)
@@ -194,10 +195,21 @@ class TestAnglesRecipe:
         assert angle_loss(many, 0.1) < angle_loss(few, 0.1) - 0.1
 
     def test_norms_come_to_the_one_asked_for(self):
-        weight = sparse_etf(64, 4, rng(), recipe="angles", norm=0.5, steps=1000)
+        weight = sparse_etf(64, 4, rng(), recipe="angles", norm=0.5, steps=3000)
         np.testing.assert_allclose(np.linalg.norm(weight, axis=1), 0.5, atol=0.03)
         assert weight.dtype == torch.float32
         assert not weight.requires_grad
+
+    def test_class_0_points_away_from_positive_features(self):
+        # The authors' P is the QR of positive numbers; what "gram" draws has no such direction.
+        ones = np.ones(512) / math.sqrt(512)
+        for seed in range(3):
+            theirs = sparse_etf(512, 10, rng(seed), recipe="angles", steps=300).numpy()
+            cosines = theirs @ ones / np.linalg.norm(theirs, axis=1)
+            assert cosines[0] < -0.3
+            assert abs(cosines[1:].mean()) < 0.1
+            ours = sparse_etf(512, 10, rng(seed)).numpy()
+            assert np.abs(ours @ ones / 0.1).max() < 0.2
 
     def test_does_not_warn_however_far_it_is(self):
         with warnings.catch_warnings():
