@@ -166,6 +166,12 @@ class Training(Table):
     )
     batch_size: Positive = Field(10, description="examples in a step")
     lr: Annotated[Finite, Field(gt=0)] = Field(0.05, description="learning rate of SGD")
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="each round's learning rate over that of the round before"
+    )
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine: falls along half a cosine, towards 0 after the last round"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="momentum of SGD")
     weight_decay: Annotated[Finite, Field(ge=0)] = Field(0.0, description="L2 factor of SGD")
     augmentation: Literal["none", "weak"] = Field(

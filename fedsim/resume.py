@@ -43,13 +43,16 @@ def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
     found = Checkpoint.read(folder / CHECKPOINT)
     before = flat(load(folder / "experiment.toml").model_dump(mode="json"))
     now = flat(experiment.model_dump(mode="json"))
+    may_change: tuple[str, ...] = MAY_CHANGE
+    if experiment.training.lr_schedule == "cosine":  # the rounds say where it ends
+        may_change = tuple(key for key in MAY_CHANGE if key != "training.rounds")
     changed = [
         f"{key} was {before.get(key)!r} in {folder}, but is {now.get(key)!r} now"
         for key in dict.fromkeys((*before, *now))
-        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        if before.get(key) != now.get(key) and not key.startswith(may_change)
     ]
     if changed:
-        allowed = ", ".join(key + "*" * key.endswith(".") for key in MAY_CHANGE)
+        allowed = ", ".join(key + "*" * key.endswith(".") for key in may_change)
         raise ConfigError(
             "\n".join(f"{line}; a resumed run can only change {allowed}" for line in changed)
         )

@@ -158,7 +158,8 @@ class LocalTrainer:
             federation, statistics, training.batch_size, training.augmentation, self.device
         )
         groups = torch.tensor(statistics.groups, device=self.device)
-        self._setting = Setting(net, self.loader, training, groups, self.clock)
+        rate = torch.zeros((), device=self.device)
+        self._setting = Setting(net, self.loader, training, groups, self.clock, rate)
 
     def clients(self, round: int, clients: Sequence[int]) -> list[Client]:
         """Return clients as a client update sees them, without anything kept.
@@ -166,6 +167,7 @@ class LocalTrainer:
         All are looked up together, which takes little longer than one of them.
         """
         self._generators = Generators(self.seed, round=round, clients=clients)
+        training = self.training.in_round(round)
         counts = self.federation.labelled_class_counts(clients)
         by_class = brought(counts.astype(np.float32), self.device).unbind()
         return [
@@ -175,7 +177,7 @@ class LocalTrainer:
                 Examples(labelled, True),
                 Examples(unlabelled, False),
                 of_client,
-                training=self.training,
+                training=training,
                 seed=self.seed,
             )
             for client, (labelled, unlabelled), of_client in zip(
@@ -332,9 +334,10 @@ class LocalTrainer:
         assert len(asked) == len(group), "predictions have no random numbers"
         if self._generators.round != round:
             self._generators = Generators(self.seed, round=round, clients=())
+        lr = self.training.in_round(round).lr if self.training.is_scheduled else None
         return [
             (
-                request,
+                request if lr is None or request.lr is not None else replace(request, lr=lr),
                 [
                     self._generators.of(f"{purpose} {run.passes}.{kind}", run.client)
                     for kind in range(len(request.kinds))

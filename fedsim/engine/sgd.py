@@ -9,9 +9,10 @@ Shapes: K clients side by side, B examples in a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from types import FunctionType
@@ -46,7 +47,14 @@ class LocalTraining:
     batch_size : int
         Examples in a step, >= 1.
     lr : float
-        Learning rate, > 0.
+        Learning rate of the first round, > 0.
+    lr_decay : float
+        Factor of the learning rate from one round to the next, in (0, 1].
+    lr_schedule : {"constant", "cosine"}
+        ``"cosine"``: besides, it falls along half a cosine, towards 0 after the last round
+        (Loshchilov, Hutter: SGDR, ICLR 2017, equation 5, without restarts).
+    rounds : int
+        Of the run, >= 1.
     momentum : float
         In [0, 1), as in ``torch.optim.SGD`` without dampening; buffers start at zero each pass.
     weight_decay : float
@@ -61,11 +69,40 @@ class LocalTraining:
     epochs: int
     batch_size: int
     lr: float
+    lr_decay: float = 1.0
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    rounds: int = 1
     momentum: float = 0.0
     weight_decay: float = 0.0
     augmentation: Literal["none", "weak"] = "none"
     steps: int = 0
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the learning rate changes from round to round."""
+        return self.lr_decay != 1 or self.lr_schedule != "constant"
+
+    def in_round(self, round: int) -> LocalTraining:
+        """Return how a round's passes are done, from 1: with its learning rate.
+
+        Examples
+        --------
+        >>> training = LocalTraining(epochs=1, batch_size=8, lr=0.1, lr_decay=0.5, rounds=4)
+        >>> [training.in_round(t).lr for t in (1, 2, 3)]
+        [0.1, 0.05, 0.025]
+        >>> cosine = replace(training, lr_decay=1.0, lr_schedule="cosine")
+        >>> [round(cosine.in_round(t).lr, 4) for t in (1, 2, 3, 4)]
+        [0.1, 0.0854, 0.05, 0.0146]
+        """
+        if not self.is_scheduled:
+            return self
+        lr = self.lr * self.lr_decay ** (round - 1)
+        if self.lr_schedule == "cosine":
+            # Flower's servers may go on for longer than the experiment says.
+            gone = min((round - 1) / self.rounds, 1.0)
+            lr *= (1 + math.cos(math.pi * gone)) / 2
+        return replace(self, lr=lr, lr_decay=1.0, lr_schedule="constant")
 
     def num_steps(
         self, *kinds: Examples, steps: int | None = None, epochs: int | None = None
@@ -87,7 +124,13 @@ class LocalTraining:
         """Return the steps of a pass that was asked for."""
         return self.num_steps(*request.kinds, steps=request.steps, epochs=request.epochs)
 
-    def descend(self, w: list[Tensor], gradient: list[Tensor], velocity: list[Tensor]) -> None:
+    def descend(
+        self,
+        w: list[Tensor],
+        gradient: list[Tensor],
+        velocity: list[Tensor],
+        lr: float | Tensor,
+    ) -> None:
         """Take a step of SGD down a gradient, in place; there is a velocity with momentum only."""
         if w[0].is_cuda:
             # In one go, which reads and writes each array once; it takes all in the same layout.
@@ -98,7 +141,7 @@ class LocalTraining:
                     for one, of_w in zip(w, gradient, strict=True)
                 ],
                 velocity,
-                lr=self.lr,
+                lr=lr,
                 momentum=self.momentum,
                 weight_decay=self.weight_decay,
                 dampening=0.0,
@@ -114,7 +157,10 @@ class LocalTraining:
             torch._foreach_mul_(velocity, self.momentum)
             torch._foreach_add_(velocity, gradient)
             gradient = velocity
-        torch._foreach_add_(w, gradient, alpha=-self.lr)
+        if isinstance(lr, Tensor):
+            torch._foreach_sub_(w, torch._foreach_mul(gradient, lr))
+        else:
+            torch._foreach_add_(w, gradient, alpha=-lr)
 
 
 Pass = tuple[SGD, Sequence[np.random.Generator]]
@@ -141,6 +187,8 @@ class Setting:
         [C], whether a class is head, medium or tail.
     clock : Clock
         Is told what goes into looking batches up and into training.
+    rate : torch.Tensor
+        Where a pass's learning rate lies if it has one of its own, a scalar.
     tapes : Tapes
         The operations of the steps that were taken so far.
     stacks : Stacks
@@ -154,6 +202,7 @@ class Setting:
     training: LocalTraining
     groups: Tensor
     clock: Clock
+    rate: Tensor
     tapes: Tapes = field(default_factory=Tapes)
     stacks: Stacks = field(default_factory=Stacks)
     heeding: set[Hashable] = field(default_factory=set)
@@ -224,6 +273,7 @@ def alike(request: SGD) -> tuple[Any, ...]:
         request.teach,
         request.train,
         request.strong,
+        request.lr,
         tuple(kind.labelled for kind in request.kinds),
         tuple((name, tensor.shape) for name, tensor in request.w.items()),
         tuple(tuple((n, t.shape) for n, t in one.items()) for one in request.given),
@@ -238,7 +288,7 @@ class _Own:
     w: Weights
     velocity: Weights
     flat: list[Tensor]
-    """The weights, what is given and the velocity, one after the other."""
+    """The weights, what is given, the velocity and a learning rate, one after the other."""
     still: int
     """How many of them a CUDA graph may look for where they are now."""
     form: int
@@ -299,6 +349,8 @@ class _Loop:
                 self._velocity = setting.stacks.zeros("velocity", moved)
             else:
                 self._velocity = {name: torch.zeros_like(tensor) for name, tensor in moved.items()}
+        # A usual learning rate is part of the operations, others mustn't make new ones of them.
+        self._rate = [] if request.lr is None else [setting.rate.fill_(request.lr)]
         self._device = w[self._moving[0]].device
         self._last = self._some(slice(0, *lead) if lead else None)
         self._sums = Tally(lead)
@@ -343,6 +395,7 @@ class _Loop:
             for arrays in (self._w, *self._given, self._velocity)
         )
         flat = [tensor for arrays in (w, *given, velocity) for tensor in arrays.values()]
+        flat += self._rate
         is_still = isinstance(rows, slice) and self._device.type == "cuda"
         places = tuple(tensor.data_ptr() for tensor in flat) if is_still else ()
         form = self._tapes.number((self._names, self._trained, layout(flat), places))
@@ -409,12 +462,15 @@ class _Loop:
     ) -> Outputs:
         """Work out what `_call` returns."""
         of_all = self._of_all(function, how)
-        num_arrays = sum(map(len, self._names))
-        num_own = num_arrays + len(self._velocity)
-        arrays, velocity, rest = (
-            tensors[:num_arrays],
-            tensors[num_arrays:num_own],
-            tensors[num_own:],
+        found = iter(tensors)
+        arrays, velocity, rate, rest = (
+            tuple(islice(found, count))
+            for count in (
+                sum(map(len, self._names)),
+                len(self._velocity),
+                len(self._rate),
+                len(tensors),
+            )
         )
         if not how.descends:
             with torch.no_grad(), self._precision:
@@ -440,7 +496,8 @@ class _Loop:
             made[name] = count.detach().clone() if is_weight else count.detach()
         with torch.no_grad():
             leaves = [arrays[place] for place in self._trained]
-            self._training.descend(leaves, list(gradient), list(velocity))
+            lr = rate[0] if rate else self._training.lr
+            self._training.descend(leaves, list(gradient), list(velocity), lr)
         return made
 
     def _of_all(self, function: Callable[..., Any], how: _How) -> Callable[..., Any]:

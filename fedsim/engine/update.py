@@ -26,6 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import starmap
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
@@ -98,8 +99,8 @@ class Client:
     state : Weights
         What the client kept when it last trained (``Upload.state``); empty if it never did.
     training : fedsim.engine.sgd.LocalTraining
-        The experiment's ``[training]``: ``client.training.lr``, and
-        ``client.training.num_steps(client.labelled)``, the steps that `sgd` takes on examples.
+        The experiment's ``[training]``: ``client.training.lr``, the learning rate of this round,
+        and ``client.training.num_steps(client.labelled)``, the steps that `sgd` takes on examples.
     seed : int
         The experiment's seed; see `generator`.
     """
@@ -197,6 +198,8 @@ class SGD:
     teach: Teacher | None
     frozen: bool
     strong: bool
+    lr: float | None
+    """None: the experiment's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +225,15 @@ def sgd(
     given: tuple[Weights, ...] = (),
     steps: int | None = None,
     epochs: int | None = None,
+    lr: float | None = None,
     teach: Teacher | None = None,
     frozen: bool = False,
     strong: bool = False,
 ) -> Generator[SGD, Trained, Trained]:
     """Train from ``w`` on mini-batches of ``examples``, with the experiment's optimiser.
 
-    Learning rate, momentum (its buffers start at zero), weight decay, batch size and
-    augmentation are those of the experiment's ``[training]`` table.
+    Momentum (its buffers start at zero), weight decay, batch size and augmentation are those of
+    the experiment's ``[training]`` table.
 
     Parameters
     ----------
@@ -251,6 +255,9 @@ def sgd(
     steps, epochs : int, optional
         Number of steps, over as many epochs as that takes, or number of epochs. By default
         ``local_steps`` or ``local_epochs`` of the experiment.
+    lr : float, optional
+        Learning rate of this pass, > 0. By default the experiment's in this round, which is
+        ``client.training.lr``.
     teach : callable, optional
         Labels the unlabelled batch before each step, see `Teacher` and `Targets`. The simulator
         compares the pseudo-labels with the hidden truth, for the records only.
@@ -269,9 +276,11 @@ def sgd(
     passed: Any = given
     if not isinstance(passed, tuple) or not all(isinstance(one, dict) for one in passed):
         raise TypeError("given must be a tuple of dicts of tensors, such as given=(w,)")
+    if lr is not None and not 0 < lr < inf:
+        raise ValueError(f"lr = {lr}: must be above 0")
     if isinstance(train, str):
         raise TypeError(f"train must be a tuple of parts, such as ({train!r},)")
-    return (yield SGD(loss, w, kinds, given, steps, epochs, train, teach, frozen, strong))
+    return (yield SGD(loss, w, kinds, given, steps, epochs, train, teach, frozen, strong, lr))
 
 
 def predict(

@@ -164,6 +164,23 @@ class TestResume:
         assert_same_run(out, whole / "fedadam")
         assert fedsim.load(out / "experiment.toml").training.rounds == 5
 
+    def test_a_learning_rate_goes_on_falling(self, tmp_path, each_round):
+        falling = experiment(training={"lr_schedule": "cosine", "lr_decay": 0.9})
+        fedsim.simulate(falling, out=tmp_path / "whole")
+        stopped(falling, tmp_path / "run", after=2)
+        fedsim.simulate(falling, out=tmp_path / "run", resume=True)
+        assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+    def test_where_its_last_round_counts_there_cannot_be_more(self, tmp_path):
+        falling = {"lr_schedule": "cosine", "rounds": 2}
+        fedsim.simulate(experiment(training=falling), out=tmp_path / "run")
+        longer = experiment(training={**falling, "rounds": 3})
+        line = (
+            r"rounds was 2 .* but is 3 now; a resumed run can only change evaluation.every, engine"
+        )
+        with pytest.raises(ConfigError, match=line):
+            fedsim.simulate(longer, out=tmp_path / "run", resume=True)
+
     def test_a_finished_run_is_shown_again(self, whole, tmp_path):
         out = tmp_path / "run"
         shutil.copytree(whole / "fedavg", out)

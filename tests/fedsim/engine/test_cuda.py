@@ -49,12 +49,22 @@ def train(source, method, stacked, device, rounds=2, **training):
     )
     w = method.initial(net, net.initial_weights(), np.random.default_rng(0))
     w = {name: tensor.to(device) for name, tensor in w.items()}
-    for _ in range(rounds):
-        found = trainer.update_all(method, w, trainer.clients(1, range(5)))
+    for round in range(1, rounds + 1):
+        found = trainer.update_all(method, w, trainer.clients(round, range(5)))
     for one in found:
         if isinstance(one, Exception):
             raise one
     return [upload.arrays for upload, _ in found]
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_graph_reads_the_rounds_learning_rate(source, stacked):
+    settings = {"rounds": 3, "lr_decay": 0.1}
+    on_gpu = train(source, METHODS["fedavg"], stacked, "cuda", **settings)
+    on_cpu = train(source, METHODS["fedavg"], False, "cpu", **settings)
+    for one, other in zip(on_gpu, on_cpu, strict=True):
+        for key, tensor in other["arrays"].items():
+            torch.testing.assert_close(one["arrays"][key].cpu(), tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)
