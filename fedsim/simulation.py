@@ -268,7 +268,7 @@ def _made(make: Callable[..., Any], settings: dict[str, Any]) -> Any:
 
 def make_task(experiment: Experiment, federation: Federation, states: Path) -> Task:
     """Return what the workers need to know; clients keep their states in folder ``states``."""
-    from fedsim.engine.sgd import LocalTraining
+    from fedsim.engine.training import LocalTraining
     from fedsim.engine.update import ClientUpdate, LocalSGD
     from fedsim.engine.worker import Task
     from fedsim.models.net import step_flops

@@ -15,7 +15,7 @@ from fedsim.data.federation import Federation, federate
 from fedsim.data.partition import iid
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import ClientUpdate, LocalSGD
 from fedsim.engine.worker import Task
 from fedsim.models.small import linear

@@ -50,7 +50,7 @@ from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTrainer
 from fedsim.engine.memory import client_bytes
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Batch, Examples, LocalSGD
 from fedsim.models import Model, Net, Weights, stacked
 from fedsim.models.layers import channels_last

@@ -21,8 +21,9 @@ from fedsim.data.statistics import Statistics
 from fedsim.data.transfer import brought
 from fedsim.engine.clock import Clock
 from fedsim.engine.loader import Loader
-from fedsim.engine.sgd import LocalTraining, Pass, Setting, alike, run_alone, run_stacked
+from fedsim.engine.sgd import Pass, Setting, alike, run_alone, run_stacked
 from fedsim.engine.tally import Counts
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import (
     SGD,
     Client,

@@ -39,7 +39,7 @@ from fedsim.models.net import Net, Weights, parts
 from fedsim.rng import generator
 
 if TYPE_CHECKING:
-    from fedsim.engine.sgd import LocalTraining
+    from fedsim.engine.training import LocalTraining
 
 
 class Batch(NamedTuple):
@@ -98,7 +98,7 @@ class Client:
         Labelled examples of each class, float32 [C].
     state : Weights
         What the client kept when it last trained (``Upload.state``); empty if it never did.
-    training : fedsim.engine.sgd.LocalTraining
+    training : fedsim.engine.training.LocalTraining
         The experiment's ``[training]``: ``client.training.lr``, the learning rate of this round,
         and ``client.training.num_steps(client.labelled)``, the steps that `sgd` takes on examples.
     seed : int

@@ -22,8 +22,8 @@ from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
 from fedsim.engine.memory import client_bytes, fitting
 from fedsim.engine.reduction import Sum
 from fedsim.engine.replies import Replies
-from fedsim.engine.sgd import LocalTraining
 from fedsim.engine.state import StateFiles
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Client, ClientUpdate
 from fedsim.engine.uploads import Intake
 from fedsim.models.layers import channels_last

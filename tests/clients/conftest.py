@@ -13,7 +13,7 @@ from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader
 from fedsim.engine.local import LocalTrainer, Scores
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Client, ClientUpdate, Examples, Upload
 from fedsim.models import Model, Net, Weights
 from fedsim.models.small import cnn

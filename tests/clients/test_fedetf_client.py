@@ -15,7 +15,7 @@ from fedsim.data.partition import client_dirichlet
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader
 from fedsim.engine.local import LocalTrainer
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Examples, Inputs
 from fedsim.errors import ConfigError
 from fedsim.models import Net

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from clients import FedProx
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTrainer
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Batch, LocalSGD
 from fedsim.errors import ConfigError
 from fedsim.models import Net

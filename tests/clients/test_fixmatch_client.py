@@ -10,7 +10,7 @@ from clients import FixMatchGlobal, FixMatchLocal
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader
 from fedsim.engine.local import LocalTrainer
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Examples, LocalSGD
 from fedsim.errors import ConfigError
 from fedsim.models import Net

@@ -13,7 +13,7 @@ from fedsim.data.federation import federate
 from fedsim.data.partition import dirichlet
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTrainer
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Batch, LocalSGD
 from fedsim.models import Net
 from fedsim.models.small import cnn

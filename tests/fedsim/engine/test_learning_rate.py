@@ -10,7 +10,7 @@ import torch
 import fedsim
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTrainer
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import LocalSGD, Upload, sgd
 from fedsim.errors import ConfigError
 from fedsim.models import Net

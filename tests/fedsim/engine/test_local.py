@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import epoch_steps, plan
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import (
     Batch,
     Client,

@@ -153,7 +153,14 @@ class TestPadding:
             losses = label_losses(net(w, batch.x), targets["pseudo_label"])
             return (losses * targets["kept"]).sum() / targets["kept"].sum(), {}
 
-    @pytest.mark.parametrize("update", [Plain(), Counting(), Distant(), Keeping()])
+    class Faint(LocalSGD):
+        """A term of a thousandth of the loss, and that loss tiny."""
+
+        def loss(self, net, w, batch):
+            logits = net(w, batch.x)
+            return 1e-7 * (cross_entropy(logits, batch) + 1e-3 * logits.square().mean()), {}
+
+    @pytest.mark.parametrize("update", [Plain(), Counting(), Distant(), Keeping(), Faint()])
     def test_it_is_told_and_gives_the_right_numbers(self, federation, update):
         name = rf"{type(update).__qualname__}\.\w+"
         with pytest.warns(UserWarning, match=rf"{name} counts examples that are padding.*mask"):
@@ -161,6 +168,35 @@ class TestPadding:
         assert_same(alone, together)
         for one, other in zip(alone, together, strict=True):
             assert one.metrics == pytest.approx(other.metrics, rel=1e-5)
+
+    def test_batches_of_a_single_example(self, federation):
+        class Unlabelled(LocalSGD):
+            def update(self, w, client):
+                w_k, log = yield from sgd(self.loss, w, client.unlabelled)
+                return Upload({"arrays": w_k}, 1, log)
+
+            def loss(self, net, w, batch):
+                return net(w, batch.x).square().mean(), {}
+
+        with pytest.warns(UserWarning, match="counts examples that are padding"):
+            both(federation, LINEAR, Unlabelled(), epochs=1, batch_size=1)
+
+    def test_a_term_that_comes_in_late(self, federation):
+        class Ramp(LocalSGD):
+            def given(self, w, client):
+                return ({"weight": torch.tensor(max(0.0, client.round - 4))},)
+
+            def loss(self, net, w, batch, ramp):
+                logits = net(w, batch.x)
+                return cross_entropy(logits, batch) + ramp["weight"] * logits.square().mean(), {}
+
+        trainer, net = make_trainer(federation, LINEAR, batch_size=4)
+        trainer.stacked, update, w = True, Ramp(), net.initial_weights()
+        for round in range(1, 8):
+            trainer.update_all(update, w, trainer.clients(round, range(4)))
+        with pytest.warns(UserWarning, match="counts examples that are padding"):
+            trainer.update_all(update, w, trainer.clients(8, range(4)))
+        assert not trainer.stacked
 
 
 # ----- a client update holds nothing of a client -----------------------------------------------

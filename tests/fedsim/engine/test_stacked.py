@@ -21,7 +21,8 @@ from fedsim.data.partition import dirichlet
 from fedsim.data.statistics import Statistics
 from fedsim.engine import tape
 from fedsim.engine.local import LocalTrainer
-from fedsim.engine.sgd import LocalTraining, run_stacked
+from fedsim.engine.sgd import run_stacked
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import LocalSGD, Upload, sgd
 from fedsim.models import Net
 from fedsim.models.small import cnn, linear, mlp

@@ -18,7 +18,7 @@ from fedsim.data.partition import iid
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTrainer
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import LocalSGD
 from fedsim.models import Net, stacked
 from fedsim.models.resnet import resnet8

@@ -8,7 +8,7 @@ from torch.func import functional_call, vmap
 
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTrainer
-from fedsim.engine.sgd import LocalTraining
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import LocalSGD, Upload, cross_entropy, sgd
 from fedsim.models import Model, Net
 from fedsim.models.small import cnn

@@ -1,0 +1,142 @@
+"""How a client trains: the experiment's ``[training]``, as the engine needs it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.loader import epoch_steps
+from fedsim.engine.update import SGD, Examples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalTraining:
+    """How every pass of SGD on a client is done.
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the client's examples where a method doesn't set the steps, >= 1.
+    steps : int
+        Steps of a pass instead of ``epochs``, >= 0; 0 means ``epochs``.
+    batch_size : int
+        Examples in a step, >= 1.
+    lr : float
+        Learning rate of the first round, > 0.
+    lr_decay : float
+        Factor of the learning rate from one round to the next, in (0, 1].
+    lr_schedule : {"constant", "cosine"}
+        ``"cosine"``: besides, it falls along half a cosine, towards 0 after the last round
+        (Loshchilov, Hutter: SGDR, ICLR 2017, equation 5, without restarts).
+    rounds : int
+        Of the run, >= 1.
+    momentum : float
+        In [0, 1), as in ``torch.optim.SGD`` without dampening; buffers start at zero each pass.
+    weight_decay : float
+        Factor of the weights added to the gradient, >= 0.
+    augmentation : {"none", "weak"}
+        ``"weak"``: random crop, and flip where the source allows it, drawn anew at each step.
+    precision : {"float32", "tf32", "bfloat16"}
+        To what the inputs of matrix products and convolutions are rounded while training; TF32 on a
+        GPU only. Weights, their updates and everything else stay in float32, and so does testing.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    lr_decay: float = 1.0
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    rounds: int = 1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    augmentation: Literal["none", "weak"] = "none"
+    steps: int = 0
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the learning rate changes from round to round."""
+        return self.lr_decay != 1 or self.lr_schedule != "constant"
+
+    def in_round(self, round: int) -> LocalTraining:
+        """Return how a round's passes are done, from 1: with its learning rate.
+
+        Examples
+        --------
+        >>> training = LocalTraining(epochs=1, batch_size=8, lr=0.1, lr_decay=0.5, rounds=4)
+        >>> [training.in_round(t).lr for t in (1, 2, 3)]
+        [0.1, 0.05, 0.025]
+        >>> cosine = replace(training, lr_decay=1.0, lr_schedule="cosine")
+        >>> [round(cosine.in_round(t).lr, 4) for t in (1, 2, 3, 4)]
+        [0.1, 0.0854, 0.05, 0.0146]
+        """
+        if not self.is_scheduled:
+            return self
+        lr = self.lr * self.lr_decay ** (round - 1)
+        if self.lr_schedule == "cosine":
+            # Flower's servers may go on for longer than the experiment says.
+            gone = min((round - 1) / self.rounds, 1.0)
+            lr *= (1 + math.cos(math.pi * gone)) / 2
+        return replace(self, lr=lr, lr_decay=1.0, lr_schedule="constant")
+
+    def num_steps(
+        self, *kinds: Examples, steps: int | None = None, epochs: int | None = None
+    ) -> int:
+        """Return the steps of a pass over examples; 0 where there is nothing to train on.
+
+        ``steps`` and ``epochs`` are those that the pass asks for, see `fedsim.engine.update.sgd`.
+        """
+        in_an_epoch = epoch_steps([len(kind) for kind in kinds], self.batch_size)
+        if not in_an_epoch:
+            return 0
+        if epochs is not None:
+            return epochs * in_an_epoch
+        if steps is not None:
+            return steps
+        return self.steps or self.epochs * in_an_epoch
+
+    def steps_of(self, request: SGD) -> int:
+        """Return the steps of a pass that was asked for."""
+        return self.num_steps(*request.kinds, steps=request.steps, epochs=request.epochs)
+
+    def descend(
+        self,
+        w: list[Tensor],
+        gradient: list[Tensor],
+        velocity: list[Tensor],
+        lr: float | Tensor,
+    ) -> None:
+        """Take a step of SGD down a gradient, in place; there is a velocity with momentum only."""
+        if w[0].is_cuda:
+            # In one go, which reads and writes each array once; it takes all in the same layout.
+            torch._fused_sgd_(
+                w,
+                [
+                    of_w if of_w.stride() == one.stride() else torch.empty_like(one).copy_(of_w)
+                    for one, of_w in zip(w, gradient, strict=True)
+                ],
+                velocity,
+                lr=lr,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+            )
+            return
+        if self.weight_decay:
+            # Not in place: weights that the loss only adds up have one gradient in common.
+            gradient = list(torch._foreach_add(gradient, w, alpha=self.weight_decay))
+        if self.momentum:
+            torch._foreach_mul_(velocity, self.momentum)
+            torch._foreach_add_(velocity, gradient)
+            gradient = velocity
+        if isinstance(lr, Tensor):
+            torch._foreach_sub_(w, torch._foreach_mul(gradient, lr))
+        else:
+            torch._foreach_add_(w, gradient, alpha=-lr)
