@@ -35,7 +35,7 @@ from fedsim.engine.update import (
     Steps,
     Upload,
 )
-from fedsim.errors import EngineError, described
+from fedsim.errors import EngineError, UserError, described
 from fedsim.models.net import Net, Weights
 from fedsim.rng import Generators
 
@@ -380,16 +380,25 @@ class LocalTrainer:
             Of each generic view.
         features : torch.Tensor
             The examples' features under the global backbone, [B, D].
+
+        Raises
+        ------
+        EngineError
+            If the method or the model fails.
         """
         x = self._test_inputs(index)
-        features = self.net.predict_features(w, x)
-        with _unchanged(method, w):
-            views = _checked_views(
-                "generic", method.generic(self.net, dict(w), Inputs(features, lambda: x))
-            )
-        # A method may have no generic model to test.
-        tested = {view: logits for view, logits in views.items() if view in method.views}
-        return self._scores(tested, index), features
+        try:
+            features = self.net.predict_features(w, x)
+            with _unchanged(method, w):
+                inputs = Inputs(features, lambda: x)
+                views = _checked_views("generic", method.generic(self.net, dict(w), inputs))
+            # A method may have no generic model to test.
+            tested = {view: logits for view, logits in views.items() if view in method.views}
+            return self._scores(tested, index), features
+        except UserError:
+            raise
+        except Exception as error:
+            raise EngineError(f"the global model can't be tested: {described(error)}") from error
 
     @_tf32(False)
     def test_personal(

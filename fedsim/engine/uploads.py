@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fedsim.engine.clock import Clock
@@ -150,6 +151,9 @@ def _checked(
                 return TypeError(f"the array {name} is no tensor but {type(tensor).__name__}")
             if tensor.requires_grad:
                 return TypeError(f"the array {name} has a gradient: upload {name}.detach()")
+            if tensor.dtype in _NOT_NUMPYS or tensor.layout is not torch.strided:
+                what = tensor.dtype if tensor.layout is torch.strided else tensor.layout
+                return TypeError(f"the array {name} is {what}: upload a dense float32 tensor")
     if taken := _RESERVED & upload.metrics.keys():
         return ValueError(f"a metric can't be called {min(taken)!r}: the records have one already")
     try:
@@ -163,6 +167,9 @@ def _checked(
         return ValueError(f"num_examples = {num_examples}: must be finite and at least 0")
     return upload, audit
 
+
+_NOT_NUMPYS = {torch.bfloat16, torch.complex32, torch.complex64, torch.complex128}
+"""Types that NumPy or an average of arrays doesn't know."""
 
 _RESERVED = {"num_examples", "num-examples", "round", "client"}
 

@@ -318,6 +318,14 @@ class Uploads(LocalSGD):
         (lambda w: Upload(w, 1), r"arrays come in groups: Upload\(\{\"arrays\": w_k\}, \.\.\.\)"),
         (lambda w: Upload(w["head.bias"], 1), "arrays come in groups"),
         (
+            lambda w: Upload({"arrays": {"a": PRIOR.bfloat16()}}, 1),
+            r"the array a is torch\.bfloat16: upload a dense float32 tensor",
+        ),
+        (
+            lambda w: Upload({"arrays": w}, 1, state={"a": PRIOR.to_sparse()}),
+            r"the array a is torch\.sparse_coo: upload a dense float32 tensor",
+        ),
+        (
             lambda w: Upload({"arrays": {"a": PRIOR.clone().requires_grad_()}}, 1),
             r"the array a has a gradient: upload a\.detach\(\)",
         ),

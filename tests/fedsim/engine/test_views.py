@@ -176,6 +176,27 @@ class TestViewsFailure:
         with pytest.raises(EngineError, match=r"view 'personal-realigned', .* 'personal'$"):
             list(run_rounds(FedAvg(), InlineGrid(task), record, rounds=1, evaluate_every=1, seed=0))
 
+    @pytest.mark.parametrize(
+        ("made", "line"),
+        [
+            (
+                lambda f: {"generic": f.missing},
+                r"AttributeError: .* 'missing' \(test_views",
+            ),
+            (lambda f: f, "generic must return a dict of logits by view, not Tensor"),
+            (lambda f: {"generic": f[:2]}, ""),
+        ],
+    )
+    def test_a_generic_model_that_fails(self, make_task, made, line):
+        class Fails(Counts):
+            def generic(self, net, w, inputs):
+                return made(inputs.features)
+
+        task = make_task(update=Fails())
+        record = flower.to_record(initial_arrays(task))
+        with pytest.raises(EngineError, match=f"the global model can't be tested: .*{line}"):
+            list(run_rounds(FedAvg(), InlineGrid(task), record, rounds=1, evaluate_every=1, seed=0))
+
     def test_clients_that_upload_different_arrays(self, make_task):
         class Differs(Counts):
             def update(self, w, client):
