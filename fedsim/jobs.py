@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Literal
@@ -74,11 +75,18 @@ def run_all(
             if child is not None:
                 child.connection.close()
             return
-        child = child or _Child()
-        with suppress(OSError):  # one that has died is found out when it should answer
-            child.connection.send((experiments[number].to_toml(), folders[number]))
+        work = experiments[number].to_toml(), folders[number]
+        try:
+            child = child or _Child()
+            child.connection.send(work)
+        except OSError:  # it has died since its last run, which this one has nothing to do with
+            child = _Child()
+            with suppress(OSError):  # found out when it should answer
+                child.connection.send(work)
         busy[child.connection] = child, number
 
+    # To start it lets Ctrl-C through, which a child that is being started must not meet.
+    resource_tracker.ensure_running()
     try:
         for _ in range(jobs):
             give_work(None)
@@ -119,8 +127,12 @@ class _Child:
         assert code is not None
         if code >= 0:
             return f"its process ended with exit code {code}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:  # a real-time signal
+            name = f"signal {-code}"
         memory = " (perhaps the memory was full; --jobs 1 takes least)" * (code == -signal.SIGKILL)
-        return f"its process was ended by {signal.Signals(-code).name}{memory}"
+        return f"its process was ended by {name}{memory}"
 
 
 def _stop(children: Sequence[_Child]) -> None:

@@ -67,6 +67,7 @@ class TestFailure:
             ("Exits", "raise SystemExit(3)", "SystemExit: 3"),
             ("Leaves", "os._exit(7)", "its process ended with exit code 7"),
             ("Killed", "os.kill(os.getpid(), 9)", "its process was ended by SIGKILL (perhaps the"),
+            ("Signalled", "os.kill(os.getpid(), 40)", "its process was ended by signal 40"),
         ],
     )
     def test_a_run_that_ends_badly_leaves_the_others_alone(
