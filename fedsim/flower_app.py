@@ -50,9 +50,11 @@ def client_app(experiment: Experiment) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         client = _client(context, experiment)
-        record, round = flower.instruction(message.content, message.metadata.message_type)
-        arrays = flower.from_record(record)
-        replies, kept = _worker(text).train_client(arrays, round, client, _state(context))
+        said = flower.instruction(message.content, message.metadata.message_type)
+        arrays = flower.from_record(said.record)
+        replies, kept = _worker(text).train_client(
+            arrays, said.round, client, _state(context), said.config
+        )
         if kept:
             context.state[STATE] = flower.to_record(kept)
         (answer,) = flower.train_replies([client], lambda _: message, replies)
@@ -61,9 +63,9 @@ def client_app(experiment: Experiment) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = _client(context, experiment)
-        record, round = flower.instruction(message.content, message.metadata.message_type)
-        arrays = flower.from_record(record)
-        figures = _worker(text).test_client(arrays, round, client, _state(context))
+        said = flower.instruction(message.content, message.metadata.message_type)
+        arrays = flower.from_record(said.record)
+        figures = _worker(text).test_client(arrays, said.round, client, _state(context))
         return flower.evaluate_reply(message, *figures)
 
     return app

@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import random
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -179,8 +177,18 @@ def identify(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def instruction(content: RecordDict, kind: str) -> tuple[ArrayRecord, int]:
-    """Return the global model that a strategy's messages of a kind carry, and the round they name.
+class Instruction(NamedTuple):
+    """What a strategy's message says."""
+
+    record: ArrayRecord
+    """The global model."""
+    round: int
+    config: dict[str, Any]
+    """What else it tells the client."""
+
+
+def instruction(content: RecordDict, kind: str) -> Instruction:
+    """Return what a strategy's messages of a kind say.
 
     Raises
     ------
@@ -193,20 +201,14 @@ def instruction(content: RecordDict, kind: str) -> tuple[ArrayRecord, int]:
             f"a {kind} message holds {len(records)} ArrayRecords; "
             "a strategy must send exactly one, the global model"
         )
-    configs = content.config_records.values()
-    round = next((c["server-round"] for c in configs if "server-round" in c), None)
+    config = {n: v for one in content.config_records.values() for n, v in one.items()}
+    round = config.pop("server-round", None)
     if not isinstance(round, int):
         raise EngineError(
             f"a {kind} message lacks 'server-round' in its ConfigRecord; "
             "a strategy must name the round"
         )
-    for name in sorted({*chain.from_iterable(configs)} - {"server-round"}):
-        warnings.warn(
-            f"the strategy sends its clients {name!r}, which client updates don't see; what they "
-            "need is set in [method]",
-            stacklevel=2,
-        )
-    return records[0], round
+    return Instruction(records[0], round, config)
 
 
 def reply(message: Message, groups: dict[str, Arrays], metrics: Mapping[str, float]) -> Message:

@@ -8,8 +8,9 @@ global test set from which every client's figures are read off.
 from __future__ import annotations
 
 import itertools
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import nan
@@ -152,8 +153,14 @@ class SimulatedGrid(Grid):
 
     # ----- training ------------------------------------------------------------------------
 
-    def train(self, arrays: Arrays, round: int, clients: Sequence[int]) -> tuple[Replies, Sum]:
-        """Train clients from the global arrays.
+    def train(
+        self,
+        arrays: Arrays,
+        round: int,
+        clients: Sequence[int],
+        config: Mapping[str, Any] | None = None,
+    ) -> tuple[Replies, Sum]:
+        """Train clients from the global arrays; ``config`` is what they are told besides.
 
         Returns
         -------
@@ -178,7 +185,7 @@ class SimulatedGrid(Grid):
         clock = Clock()
         shared = self._put(arrays)
         clock.lap("serialise")
-        answers = self._train(shared, round, shares, weights)
+        answers = self._train(shared, round, shares, weights, config)
         clock.lap("wait")
         for found, sums, seconds in answers.values():
             parts.append(found)
@@ -197,12 +204,17 @@ class SimulatedGrid(Grid):
         return replies, total
 
     def _train(
-        self, shared: Any, round: int, shares: list[Share], weights: dict[str, str] | None
+        self,
+        shared: Any,
+        round: int,
+        shares: list[Share],
+        weights: dict[str, str] | None,
+        config: Mapping[str, Any] | None,
     ) -> dict[int, Any]:
         """Have each worker `train` its share, where it has one; return their answers."""
         return self._call(
             {
-                worker: ("train", (shared, round, share, weights))
+                worker: ("train", (shared, round, share, weights, None, config))
                 for worker, share in enumerate(shares)
                 if share
             }
@@ -393,11 +405,11 @@ class SimulatedGrid(Grid):
         self._tested = None  # a strategy may put the new model into the record that it sent
         answers: list[Message] = []
         # A strategy sends all clients of a round one and the same record: look at it once.
-        for record, round, clients, group in _by_record(messages):
+        for (record, round, config), clients, group in _by_instruction(messages):
             arrays = flower.from_record(record)
             self._check_clients(clients)
             report.bytes_down += len(group) * num_bytes(arrays)
-            replies, total = self.train(arrays, round, clients)
+            replies, total = self.train(arrays, round, clients, config)
             report.add(round, clients, replies)
             if self.weights is not None:
                 replies = flower.together(replies, total, self.weights)
@@ -414,7 +426,12 @@ class SimulatedGrid(Grid):
     def _answer_evaluate(self, messages: list[Message]) -> list[Message]:
         frames = []
         answers: list[Message] = []
-        for record, round, clients, group in _by_record(messages):
+        for (record, round, config), clients, group in _by_instruction(messages):
+            for name in sorted(config):
+                warnings.warn(
+                    f"the strategy sends {name!r} with the model to test, of which nobody is told",
+                    stacklevel=2,
+                )
             self._check_clients(clients)
             frame = self._test_clients(record, round, clients)
             frames.append(frame)
@@ -465,23 +482,24 @@ class InlineGrid(SimulatedGrid):
         torch.set_num_threads(self._threads)
 
 
-def _by_record(
+def _by_instruction(
     messages: Sequence[Message],
-) -> Iterator[tuple[ArrayRecord, int, list[int], Sequence[Message]]]:
-    """Group messages that carry the same ArrayRecord; with the round they name, and the clients."""
+) -> Iterator[tuple[flower.Instruction, list[int], Sequence[Message]]]:
+    """Group messages that carry the same ArrayRecord and say the same; with their clients."""
     if isinstance(messages, Broadcast):
         if len(messages):
-            record, round = flower.instruction(messages.content, messages.message_type)
-            yield record, round, list(messages.nodes), messages
+            said = flower.instruction(messages.content, messages.message_type)
+            yield said, list(messages.nodes), messages
         return
     # A round's messages share one content, and Flower takes long to look into it.
-    contents: dict[int, tuple[ArrayRecord, int]] = {}
-    groups: dict[int, tuple[ArrayRecord, int, list[Message]]] = {}
+    contents: dict[int, tuple[flower.Instruction, Hashable]] = {}
+    groups: dict[Hashable, tuple[flower.Instruction, list[Message]]] = {}
     for message in messages:
         key = id(message.content)
         if key not in contents:
-            contents[key] = flower.instruction(message.content, message.metadata.message_type)
-        record, round = contents[key]
-        groups.setdefault(id(record), (record, round, []))[2].append(message)
-    for record, round, group in groups.values():
-        yield record, round, [message.metadata.dst_node_id for message in group], group
+            said = flower.instruction(message.content, message.metadata.message_type)
+            contents[key] = said, (id(said.record), said.round, repr(said.config))
+        said, like = contents[key]
+        groups.setdefault(like, (said, []))[1].append(message)
+    for said, group in groups.values():
+        yield said, [message.metadata.dst_node_id for message in group], group

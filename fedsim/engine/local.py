@@ -28,6 +28,7 @@ from fedsim.engine.update import (
     SGD,
     Client,
     ClientUpdate,
+    Config,
     Examples,
     Inputs,
     Predict,
@@ -45,6 +46,9 @@ blocks are shared out among the workers."""
 
 Scores = dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
 """For each view the most probable class and the cross-entropy of each test example, [B]."""
+
+
+_NOTHING = Config({})
 
 
 @dataclass(slots=True)
@@ -162,7 +166,9 @@ class LocalTrainer:
         rate = torch.zeros((), device=self.device)
         self._setting = Setting(net, self.loader, training, groups, self.clock, rate)
 
-    def clients(self, round: int, clients: Sequence[int]) -> list[Client]:
+    def clients(
+        self, round: int, clients: Sequence[int], config: Config = _NOTHING
+    ) -> list[Client]:
         """Return clients as a client update sees them, without anything kept.
 
         All are looked up together, which takes little longer than one of them.
@@ -180,6 +186,7 @@ class LocalTrainer:
                 of_client,
                 training=training,
                 seed=self.seed,
+                config=config,
             )
             for client, (labelled, unlabelled), of_client in zip(
                 clients, self.federation.split(clients), by_class, strict=True

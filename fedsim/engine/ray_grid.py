@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from math import ceil, floor, inf
@@ -252,16 +253,21 @@ class RayGrid(SimulatedGrid):
         return self._ray.put(shared)
 
     def _train(
-        self, shared: Any, round: int, shares: list[Share], weights: dict[str, str] | None
+        self,
+        shared: Any,
+        round: int,
+        shares: list[Share],
+        weights: dict[str, str] | None,
+        config: Mapping[str, Any] | None,
     ) -> dict[int, Any]:
         begin = perf_counter()
         if self._seconds < SHORT:
-            answers = super()._train(shared, round, shares, weights)
+            answers = super()._train(shared, round, shares, weights, config)
         else:
             begun = self._claims.begin(sum(map(len, shares)))
             answers = self._call(
                 {
-                    worker: ("train_some", (shared, round, shares, weights, begun, worker))
+                    worker: ("train_some", (shared, round, shares, weights, config, begun, worker))
                     for worker, share in enumerate(shares)
                     if share
                 }

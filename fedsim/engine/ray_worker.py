@@ -83,6 +83,7 @@ class RayWorker(Worker):
         round: int,
         shares: Sequence[Share],
         weights: Mapping[str, str] | None,
+        config: Mapping[str, Any] | None,
         begun: int,
         worker: int,
     ) -> tuple[Replies, dict[int, Sum], dict[str, float]]:
@@ -105,7 +106,8 @@ class RayWorker(Worker):
                 yield [leaves[place] for place in places]
 
         alone = self._device.type != "cpu"
-        return self.train(arrays, round, shares[worker], weights, None if alone else taken())
+        some = None if alone else taken()
+        return self.train(arrays, round, shares[worker], weights, some, config)
 
     def _next(self) -> bytes:
         assert self._driver is not None

@@ -82,6 +82,34 @@ class Examples:
         return len(self.index)
 
 
+class Config(Mapping[str, Any]):
+    """What a strategy tells the clients of a round besides the model; notices what is read.
+
+    Examples
+    --------
+    >>> config = Config({"mu": 0.1, "phase": "warm-up"})
+    >>> config["mu"], config.get("nu", 0.0), config.unread
+    (0.1, 0.0, {'phase'})
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+        self.unread = set(self._values)
+
+    def __getitem__(self, key: str) -> Any:
+        """Return a value: a number, text, bytes, or a list of one of these."""
+        self.unread.discard(key)
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the keys."""
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        """Return how many keys there are."""
+        return len(self._values)
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
     """A client in a round.
@@ -103,6 +131,10 @@ class Client:
         and ``client.training.num_steps(client.labelled)``, the steps that `sgd` takes on examples.
     seed : int
         The experiment's seed; see `generator`.
+    config : Config
+        What the strategy sends with the model to train, by name, but for Flower's
+        ``server-round``; empty while the model is tested. A loss takes numbers from it as all
+        tensors, ``sgd(..., given=({"mu": torch.tensor(client.config["mu"])},))``.
     """
 
     id: int
@@ -113,6 +145,7 @@ class Client:
     state: Weights = field(default_factory=dict)
     training: LocalTraining = field(kw_only=True)
     seed: int = field(kw_only=True)
+    config: Mapping[str, Any] = field(kw_only=True, default_factory=lambda: Config({}))
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return random numbers of this client in this round, the same each time.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from fedsim.engine.reduction import Sum
 from fedsim.engine.replies import Replies
 from fedsim.engine.state import StateFiles
 from fedsim.engine.training import LocalTraining
-from fedsim.engine.update import Client, ClientUpdate
+from fedsim.engine.update import Client, ClientUpdate, Config
 from fedsim.engine.uploads import Intake
 from fedsim.models.layers import channels_last
 from fedsim.models.net import Arrays, Model, Net, Weights
@@ -118,6 +120,7 @@ class Worker:
         share: Share,
         weights: Mapping[str, str] | None,
         taken: Iterable[Share] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> tuple[Replies, dict[int, Sum], dict[str, float]]:
         """Run the client update of each client of some leaves, from the global ``arrays``.
 
@@ -134,6 +137,8 @@ class Worker:
         taken : iterable of Share, optional
             What is really trained, some leaves at a time: mostly those of ``share``, whose clients
             are looked up together, and then maybe others.
+        config : mapping, optional
+            What the strategy tells the clients besides.
 
         Returns
         -------
@@ -145,16 +150,22 @@ class Worker:
             have then no arrays.
         seconds : dict
             Where the time went, by part.
+
+        Warns
+        -----
+        UserWarning
+            If no client has read something in `config`.
         """
+        told = Config(config or {})
         clock = self._trainer.clock
         clock.restart()
         w = self.weights(arrays)
         clock.lap("serialise")
         intake = Intake(self._states.write, weights, clock)
-        known = self._look_up(round, share)
+        known = self._look_up(round, share, told)
         for leaves in (share,) if taken is None else taken:
             if any(client not in known for _, clients in leaves for client, _ in clients):
-                known = self._look_up(round, leaves)
+                known = self._look_up(round, leaves, told)
             for some in self._stacks(leaves, w):
                 clients = [
                     self._with_state(known[client], self._states.read(client, slot))
@@ -166,11 +177,13 @@ class Worker:
                 for (node, client, (_, new_slot)), one in zip(some, found, strict=True):
                     intake.take(node, client, new_slot, one)
                 clock.lap("reduce")
-        return *intake.end(), clock.seconds
+        replies, sums = intake.end()
+        _warn_of_unread(told, replies)
+        return replies, sums, clock.seconds
 
-    def _look_up(self, round: int, share: Share) -> dict[int, Client]:
+    def _look_up(self, round: int, share: Share, config: Config) -> dict[int, Client]:
         ids = [client for _, clients in share for client, _ in clients]
-        return dict(zip(ids, self._trainer.clients(round, ids), strict=True))
+        return dict(zip(ids, self._trainer.clients(round, ids, config), strict=True))
 
     def _stacks(self, share: Share, w: Weights) -> Iterator[list[tuple[int, int, tuple[int, int]]]]:
         """Yield the clients that train at a time: node, client and the slots of its state.
@@ -208,18 +221,25 @@ class Worker:
         return w
 
     def train_client(
-        self, arrays: Arrays, round: int, client: int, state: Arrays
+        self,
+        arrays: Arrays,
+        round: int,
+        client: int,
+        state: Arrays,
+        config: Mapping[str, Any],
     ) -> tuple[Replies, Arrays]:
         """Run a client's update from the global ``arrays`` and what it kept from its last round.
 
-        Returns its reply, and what it keeps now, if anything.
+        Returns its reply, and what it keeps now, if anything. Warns as `train`.
         """
+        told = Config(config)
         kept: list[Arrays] = [{}]
         intake = Intake(lambda client, slot, arrays: kept.append(arrays), None, self._trainer.clock)
-        me = self._with_state(self._trainer.clients(round, [client])[0], state)
+        me = self._with_state(self._trainer.clients(round, [client], told)[0], state)
         (found,) = self._trainer.update_all(self._update, self.weights(arrays), [me])
         intake.take(1, client, 0, found)
         replies, _ = intake.end()
+        _warn_of_unread(told, replies)
         return replies, kept[-1]
 
     def _with_state(self, client: Client, state: Arrays) -> Client:
@@ -291,6 +311,16 @@ class Worker:
         predicted, loss = next(iter(scores.values()))
         truth = federation.source.y_test[index]
         return len(index), float(loss.mean()), float((predicted == truth).mean())
+
+
+def _warn_of_unread(config: Config, replies: Replies) -> None:
+    """Warn of what a strategy has told clients that trained, and none of them has read."""
+    for name in sorted(config.unread) if replies.clients else ():
+        warnings.warn(
+            f"the strategy sends its clients {name!r}, which the client update doesn't read "
+            f"(client.config[{name!r}])",
+            stacklevel=3,
+        )
 
 
 def join_scores(parts: Sequence[Scores]) -> Scores:

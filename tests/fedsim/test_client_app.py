@@ -54,6 +54,13 @@ def test_training_gives_the_simulations_reply(experiment, task):
     assert found.content["metrics"] == expected.content["metrics"]
 
 
+def test_clients_are_told_what_the_strategy_sends(experiment, task):
+    told = message(task, "train")
+    told.content["more"] = ConfigRecord({"mu": 0.5})
+    with pytest.warns(UserWarning, match="sends its clients 'mu', which the client update doesn't"):
+        fedsim.client_app(experiment)(told, context(**{"partition-id": 1}))
+
+
 def test_flower_can_send_the_app_to_its_own_workers(experiment, task):
     app = cloudpickle.loads(cloudpickle.dumps(fedsim.client_app(experiment)))
     assert app(message(task, "train"), context(**{"partition-id": 0})).has_content()

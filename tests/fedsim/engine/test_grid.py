@@ -26,15 +26,17 @@ class Fails(LocalSGD):
 
 
 class Echo(ClientUpdate):
-    """Sends back the client's number and the round."""
+    """Sends back the client's number, the round and what it is told."""
 
     def update(self, w, client):
-        return Upload({"arrays": w}, 1, {"who": client.id, "when": client.round})
+        told = {"mu": client.config["mu"]} if "mu" in client.config else {}
+        return Upload({"arrays": w}, 1, {"who": client.id, "when": client.round, **told})
         yield
 
 
-def messages(record, clients, *, kind="train", round=1):
-    content = RecordDict({"arrays": record, "config": ConfigRecord({"server-round": round})})
+def messages(record, clients, *, kind="train", round=1, **told):
+    config = ConfigRecord({"server-round": round, **told})
+    content = RecordDict({"arrays": record, "config": config})
     return [Message(content, client, kind) for client in clients]
 
 
@@ -55,6 +57,18 @@ def test_replies_come_in_the_order_of_the_messages(make_grid):
     assert [reply.content["metrics"]["who"] for reply in replies] == [3, 0, 2]
     assert {reply.content["metrics"]["when"] for reply in replies} == {9}
     assert list(grid.get_node_ids()) == [0, 1, 2, 3]
+
+
+def test_clients_are_told_what_the_strategy_sends(make_grid):
+    grid, record = make_grid(update=Echo())
+    asked = [
+        *messages(record, [3, 0], mu=0.5),
+        *messages(record, [1], mu=2.0),
+        *messages(record, [2]),
+    ]
+    replies = grid.send_and_receive(asked)
+    assert [reply.content["metrics"]["who"] for reply in replies] == [3, 0, 1, 2]
+    assert [reply.content["metrics"].get("mu") for reply in replies] == [0.5, 0.5, 2.0, None]
 
 
 def test_pushed_messages_are_pulled_once(make_grid):
@@ -138,12 +152,17 @@ class TestGridFailure:
         with pytest.raises(EngineError, match="lacks 'server-round'"):
             grid.send_and_receive([Message(RecordDict({"arrays": record}), 0, "train")])
 
-    def test_what_a_strategy_sends_besides_is_told(self, make_grid):
+    def test_what_no_client_reads_is_told(self, make_grid):
         grid, record = make_grid(update=Echo())
-        config = ConfigRecord({"server-round": 1, "lr": 0.1})
-        content = RecordDict({"arrays": record, "config": config})
-        with pytest.warns(UserWarning, match="sends its clients 'lr', which client updates don't"):
-            grid.send_and_receive([Message(content, 0, "train")])
+        line = r"sends its clients 'lr', which the client update doesn't read \(client\.config\['lr"
+        with pytest.warns(UserWarning, match=line) as warned:
+            grid.send_and_receive(messages(record, [0, 1], lr=0.1, mu=0.2))
+        assert len(warned) == 1
+
+    def test_nobody_is_told_anything_in_a_test(self, make_grid):
+        grid, record = make_grid()
+        with pytest.warns(UserWarning, match="sends 'mu' with the model to test, of which nobody"):
+            grid.send_and_receive(messages(record, [0], kind="evaluate", mu=0.2))
 
     def test_an_unknown_message_type_is_answered_with_an_error(self, make_grid):
         grid, record = make_grid()
