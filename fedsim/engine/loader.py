@@ -296,9 +296,12 @@ class Loader:
             by_step = [of[:k, i, :b].reshape(-1, *rest) for i, (k, b) in enumerate(shapes)]
             return np.concatenate([*by_step, np.empty((0, *rest), of.dtype)])
 
+        is_real = planned.examples >= 0
+        masks = brought(in_turn(is_real).astype(np.float32), self._device)
+        # A client's own: a label that it lacks may be one for which its loss has no number.
+        first = planned.examples[:, :1, :1]
+        np.copyto(planned.examples, first, where=~is_real)
         drawn = planned.each(in_turn)
-        masks = brought((drawn.examples >= 0).astype(np.float32), self._device)
-        drawn.examples[drawn.examples < 0] = 0
         truth = self.train.labels(drawn.examples)
         y = truth if parts[0][0].labelled else torch.full_like(truth, -1)
         small = zip(*(torch.split(one, lengths) for one in (y, masks, truth)), strict=True)

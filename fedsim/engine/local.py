@@ -312,7 +312,7 @@ class LocalTrainer:
             self.clock.lap("train")  # predictions, and the methods' own steps
             with _tf32(self.training.precision == "tf32"):
                 if len(passes) > 1:
-                    found = run_stacked(self._setting, passes)
+                    found = run_stacked(self._setting, passes, round, first.passes)
                 else:
                     self._seed_chance(passes[0])
                     found = [run_alone(self._setting, passes[0])]
@@ -343,9 +343,18 @@ class LocalTrainer:
         if self._generators.round != round:
             self._generators = Generators(self.seed, round=round, clients=())
         lr = self.training.in_round(round).lr if self.training.is_scheduled else None
+        if lr is not None:
+            asked = [
+                (run, replace(request, lr=lr) if request.lr is None else request)
+                for run, request in asked
+            ]
+        if self.device.type != "cpu":  # a number on the processor fits alone, but not in a stack
+            asked = [
+                (run, replace(request, given=self._here(request.given))) for run, request in asked
+            ]
         return [
             (
-                request if lr is None or request.lr is not None else replace(request, lr=lr),
+                request,
                 [
                     self._generators.of(f"{purpose} {run.passes}.{kind}", run.client)
                     for kind in range(len(request.kinds))
@@ -353,6 +362,9 @@ class LocalTrainer:
             )
             for run, request in asked
         ]
+
+    def _here(self, given: tuple[Weights, ...]) -> tuple[Weights, ...]:
+        return tuple({name: tensor.to(self.device) for name, tensor in w.items()} for w in given)
 
     @torch.no_grad()
     @_tf32(False)

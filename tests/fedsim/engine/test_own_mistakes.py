@@ -5,12 +5,17 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from fedsim.data.federation import federate
+from fedsim.data.partition import dirichlet
+from fedsim.data.statistics import Statistics
 from fedsim.engine.clock import Clock
 from fedsim.engine.update import LocalSGD, Upload, cross_entropy, label_losses, predict, sgd
 from fedsim.engine.uploads import Intake
 from fedsim.errors import EngineError, described
+from fedsim.models import Model
 from fedsim.models.small import cnn, linear
 from tests.fedsim.engine.test_local import make_trainer
 from tests.fedsim.engine.test_own_parts import assert_same, both
@@ -160,7 +165,16 @@ class TestPadding:
             logits = net(w, batch.x)
             return 1e-7 * (cross_entropy(logits, batch) + 1e-3 * logits.square().mean()), {}
 
-    @pytest.mark.parametrize("update", [Plain(), Counting(), Distant(), Keeping(), Faint()])
+    class Recording(LocalSGD):
+        """Only the recorded loss forgets it."""
+
+        def loss(self, net, w, batch):
+            logits = net(w, batch.x)
+            return cross_entropy(logits, batch) + logits.detach().square().mean(), {}
+
+    @pytest.mark.parametrize(
+        "update", [Plain(), Counting(), Distant(), Keeping(), Faint(), Recording()]
+    )
     def test_it_is_told_and_gives_the_right_numbers(self, federation, update):
         name = rf"{type(update).__qualname__}\.\w+"
         with pytest.warns(UserWarning, match=rf"{name} counts examples that are padding.*mask"):
@@ -182,9 +196,15 @@ class TestPadding:
             both(federation, LINEAR, Unlabelled(), epochs=1, batch_size=1)
 
     def test_a_term_that_comes_in_late(self, federation):
+        """Looked for in rounds 1, 2, 4, 8, in each pass."""
+
         class Ramp(LocalSGD):
-            def given(self, w, client):
-                return ({"weight": torch.tensor(max(0.0, client.round - 4))},)
+            def update(self, w, client):
+                for weight in (max(0.0, client.round - 4), 0.0):
+                    w, log = yield from sgd(
+                        self.loss, w, client.labelled, given=({"weight": torch.tensor(weight)},)
+                    )
+                return Upload({"arrays": w}, 1, log)
 
             def loss(self, net, w, batch, ramp):
                 logits = net(w, batch.x)
@@ -197,6 +217,42 @@ class TestPadding:
         with pytest.warns(UserWarning, match="counts examples that are padding"):
             trainer.update_all(update, w, trainer.clients(8, range(4)))
         assert not trainer.stacked
+
+    def test_padding_is_an_example_of_the_clients_own(self, source):
+        """A label that a client lacks weighs infinity here, and infinity times 0 is NaN."""
+        federation = federate(
+            source, num_clients=4, partition=dirichlet, options={"alpha": 0.3}, seed=2
+        )
+        assert (federation.labelled_class_counts(range(4)) == 0).any()
+
+        class Balanced(LocalSGD):
+            def given(self, w, client):
+                return ({"counts": client.class_counts},)
+
+            def loss(self, net, w, batch, given):
+                share = (1 / given["counts"])[batch.y] * batch.mask
+                losses = label_losses(net(w, batch.x), batch.y)
+                return (losses * share).sum() / share.sum(), {}
+
+        alone, together = both(federation, LINEAR, Balanced(), **STEPS)
+        assert_same(alone, together)
+
+    def test_models_may_take_real_inputs_only(self, federation):
+        """The check shows a model nothing that isn't in the data."""
+        statistics = Statistics.of(federation)
+
+        class Tokens(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embedding = nn.Embedding(256, 2)
+
+            def forward(self, x):
+                raw = x * statistics.std.item() + statistics.mean.item()
+                return self.embedding(raw.round().long()).flatten(1).clone()
+
+        torch.manual_seed(0)
+        alone, together = both(federation, Model(Tokens(), 32, 3), LocalSGD(), **STEPS)
+        assert_same(alone, together)
 
 
 # ----- a client update holds nothing of a client -----------------------------------------------

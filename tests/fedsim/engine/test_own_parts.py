@@ -156,14 +156,14 @@ def test_clients_that_do_not_fit_side_by_side_go_in_halves(federation, monkeypat
     made, asked = [], []
     run_stacked = local.run_stacked
 
-    def short_of_memory(setting, passes):
+    def short_of_memory(setting, passes, *when):
         asked.append(len(passes))
         assert not any(one() is not None for one in made)
         if len(passes) > 2:
             activation = torch.ones(3)
             made.append(weakref.ref(activation))
             raise torch.OutOfMemoryError("no memory")
-        return run_stacked(setting, passes)
+        return run_stacked(setting, passes, *when)
 
     monkeypatch.setattr(local, "run_stacked", short_of_memory)
     with pytest.warns(UserWarning, match="4 clients don't fit side by side: in halves"):
