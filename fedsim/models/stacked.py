@@ -73,6 +73,8 @@ def spread(module: nn.Module) -> nn.Module:
         elif StackedConv2d.fits(layer):
             is_grey = isinstance(layer, GreyConv2d)
             layer.__class__ = StackedGreyConv2d if is_grey else StackedConv2d
+        elif type(layer) is nn.GroupNorm:
+            layer.__class__ = StackedGroupNorm
         elif type(layer) is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1)):
             layer.__class__ = StackedMean2d
         elif isinstance(layer, _BatchNorm) or layer._buffers.get("running_mean") is not None:
@@ -140,6 +142,22 @@ class StackedBatchNorm(_BatchNorm):
             unbiased = var * (n / (n - 1).clamp(min=1.0))
             running_var.mul_(kept).add_(unbiased, alpha=self.momentum)
         return mean, var
+
+
+class StackedGroupNorm(nn.GroupNorm):
+    """GroupNorm, of which ``vmap`` knows every operation whatever the memory's layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised inputs [B, C, ...]."""
+        of_group = list(range(2, x.dim() + 1))
+        groups: Tensor = torch.unflatten(x.float(), 1, (self.num_groups, -1))
+        centred = groups - groups.mean(of_group, keepdim=True)
+        var = centred.square().mean(of_group, keepdim=True)
+        y = (centred * (var + self.eps).rsqrt()).flatten(1, 2)
+        if self.affine:
+            apart = (-1, *(1,) * (x.dim() - 2))
+            y = y * self.weight.view(apart) + self.bias.view(apart)
+        return y.to(x.dtype)
 
 
 class StackedConv2d(nn.Conv2d):

@@ -1,5 +1,7 @@
 """Layers of clients side by side: padding has no effect, and what can't leave it out says so."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,13 @@ from fedsim.engine.local import LocalTrainer
 from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import LocalSGD, Upload, cross_entropy, sgd
 from fedsim.models import Model, Net
+from fedsim.models.layers import channels_last
 from fedsim.models.small import cnn
 from fedsim.models.stacked import (
     Padding,
     PaddingUnknownError,
     StackedBatchNorm,
+    StackedGroupNorm,
     StackedMean2d,
     spread,
 )
@@ -63,6 +67,20 @@ def test_each_of_many_clients_has_its_own():
         torch.testing.assert_close(y[k, :count], plain(x[k, :count]), rtol=1e-4, atol=1e-5)
         mean = weights["running_mean"][k]
         torch.testing.assert_close(mean, plain.running_mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5), (4, 6, 3, 2), (4, 6, 2, 3, 2)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norm(shape, affine):
+    torch.manual_seed(0)
+    x, plain = torch.randn(shape) * 2 + 3, nn.GroupNorm(3, 6, eps=0.1, affine=affine)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter)
+    stacked = spread(deepcopy(plain))
+    assert isinstance(stacked, StackedGroupNorm)
+    torch.testing.assert_close(stacked(x), plain(x))
+    x = channels_last(x.expand(2, *shape).reshape(-1, *shape[1:])).unflatten(0, (2, -1))
+    torch.testing.assert_close(vmap(stacked)(x), plain(x[0]).expand(2, *shape))
 
 
 def test_an_average_over_all_pixels():
