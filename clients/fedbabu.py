@@ -45,7 +45,8 @@ class FedBABU(LocalSGD):
         stay the global ones.
     finetune_epochs : int
         Epochs of fine-tuning on the client's labelled examples, with the settings of
-        ``[training]``, >= 0; 0 means that the personal model is the generic one.
+        ``[training]``, >= 0; 0 means that the personal model is the generic one. The learning rate
+        is the round's: under ``lr_schedule = "cosine"`` the last rounds hardly fine-tune.
     """
 
     views: ClassVar[tuple[str, ...]] = ("generic", "personal")

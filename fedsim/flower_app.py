@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.config import Experiment
 from fedsim.engine import flower
+from fedsim.engine.replies import warn_of_unread
 from fedsim.engine.worker import Worker
 from fedsim.errors import EngineError
 from fedsim.models import Arrays
@@ -55,6 +56,7 @@ def client_app(experiment: Experiment) -> ClientApp:
         replies, kept = _worker(text).train_client(
             arrays, said.round, client, _state(context), said.config
         )
+        warn_of_unread(said.config, replies)
         if kept:
             context.state[STATE] = flower.to_record(kept)
         (answer,) = flower.train_replies([client], lambda _: message, replies)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from abc import abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import nan
@@ -29,13 +29,15 @@ from fedsim.engine import flower
 from fedsim.engine.clock import Clock
 from fedsim.engine.local import Scores
 from fedsim.engine.reduction import Sum, balance, merge, share_out, tree
-from fedsim.engine.replies import Column, Replies
+from fedsim.engine.replies import Column, Replies, warn_of_unread
 from fedsim.engine.state import ClientStates
 from fedsim.engine.worker import (
+    NOTHING_TOLD,
     STEP_FLOPS,
     Share,
     Task,
     Tested,
+    Told,
     Worker,
     expected_work,
     join_scores,
@@ -158,9 +160,9 @@ class SimulatedGrid(Grid):
         arrays: Arrays,
         round: int,
         clients: Sequence[int],
-        config: Mapping[str, Any] | None = None,
+        told: Told = NOTHING_TOLD,
     ) -> tuple[Replies, Sum]:
-        """Train clients from the global arrays; ``config`` is what they are told besides.
+        """Train clients from the global arrays; ``told`` is what they are told besides.
 
         Returns
         -------
@@ -185,7 +187,7 @@ class SimulatedGrid(Grid):
         clock = Clock()
         shared = self._put(arrays)
         clock.lap("serialise")
-        answers = self._train(shared, round, shares, weights, config)
+        answers = self._train(shared, round, shares, weights, told)
         clock.lap("wait")
         for found, sums, seconds in answers.values():
             parts.append(found)
@@ -209,12 +211,12 @@ class SimulatedGrid(Grid):
         round: int,
         shares: list[Share],
         weights: dict[str, str] | None,
-        config: Mapping[str, Any] | None,
+        told: Told,
     ) -> dict[int, Any]:
         """Have each worker `train` its share, where it has one; return their answers."""
         return self._call(
             {
-                worker: ("train", (shared, round, share, weights, None, config))
+                worker: ("train", (shared, round, share, weights, None, told))
                 for worker, share in enumerate(shares)
                 if share
             }
@@ -405,11 +407,12 @@ class SimulatedGrid(Grid):
         self._tested = None  # a strategy may put the new model into the record that it sent
         answers: list[Message] = []
         # A strategy sends all clients of a round one and the same record: look at it once.
-        for (record, round, config), clients, group in _by_instruction(messages):
+        for record, round, told, clients, group in _by_record(messages):
             arrays = flower.from_record(record)
             self._check_clients(clients)
             report.bytes_down += len(group) * num_bytes(arrays)
-            replies, total = self.train(arrays, round, clients, config)
+            replies, total = self.train(arrays, round, clients, told)
+            warn_of_unread(itertools.chain.from_iterable(told.configs), replies)
             report.add(round, clients, replies)
             if self.weights is not None:
                 replies = flower.together(replies, total, self.weights)
@@ -426,8 +429,8 @@ class SimulatedGrid(Grid):
     def _answer_evaluate(self, messages: list[Message]) -> list[Message]:
         frames = []
         answers: list[Message] = []
-        for (record, round, config), clients, group in _by_instruction(messages):
-            for name in sorted(config):
+        for record, round, told, clients, group in _by_record(messages):
+            for name in sorted({*itertools.chain.from_iterable(told.configs)}):
                 warnings.warn(
                     f"the strategy sends {name!r} with the model to test, of which nobody is told",
                     stacklevel=2,
@@ -482,24 +485,31 @@ class InlineGrid(SimulatedGrid):
         torch.set_num_threads(self._threads)
 
 
-def _by_instruction(
+def _by_record(
     messages: Sequence[Message],
-) -> Iterator[tuple[flower.Instruction, list[int], Sequence[Message]]]:
-    """Group messages that carry the same ArrayRecord and say the same; with their clients."""
+) -> Iterator[tuple[ArrayRecord, int, Told, list[int], Sequence[Message]]]:
+    """Group messages that carry the same ArrayRecord and name the same round.
+
+    With what else they tell their clients, and the clients.
+    """
     if isinstance(messages, Broadcast):
         if len(messages):
-            said = flower.instruction(messages.content, messages.message_type)
-            yield said, list(messages.nodes), messages
+            record, round, config = flower.instruction(messages.content, messages.message_type)
+            yield record, round, Told([config]), list(messages.nodes), messages
         return
     # A round's messages share one content, and Flower takes long to look into it.
-    contents: dict[int, tuple[flower.Instruction, Hashable]] = {}
-    groups: dict[Hashable, tuple[flower.Instruction, list[Message]]] = {}
+    contents: dict[int, flower.Instruction] = {}
+    groups: dict[tuple[int, int], tuple[dict[int, int], dict[int, int], list[Message]]] = {}
     for message in messages:
         key = id(message.content)
         if key not in contents:
-            said = flower.instruction(message.content, message.metadata.message_type)
-            contents[key] = said, (id(said.record), said.round, repr(said.config))
-        said, like = contents[key]
-        groups.setdefault(like, (said, []))[1].append(message)
-    for said, group in groups.values():
-        yield said, [message.metadata.dst_node_id for message in group], group
+            contents[key] = flower.instruction(message.content, message.metadata.message_type)
+        like = id(contents[key].record), contents[key].round
+        places, of, group = groups.setdefault(like, ({}, {}, []))
+        of[message.metadata.dst_node_id] = places.setdefault(key, len(places))
+        group.append(message)
+    for (_, round), (places, of, group) in groups.items():
+        said = [contents[key] for key in places]
+        told = Told([one.config for one in said], of if len(said) > 1 else {})
+        clients = [message.metadata.dst_node_id for message in group]
+        yield said[0].record, round, told, clients, group

@@ -167,9 +167,11 @@ class LocalTrainer:
         self._setting = Setting(net, self.loader, training, groups, self.clock, rate)
 
     def clients(
-        self, round: int, clients: Sequence[int], config: Config = _NOTHING
+        self, round: int, clients: Sequence[int], configs: Sequence[Config] | None = None
     ) -> list[Client]:
         """Return clients as a client update sees them, without anything kept.
+
+        ``configs`` are what each is told; nothing by default.
 
         All are looked up together, which takes little longer than one of them.
         """
@@ -188,8 +190,12 @@ class LocalTrainer:
                 seed=self.seed,
                 config=config,
             )
-            for client, (labelled, unlabelled), of_client in zip(
-                clients, self.federation.split(clients), by_class, strict=True
+            for client, (labelled, unlabelled), of_client, config in zip(
+                clients,
+                self.federation.split(clients),
+                by_class,
+                configs or [_NOTHING] * len(clients),
+                strict=True,
             )
         ]
 

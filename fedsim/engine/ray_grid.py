@@ -6,7 +6,6 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from math import ceil, floor, inf
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedsim.engine.claims import Claims
 from fedsim.engine.grid import SimulatedGrid
-from fedsim.engine.worker import Share, Task, fingerprint
+from fedsim.engine.worker import Share, Task, Told, fingerprint
 from fedsim.errors import EngineError, UserError
 from fedsim.models import Arrays
 from fedsim.models.net import num_bytes
@@ -258,16 +257,16 @@ class RayGrid(SimulatedGrid):
         round: int,
         shares: list[Share],
         weights: dict[str, str] | None,
-        config: Mapping[str, Any] | None,
+        told: Told,
     ) -> dict[int, Any]:
         begin = perf_counter()
         if self._seconds < SHORT:
-            answers = super()._train(shared, round, shares, weights, config)
+            answers = super()._train(shared, round, shares, weights, told)
         else:
             begun = self._claims.begin(sum(map(len, shares)))
             answers = self._call(
                 {
-                    worker: ("train_some", (shared, round, shares, weights, config, begun, worker))
+                    worker: ("train_some", (shared, round, shares, weights, told, begun, worker))
                     for worker, share in enumerate(shares)
                     if share
                 }

@@ -15,7 +15,7 @@ import ray
 from fedsim.engine.claims import Claims
 from fedsim.engine.reduction import Sum
 from fedsim.engine.replies import Replies
-from fedsim.engine.worker import Share, Task, Worker, extend_path, fingerprint
+from fedsim.engine.worker import Share, Task, Told, Worker, extend_path, fingerprint
 from fedsim.models.net import Arrays
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class RayWorker(Worker):
         round: int,
         shares: Sequence[Share],
         weights: Mapping[str, str] | None,
-        config: Mapping[str, Any] | None,
+        told: Told,
         begun: int,
         worker: int,
     ) -> tuple[Replies, dict[int, Sum], dict[str, float]]:
@@ -107,7 +107,7 @@ class RayWorker(Worker):
 
         alone = self._device.type != "cpu"
         some = None if alone else taken()
-        return self.train(arrays, round, shares[worker], weights, some, config)
+        return self.train(arrays, round, shares[worker], weights, some, told)
 
     def _next(self) -> bytes:
         assert self._driver is not None

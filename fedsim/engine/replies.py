@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,8 @@ class Replies:
         Whether a client keeps anything.
     failures : dict
         Client -> why it is left out of the round.
+    read : set of str
+        What the clients have read of `fedsim.engine.update.Config`.
     """
 
     clients: list[int] = field(default_factory=list)
@@ -42,6 +45,7 @@ class Replies:
     num_bytes: list[int] = field(default_factory=list)
     keeps: list[bool] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
+    read: set[str] = field(default_factory=set)
 
     @classmethod
     def joined(cls, parts: Sequence[Replies], clients: Sequence[int]) -> Replies:
@@ -75,6 +79,17 @@ class Replies:
             num_bytes=ordered([part.num_bytes for part in parts]),
             keeps=ordered([part.keeps for part in parts]),
             failures={client: failures[client] for client in clients if client in failures},
+            read=set().union(*(part.read for part in parts)),
+        )
+
+
+def warn_of_unread(sent: Iterable[str], replies: Replies) -> None:
+    """Warn of what a strategy sends to clients of which none that trained has read it."""
+    for name in sorted({*sent} - replies.read) if replies.clients else ():
+        warnings.warn(
+            f"the strategy sends its clients {name!r}, which the client update doesn't read "
+            f"(client.config[{name!r}])",
+            stacklevel=2,
         )
 
 

@@ -83,23 +83,31 @@ class Examples:
 
 
 class Config(Mapping[str, Any]):
-    """What a strategy tells the clients of a round besides the model; notices what is read.
+    """What a strategy tells a client besides the model; notices what is read of it.
 
     Examples
     --------
-    >>> config = Config({"mu": 0.1, "phase": "warm-up"})
-    >>> config["mu"], config.get("nu", 0.0), config.unread
-    (0.1, 0.0, {'phase'})
+    >>> config = Config({"mu": 0.1, "layers": [1, 2]})
+    >>> config["layers"], config.get("nu", 0.0), config.read
+    ((1, 2), 0.0, {'layers'})
+    >>> config
+    Config({'mu': 0.1, 'layers': (1, 2)})
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = dict(values)
-        self.unread = set(self._values)
+        # What a client could change, the others and the strategy would see.
+        self._values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        self.read: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
-        """Return a value: a number, text, bytes, or a list of one of these."""
-        self.unread.discard(key)
+        """Return a value: a number, text, bytes, or a tuple of one of these."""
+        if key not in self._values:
+            raise KeyError(f"the strategy sends no {key!r} (nothing is sent with a model to test)")
+        self.read.add(key)
         return self._values[key]
+
+    def __repr__(self) -> str:
+        return f"Config({self._values})"
 
     def __iter__(self) -> Iterator[str]:
         """Yield the keys."""
@@ -289,8 +297,8 @@ def sgd(
         Number of steps, over as many epochs as that takes, or number of epochs. By default
         ``local_steps`` or ``local_epochs`` of the experiment.
     lr : float, optional
-        Learning rate of this pass, > 0. By default the experiment's in this round, which is
-        ``client.training.lr``.
+        Learning rate of this pass, at least 0. By default the experiment's in this round, which is
+        ``client.training.lr``. Clients train side by side with those that have the same.
     teach : callable, optional
         Labels the unlabelled batch before each step, see `Teacher` and `Targets`. The simulator
         compares the pseudo-labels with the hidden truth, for the records only.
@@ -309,8 +317,9 @@ def sgd(
     passed: Any = given
     if not isinstance(passed, tuple) or not all(isinstance(one, dict) for one in passed):
         raise TypeError("given must be a tuple of dicts of tensors, such as given=(w,)")
-    if lr is not None and not 0 < lr < inf:
-        raise ValueError(f"lr = {lr}: must be above 0")
+    lr = lr if lr is None else float(lr)
+    if lr is not None and not 0 <= lr < inf:
+        raise ValueError(f"lr = {lr}: must be at least 0")
     if isinstance(train, str):
         raise TypeError(f"train must be a tuple of parts, such as ({train!r},)")
     return (yield SGD(loss, w, kinds, given, steps, epochs, train, teach, frozen, strong, lr))

@@ -151,8 +151,9 @@ def _checked(
                 return TypeError(f"the array {name} is no tensor but {type(tensor).__name__}")
             if tensor.requires_grad:
                 return TypeError(f"the array {name} has a gradient: upload {name}.detach()")
-            if tensor.dtype in _NOT_NUMPYS or tensor.layout is not torch.strided:
-                what = tensor.dtype if tensor.layout is torch.strided else tensor.layout
+            if tensor.dtype not in _NUMPYS or tensor.layout is not torch.strided or tensor.is_meta:
+                kinds: tuple[Any, ...] = (tensor.dtype, tensor.layout, tensor.device)
+                what = kinds[0] if tensor.dtype not in _NUMPYS else kinds[1 + tensor.is_meta]
                 return TypeError(f"the array {name} is {what}: upload a dense float32 tensor")
     if taken := _RESERVED & upload.metrics.keys():
         return ValueError(f"a metric can't be called {min(taken)!r}: the records have one already")
@@ -168,8 +169,11 @@ def _checked(
     return upload, audit
 
 
-_NOT_NUMPYS = {torch.bfloat16, torch.complex32, torch.complex64, torch.complex128}
-"""Types that NumPy or an average of arrays doesn't know."""
+_NUMPYS = {
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.float32, torch.float64,
+}  # fmt: skip
+"""Types that NumPy knows, too, and of which there are averages."""
 
 _RESERVED = {"num_examples", "num-examples", "round", "client"}
 

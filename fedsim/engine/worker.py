@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +42,17 @@ perceptron."""
 Share = Sequence[tuple[int, Sequence[tuple[int, tuple[int, int]]]]]
 """The leaves of a cohort's tree that a worker trains: node, and its clients, each with the slots of
 the state that it starts from and of the next; see `fedsim.engine.reduction` and `StateFiles`."""
+
+
+class Told(NamedTuple):
+    """What a strategy tells clients besides the model."""
+
+    configs: Sequence[Mapping[str, Any]] = ({},)
+    of: Mapping[int, int] = {}
+    """Client -> place of what it is told; the first where a client isn't here."""
+
+
+NOTHING_TOLD = Told()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +130,7 @@ class Worker:
         share: Share,
         weights: Mapping[str, str] | None,
         taken: Iterable[Share] | None = None,
-        config: Mapping[str, Any] | None = None,
+        told: Told = NOTHING_TOLD,
     ) -> tuple[Replies, dict[int, Sum], dict[str, float]]:
         """Run the client update of each client of some leaves, from the global ``arrays``.
 
@@ -137,7 +147,7 @@ class Worker:
         taken : iterable of Share, optional
             What is really trained, some leaves at a time: mostly those of ``share``, whose clients
             are looked up together, and then maybe others.
-        config : mapping, optional
+        told : Told, optional
             What the strategy tells the clients besides.
 
         Returns
@@ -150,22 +160,23 @@ class Worker:
             have then no arrays.
         seconds : dict
             Where the time went, by part.
-
-        Warns
-        -----
-        UserWarning
-            If no client has read something in `config`.
         """
-        told = Config(config or {})
+        configs = [Config(values) for values in told.configs]
+
+        def look_up(leaves: Share) -> dict[int, Client]:
+            ids = [client for _, clients in leaves for client, _ in clients]
+            of_each = [configs[told.of.get(client, 0)] for client in ids]
+            return dict(zip(ids, self._trainer.clients(round, ids, of_each), strict=True))
+
         clock = self._trainer.clock
         clock.restart()
         w = self.weights(arrays)
         clock.lap("serialise")
         intake = Intake(self._states.write, weights, clock)
-        known = self._look_up(round, share, told)
+        known = look_up(share)
         for leaves in (share,) if taken is None else taken:
             if any(client not in known for _, clients in leaves for client, _ in clients):
-                known = self._look_up(round, leaves, told)
+                known = look_up(leaves)
             for some in self._stacks(leaves, w):
                 clients = [
                     self._with_state(known[client], self._states.read(client, slot))
@@ -178,12 +189,8 @@ class Worker:
                     intake.take(node, client, new_slot, one)
                 clock.lap("reduce")
         replies, sums = intake.end()
-        _warn_of_unread(told, replies)
+        replies.read = set().union(*(config.read for config in configs))
         return replies, sums, clock.seconds
-
-    def _look_up(self, round: int, share: Share, config: Config) -> dict[int, Client]:
-        ids = [client for _, clients in share for client, _ in clients]
-        return dict(zip(ids, self._trainer.clients(round, ids, config), strict=True))
 
     def _stacks(self, share: Share, w: Weights) -> Iterator[list[tuple[int, int, tuple[int, int]]]]:
         """Yield the clients that train at a time: node, client and the slots of its state.
@@ -230,16 +237,16 @@ class Worker:
     ) -> tuple[Replies, Arrays]:
         """Run a client's update from the global ``arrays`` and what it kept from its last round.
 
-        Returns its reply, and what it keeps now, if anything. Warns as `train`.
+        Returns its reply, and what it keeps now, if anything.
         """
         told = Config(config)
         kept: list[Arrays] = [{}]
         intake = Intake(lambda client, slot, arrays: kept.append(arrays), None, self._trainer.clock)
-        me = self._with_state(self._trainer.clients(round, [client], told)[0], state)
+        me = self._with_state(self._trainer.clients(round, [client], [told])[0], state)
         (found,) = self._trainer.update_all(self._update, self.weights(arrays), [me])
         intake.take(1, client, 0, found)
         replies, _ = intake.end()
-        _warn_of_unread(told, replies)
+        replies.read = told.read
         return replies, kept[-1]
 
     def _with_state(self, client: Client, state: Arrays) -> Client:
@@ -311,16 +318,6 @@ class Worker:
         predicted, loss = next(iter(scores.values()))
         truth = federation.source.y_test[index]
         return len(index), float(loss.mean()), float((predicted == truth).mean())
-
-
-def _warn_of_unread(config: Config, replies: Replies) -> None:
-    """Warn of what a strategy has told clients that trained, and none of them has read."""
-    for name in sorted(config.unread) if replies.clients else ():
-        warnings.warn(
-            f"the strategy sends its clients {name!r}, which the client update doesn't read "
-            f"(client.config[{name!r}])",
-            stacklevel=3,
-        )
 
 
 def join_scores(parts: Sequence[Scores]) -> Scores:

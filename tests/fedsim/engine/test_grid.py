@@ -1,5 +1,8 @@
 """The grid as a Flower strategy sees it, without Ray."""
 
+from dataclasses import replace
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedsim.engine import flower
 from fedsim.engine.grid import InlineGrid
-from fedsim.engine.update import ClientUpdate, LocalSGD, Upload
+from fedsim.engine.update import ClientUpdate, Config, LocalSGD, Upload
 from fedsim.errors import EngineError
 from fedsim.simulation import initial_arrays
 
@@ -61,14 +64,30 @@ def test_replies_come_in_the_order_of_the_messages(make_grid):
 
 def test_clients_are_told_what_the_strategy_sends(make_grid):
     grid, record = make_grid(update=Echo())
-    asked = [
-        *messages(record, [3, 0], mu=0.5),
-        *messages(record, [1], mu=2.0),
-        *messages(record, [2]),
-    ]
+    some, others = messages(record, [3, 0], mu=0.5), messages(record, [1], mu=2.0)
+    asked = [some[0], *others, some[1], *messages(record, [2])]
+    with patch.object(grid, "_call", wraps=grid._call) as call:
+        replies = grid.send_and_receive(asked)
+    assert call.call_count == 1  # all together
+    assert [reply.content["metrics"]["who"] for reply in replies] == [3, 1, 0, 2]
+    assert [reply.content["metrics"].get("mu") for reply in replies] == [0.5, 2.0, 0.5, None]
+
+
+def test_clients_asked_in_other_rounds_train_apart(make_grid):
+    grid, record = make_grid(update=Echo())
+    asked = [*messages(record, [0], round=2), *messages(record, [1], round=3)]
     replies = grid.send_and_receive(asked)
-    assert [reply.content["metrics"]["who"] for reply in replies] == [3, 0, 1, 2]
-    assert [reply.content["metrics"].get("mu") for reply in replies] == [0.5, 0.5, 2.0, None]
+    assert [reply.content["metrics"]["when"] for reply in replies] == [2, 3]
+
+
+def test_what_clients_are_told_cannot_be_changed():
+    sent = {"layers": [1, 2]}
+    config = Config(sent)
+    sent["layers"].append(3)
+    assert config["layers"] == (1, 2)
+    with pytest.raises(KeyError, match="the strategy sends no 'mu'"):
+        config["mu"]
+    assert config.read == {"layers"}
 
 
 def test_pushed_messages_are_pulled_once(make_grid):
@@ -93,7 +112,7 @@ def test_a_client_that_raises_or_diverges_is_left_out_and_named(make_grid):
     replies = grid.send_and_receive(messages(record, [0, 1, 2, 3]))
     assert [reply.has_error() for reply in replies] == [False, True, True, False]
     assert grid.report.failures == {
-        1: "RuntimeError: out of batteries (test_grid.py, line 21, in update)",
+        1: "RuntimeError: out of batteries (test_grid.py, line 24, in update)",
         2: "head.bias is not finite (NaN or inf)",
     }
     assert grid.report.metrics["client"] == [0, 3]
@@ -158,6 +177,24 @@ class TestGridFailure:
         with pytest.warns(UserWarning, match=line) as warned:
             grid.send_and_receive(messages(record, [0, 1], lr=0.1, mu=0.2))
         assert len(warned) == 1
+
+    def test_one_client_that_reads_it_is_enough(self, make_grid):
+        class OneReads(Echo):
+            def update(self, w, client):
+                return super().update(w, client if client.id == 2 else replace(client, config={}))
+
+        grid, record = make_grid(update=OneReads())
+        asked = [*messages(record, [0, 2], mu=0.5), *messages(record, [1], mu=0.2)]
+        assert len(grid.send_and_receive(asked)) == 3
+
+    def test_nobody_who_trained_is_there_to_read_it(self, make_grid):
+        class Breaks(LocalSGD):
+            def update(self, w, client):
+                raise RuntimeError("no power")
+
+        grid, record = make_grid(update=Breaks())
+        (reply,) = grid.send_and_receive(messages(record, [0], mu=0.5))
+        assert "no power" in reply.error.reason
 
     def test_nobody_is_told_anything_in_a_test(self, make_grid):
         grid, record = make_grid()

@@ -4,12 +4,15 @@ What one learning rate does is compared with torch.optim in test_local.py; here 
 with runs that have them from the start. They are told apart by rounding alone: 1e-5 of a value.
 """
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
 import fedsim
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTrainer
+from fedsim.engine.sgd import run_stacked
 from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import LocalSGD, Upload, sgd
 from fedsim.errors import ConfigError
@@ -91,10 +94,11 @@ class Slow(LocalSGD):
 
 
 class Each(LocalSGD):
-    """Clients with learning rates that differ."""
+    """Clients with learning rates that differ, of which some are tensors."""
 
     def update(self, w, client):
-        w, log = yield from sgd(self.loss, w, client.labelled, lr=0.1 * (1 + client.id % 2))
+        lr = torch.tensor(0.1) if client.id % 2 == 0 else 0.2
+        w, log = yield from sgd(self.loss, w, client.labelled, lr=lr)
         return Upload({"arrays": w}, 1, log)
 
 
@@ -124,20 +128,22 @@ class TestPasses:
     def test_clients_with_others_train_side_by_side_with_their_likes(self, federation):
         together, w = make_trainer(federation, perceptron, stacked=True)
         alone, _ = make_trainer(federation, perceptron)
-        found = trained(together, w, 1, Each())
+        with patch("fedsim.engine.local.run_stacked", side_effect=run_stacked) as side_by_side:
+            found = trained(together, w, 1, Each())
+        assert [len(call.args[1]) for call in side_by_side.call_args_list] == [2, 2]
         assert_close(found, trained(alone, w, 1, Each()))
         for lr, first in ((0.1, 0), (0.2, 1)):
             constant, _ = make_trainer(federation, perceptron, lr=lr)
             assert_close(found[first::2], trained(constant, w, 1)[first::2])
 
-    @pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
+    @pytest.mark.parametrize("lr", [-1.0, float("nan"), float("inf")])
     def test_one_that_is_none_is_refused(self, federation, lr):
         class Wrong(LocalSGD):
             def update(self, w, client):
                 yield from sgd(self.loss, w, client.labelled, lr=lr)
 
         trainer, w = make_trainer(federation, perceptron)
-        with pytest.raises(ValueError, match=f"lr = {lr}: must be above 0"):
+        with pytest.raises(ValueError, match=f"lr = {lr}: must be at least 0"):
             trainer.update(Wrong(), w, client=0, round=1)
 
 

@@ -378,6 +378,14 @@ class Uploads(LocalSGD):
             r"the array a is torch\.bfloat16: upload a dense float32 tensor",
         ),
         (
+            lambda w: Upload({"arrays": {"a": PRIOR.to(torch.float8_e4m3fn)}}, 1),
+            r"the array a is torch\.float8_e4m3fn: upload a dense float32 tensor",
+        ),
+        (
+            lambda w: Upload({"arrays": {"a": PRIOR.to("meta")}}, 1),
+            "the array a is meta: upload a dense float32 tensor",
+        ),
+        (
             lambda w: Upload({"arrays": w}, 1, state={"a": PRIOR.to_sparse()}),
             r"the array a is torch\.sparse_coo: upload a dense float32 tensor",
         ),

@@ -18,6 +18,7 @@ from fedsim.engine.grid import InlineGrid
 from fedsim.engine.ray_grid import RayActors, RayGrid, _import_ray, _start_ray
 from fedsim.engine.reduction import balance
 from fedsim.engine.update import LocalSGD, Upload
+from fedsim.engine.worker import Told
 from fedsim.errors import EngineError
 from fedsim.models.small import cnn
 from fedsim.simulation import initial_arrays
@@ -104,25 +105,28 @@ def test_the_numbers_are_those_of_this_process(
     assert ray.is_initialized()  # it was not ours to stop
 
 
-class Told(LocalSGD):
-    """Says what it was told."""
+class Repeats(LocalSGD):
+    """Says what it was told; only client 3 looks further."""
 
     def update(self, w, client):
-        return Upload({"arrays": w}, 1, {"mu": client.config["mu"]})
+        more = client.config.get("nu", 0) if client.id == 3 else 0
+        return Upload({"arrays": w}, 1, {"mu": client.config["mu"] + more})
         yield
 
 
 @pytest.mark.parametrize("short", [0, 60])  # each worker its share, or what the others leave, too
 def test_clients_are_told_what_the_strategy_sends(make_task, running_ray, monkeypatch, short):
     monkeypatch.setattr(ray_grid, "SHORT", short)
-    task = make_task(update=Told())
+    task = make_task(update=Repeats())
     arrays = initial_arrays(task)
     grid = RayGrid(task, RayActors(2))
     try:
-        found, _ = grid.train(arrays, 1, [0, 1, 2, 3], {"mu": 0.5})
-        assert found.metrics["mu"] == [0.5] * 4
-        with pytest.warns(UserWarning, match="sends its clients 'nu', which the client update"):
-            grid.train(arrays, 2, [0, 1, 2, 3], {"mu": 0.25, "nu": "new"})
+        cohort = [0, 1, 2, 3]
+        for round in (1, 2):
+            told = Told([{"mu": 0.5, "nu": 2}, {"mu": 0.25}], {0: 0, 1: 1, 2: 1, 3: 0})
+            found, _ = grid.train(arrays, round, cohort, told)
+            assert found.metrics["mu"] == [0.5, 0.25, 0.25, 2.5]
+            assert found.read == {"mu", "nu"}
     finally:
         grid.close()
 
