@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.config import Experiment
 from fedsim.engine import flower
-from fedsim.engine.replies import warn_of_unread
+from fedsim.engine.replies import warn_of_unread, warn_of_untold
 from fedsim.engine.worker import Worker
 from fedsim.errors import EngineError
 from fedsim.models import Arrays
@@ -66,6 +66,7 @@ def client_app(experiment: Experiment) -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         client = _client(context, experiment)
         said = flower.instruction(message.content, message.metadata.message_type)
+        warn_of_untold(said.config)
         arrays = flower.from_record(said.record)
         figures = _worker(text).test_client(arrays, said.round, client, _state(context))
         return flower.evaluate_reply(message, *figures)

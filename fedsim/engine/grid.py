@@ -8,7 +8,6 @@ global test set from which every client's figures are read off.
 from __future__ import annotations
 
 import itertools
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from fedsim.engine import flower
 from fedsim.engine.clock import Clock
 from fedsim.engine.local import Scores
 from fedsim.engine.reduction import Sum, balance, merge, share_out, tree
-from fedsim.engine.replies import Column, Replies, warn_of_unread
+from fedsim.engine.replies import Column, Replies, warn_of_unread, warn_of_untold
 from fedsim.engine.state import ClientStates
 from fedsim.engine.worker import (
     NOTHING_TOLD,
@@ -430,11 +429,7 @@ class SimulatedGrid(Grid):
         frames = []
         answers: list[Message] = []
         for record, round, told, clients, group in _by_record(messages):
-            for name in sorted({*itertools.chain.from_iterable(told.configs)}):
-                warnings.warn(
-                    f"the strategy sends {name!r} with the model to test, of which nobody is told",
-                    stacklevel=2,
-                )
+            warn_of_untold(itertools.chain.from_iterable(told.configs))
             self._check_clients(clients)
             frame = self._test_clients(record, round, clients)
             frames.append(frame)

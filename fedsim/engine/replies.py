@@ -93,6 +93,15 @@ def warn_of_unread(sent: Iterable[str], replies: Replies) -> None:
         )
 
 
+def warn_of_untold(sent: Iterable[str]) -> None:
+    """Warn of what a strategy sends with a model to test."""
+    for name in sorted({*sent}):
+        warnings.warn(
+            f"the strategy sends {name!r} with the model to test, of which nobody is told",
+            stacklevel=2,
+        )
+
+
 def columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
     """Return the columns of a table that is given by rows.
 

@@ -61,6 +61,13 @@ def test_clients_are_told_what_the_strategy_sends(experiment, task):
         fedsim.client_app(experiment)(told, context(**{"partition-id": 1}))
 
 
+def test_but_not_with_a_model_to_test(experiment, task):
+    told = message(task, "evaluate")
+    told.content["more"] = ConfigRecord({"mu": 0.5})
+    with pytest.warns(UserWarning, match="sends 'mu' with the model to test, of which nobody"):
+        fedsim.client_app(experiment)(told, context(**{"partition-id": 1}))
+
+
 def test_flower_can_send_the_app_to_its_own_workers(experiment, task):
     app = cloudpickle.loads(cloudpickle.dumps(fedsim.client_app(experiment)))
     assert app(message(task, "train"), context(**{"partition-id": 0})).has_content()
