@@ -172,8 +172,14 @@ class TestPadding:
             logits = net(w, batch.x)
             return cross_entropy(logits, batch) + logits.detach().square().mean(), {}
 
+    class Dividing(LocalSGD):
+        """Leaves padding out of the sum, but not of the number by which it divides."""
+
+        def loss(self, net, w, batch):
+            return (label_losses(net(w, batch.x), batch.y) * batch.mask).mean(), {}
+
     @pytest.mark.parametrize(
-        "update", [Plain(), Counting(), Distant(), Keeping(), Faint(), Recording()]
+        "update", [Plain(), Counting(), Distant(), Keeping(), Faint(), Recording(), Dividing()]
     )
     def test_it_is_told_and_gives_the_right_numbers(self, federation, update):
         name = rf"{type(update).__qualname__}\.\w+"
@@ -236,6 +242,18 @@ class TestPadding:
 
         alone, together = both(federation, LINEAR, Balanced(), **STEPS)
         assert_same(alone, together)
+
+    def test_a_loss_without_a_gradient_is_not_accused(self, federation):
+        """Labels that a model gives itself: what rounding leaves of the gradient means nothing."""
+
+        class Own(LocalSGD):
+            def loss(self, net, w, batch):
+                logits = net(w, batch.x)
+                share = batch.mask / batch.mask.sum()
+                return -(logits.softmax(1).detach() * logits.log_softmax(1)).sum(1) @ share, {}
+
+        for batch_size in (1, 2, 3):
+            both(federation, LINEAR, Own(), epochs=1, batch_size=batch_size)
 
     def test_models_may_take_real_inputs_only(self, federation):
         """The check shows a model nothing that isn't in the data."""
