@@ -3,10 +3,12 @@
 Neither is a method. The logs that the authors publish say what every client holds, and that is what
 `clients` deals out again. In the runs with all 40 clients in every round the clients' models stand
 in the order of the clients, the numbers of examples that weight them in a random one, drawn anew
-each round: `ShuffledWeights` does so too. A run on their clients, with their weights:
+each round: `ShuffledWeights` does so too. A run on their clients, with their weights and the fixed
+classifier as their code makes it:
 
 ``--set clients.partition=experiments.studies.fedloge_authors:clients --set
-method.name=experiments.studies.fedloge_authors:ShuffledWeights --set method.client=fedloge``
+method.name=experiments.studies.fedloge_authors:ShuffledWeights --set method.client=fedloge --set
+method.etf_recipe=angles``
 """
 
 from __future__ import annotations
