@@ -33,6 +33,7 @@ from fedsim.engine.state import ClientStates
 from fedsim.engine.worker import (
     NOTHING_TOLD,
     STEP_FLOPS,
+    Order,
     Share,
     Task,
     Tested,
@@ -186,7 +187,7 @@ class SimulatedGrid(Grid):
         clock = Clock()
         shared = self._put(arrays)
         clock.lap("serialise")
-        answers = self._train(shared, round, shares, weights, told)
+        answers = self._train(shared, Order(round, weights, told), shares)
         clock.lap("wait")
         for found, sums, seconds in answers.values():
             parts.append(found)
@@ -204,18 +205,11 @@ class SimulatedGrid(Grid):
             self.report.seconds[part] = self.report.seconds.get(part, 0.0) + spent
         return replies, total
 
-    def _train(
-        self,
-        shared: Any,
-        round: int,
-        shares: list[Share],
-        weights: dict[str, str] | None,
-        told: Told,
-    ) -> dict[int, Any]:
+    def _train(self, shared: Any, order: Order, shares: list[Share]) -> dict[int, Any]:
         """Have each worker `train` its share, where it has one; return their answers."""
         return self._call(
             {
-                worker: ("train", (shared, round, share, weights, None, told))
+                worker: ("train", (shared, order, share))
                 for worker, share in enumerate(shares)
                 if share
             }

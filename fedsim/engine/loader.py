@@ -281,9 +281,10 @@ class Loader:
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Yield the batches [K, B] of each step and their true labels."""
         planned = self._plan(parts, steps, strong)
+        is_real = planned.examples >= 0
         active = (steps[:, None] > np.arange(planned.examples.shape[1])).sum(axis=0).tolist()
         if self._device.type == "cpu":
-            widths = (planned.examples >= 0).sum(axis=2).max(axis=0, initial=0).tolist()
+            widths = is_real.sum(axis=2).max(axis=0, initial=0).tolist()
         else:
             # Padding costs a GPU little, and a step of another shape a graph of its own.
             widths = [self.widest] * len(active)
@@ -296,7 +297,6 @@ class Loader:
             by_step = [of[:k, i, :b].reshape(-1, *rest) for i, (k, b) in enumerate(shapes)]
             return np.concatenate([*by_step, np.empty((0, *rest), of.dtype)])
 
-        is_real = planned.examples >= 0
         masks = brought(in_turn(is_real).astype(np.float32), self._device)
         # A client's own: a label that it lacks may be one for which its loss has no number.
         first = planned.examples[:, :1, :1]

@@ -48,9 +48,6 @@ Scores = dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
 """For each view the most probable class and the cross-entropy of each test example, [B]."""
 
 
-_NOTHING = Config({})
-
-
 @dataclass(slots=True)
 class _Run:
     """One client's update under way."""
@@ -194,7 +191,7 @@ class LocalTrainer:
                 clients,
                 self.federation.split(clients),
                 by_class,
-                configs or [_NOTHING] * len(clients),
+                configs or [Config({})] * len(clients),
                 strict=True,
             )
         ]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedsim.engine.claims import Claims
 from fedsim.engine.grid import SimulatedGrid
-from fedsim.engine.worker import Share, Task, Told, fingerprint
+from fedsim.engine.worker import Order, Share, Task, fingerprint
 from fedsim.errors import EngineError, UserError
 from fedsim.models import Arrays
 from fedsim.models.net import num_bytes
@@ -251,22 +251,15 @@ class RayGrid(SimulatedGrid):
             return shared
         return self._ray.put(shared)
 
-    def _train(
-        self,
-        shared: Any,
-        round: int,
-        shares: list[Share],
-        weights: dict[str, str] | None,
-        told: Told,
-    ) -> dict[int, Any]:
+    def _train(self, shared: Any, order: Order, shares: list[Share]) -> dict[int, Any]:
         begin = perf_counter()
         if self._seconds < SHORT:
-            answers = super()._train(shared, round, shares, weights, told)
+            answers = super()._train(shared, order, shares)
         else:
             begun = self._claims.begin(sum(map(len, shares)))
             answers = self._call(
                 {
-                    worker: ("train_some", (shared, round, shares, weights, told, begun, worker))
+                    worker: ("train_some", (shared, order, shares, begun, worker))
                     for worker, share in enumerate(shares)
                     if share
                 }

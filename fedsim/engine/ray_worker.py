@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -15,7 +15,7 @@ import ray
 from fedsim.engine.claims import Claims
 from fedsim.engine.reduction import Sum
 from fedsim.engine.replies import Replies
-from fedsim.engine.worker import Share, Task, Told, Worker, extend_path, fingerprint
+from fedsim.engine.worker import Order, Share, Task, Worker, extend_path, fingerprint
 from fedsim.models.net import Arrays
 
 if TYPE_CHECKING:
@@ -80,10 +80,8 @@ class RayWorker(Worker):
     def train_some(
         self,
         arrays: Arrays,
-        round: int,
+        order: Order,
         shares: Sequence[Share],
-        weights: Mapping[str, str] | None,
-        told: Told,
         begun: int,
         worker: int,
     ) -> tuple[Replies, dict[int, Sum], dict[str, float]]:
@@ -106,8 +104,7 @@ class RayWorker(Worker):
                 yield [leaves[place] for place in places]
 
         alone = self._device.type != "cpu"
-        some = None if alone else taken()
-        return self.train(arrays, round, shares[worker], weights, some, told)
+        return self.train(arrays, order, shares[worker], None if alone else taken())
 
     def _next(self) -> bytes:
         assert self._driver is not None

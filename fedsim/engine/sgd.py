@@ -350,6 +350,23 @@ class _Loop:
             with torch.no_grad(), self._precision:
                 targets_of_all: Outputs = of_all(*arrays, *rest)
                 return targets_of_all
+        loss, counts, gradient = self._slope(of_all, arrays, rest)
+        # A count may be a weight itself, which is going to change.
+        places = {tensor.untyped_storage().data_ptr() for tensor in arrays} if counts else set()
+        made = {"loss of": loss.detach()}
+        for name, count in counts.items():
+            is_weight = count.untyped_storage().data_ptr() in places
+            made[name] = count.detach().clone() if is_weight else count.detach()
+        with torch.no_grad():
+            leaves = [arrays[place] for place in self._trained]
+            lr = rate[0] if rate else self._training.lr
+            self._training.descend(leaves, list(gradient), list(velocity), lr)
+        return made
+
+    def _slope(
+        self, of_all: Callable[..., Any], arrays: Sequence[Tensor], rest: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
+        """Return a loss, its counts, and its gradient in what is trained of ``arrays``."""
         free = list(arrays)
         for place in self._trained:
             free[place] = arrays[place].detach().requires_grad_()
@@ -362,17 +379,7 @@ class _Loop:
                 gradient = torch.autograd.grad(
                     loss, leaves, torch.ones_like(loss), materialize_grads=True
                 )
-        # A count may be a weight itself, which is going to change.
-        places = {tensor.untyped_storage().data_ptr() for tensor in arrays} if counts else set()
-        made = {"loss of": loss.detach()}
-        for name, count in counts.items():
-            is_weight = count.untyped_storage().data_ptr() in places
-            made[name] = count.detach().clone() if is_weight else count.detach()
-        with torch.no_grad():
-            leaves = [arrays[place] for place in self._trained]
-            lr = rate[0] if rate else self._training.lr
-            self._training.descend(leaves, list(gradient), list(velocity), lr)
-        return made
+        return loss, counts, gradient
 
     def _of_all(self, function: Callable[..., Any], how: _How) -> Callable[..., Any]:
         """Return a loss or a teacher as a function of flat tensors, of all rows of a stack."""
@@ -429,16 +436,14 @@ class _Loop:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the gradient of a single row's loss, and the numbers that come with it."""
         own = [tensor.clone() for tensor in arrays]  # BatchNorm changes its statistics
-        with self._precision:
-            targets: Targets = {}
-            if self._teach is not None:
-                how, fields = _laid_out(batches, {}, descends=False)
-                with torch.no_grad():
-                    targets = self._of_all(self._teach, how)(*own, *fields)
-            how, fields = _laid_out(batches, targets, descends=True)
-            leaves = [own[place].requires_grad_() for place in self._trained]
-            loss, counts = self._of_all(self._loss, how)(*own, *targets.values(), *fields)
-            gradient = torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
+        targets: Targets = {}
+        if self._teach is not None:
+            how, fields = _laid_out(batches, {}, descends=False)
+            with torch.no_grad(), self._precision:
+                targets = self._of_all(self._teach, how)(*own, *fields)
+        how, fields = _laid_out(batches, targets, descends=True)
+        of_all = self._of_all(self._loss, how)
+        loss, counts, gradient = self._slope(of_all, own, [*targets.values(), *fields])
         numbers = {name: count.detach() for name, count in counts.items()}
         return torch.cat([one.flatten() for one in gradient]), {**numbers, "": loss.detach()}
 

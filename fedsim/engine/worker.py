@@ -55,6 +55,17 @@ class Told(NamedTuple):
 NOTHING_TOLD = Told()
 
 
+class Order(NamedTuple):
+    """What all workers are asked in a round, whoever it is that they train."""
+
+    round: int
+    """From 1."""
+    weights: Mapping[str, str] | None
+    """Array group -> the number by which a client's is weighted, if only sums are wanted."""
+    told: Told = NOTHING_TOLD
+    """What the strategy tells the clients besides."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """All a worker needs to know, the same for every worker and every round."""
@@ -126,11 +137,9 @@ class Worker:
     def train(
         self,
         arrays: Arrays,
-        round: int,
+        order: Order,
         share: Share,
-        weights: Mapping[str, str] | None,
         taken: Iterable[Share] | None = None,
-        told: Told = NOTHING_TOLD,
     ) -> tuple[Replies, dict[int, Sum], dict[str, float]]:
         """Run the client update of each client of some leaves, from the global ``arrays``.
 
@@ -138,17 +147,13 @@ class Worker:
         ----------
         arrays : dict
             The global arrays.
-        round : int
-            From 1.
+        order : Order
+            The round, and what is wanted of it.
         share : Share
             Who trains.
-        weights : mapping, optional
-            Array group -> the number by which a client's is weighted, if only sums are wanted.
         taken : iterable of Share, optional
             What is really trained, some leaves at a time: mostly those of ``share``, whose clients
             are looked up together, and then maybe others.
-        told : Told, optional
-            What the strategy tells the clients besides.
 
         Returns
         -------
@@ -156,23 +161,23 @@ class Worker:
             In the order in which they are trained. A client that raises, or whose upload isn't
             finite, has failed.
         sums : dict
-            With ``weights``, the sums at the topmost nodes that these leaves make up; the replies
-            have then no arrays.
+            With ``order.weights``, the sums at the topmost nodes that these leaves make up; the
+            replies have then no arrays.
         seconds : dict
             Where the time went, by part.
         """
-        configs = [Config(values) for values in told.configs]
+        configs = [Config(values) for values in order.told.configs]
 
         def look_up(leaves: Share) -> dict[int, Client]:
             ids = [client for _, clients in leaves for client, _ in clients]
-            of_each = [configs[told.of.get(client, 0)] for client in ids]
-            return dict(zip(ids, self._trainer.clients(round, ids, of_each), strict=True))
+            of_each = [configs[order.told.of.get(client, 0)] for client in ids]
+            return dict(zip(ids, self._trainer.clients(order.round, ids, of_each), strict=True))
 
         clock = self._trainer.clock
         clock.restart()
         w = self.weights(arrays)
         clock.lap("serialise")
-        intake = Intake(self._states.write, weights, clock)
+        intake = Intake(self._states.write, order.weights, clock)
         known = look_up(share)
         for leaves in (share,) if taken is None else taken:
             if any(client not in known for _, clients in leaves for client, _ in clients):
