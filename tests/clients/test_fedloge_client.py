@@ -135,13 +135,14 @@ def test_a_first_round_starts_the_personal_head_from_the_auxiliary_one(model, sk
     torch.testing.assert_close(upload.state["personal.weight"], sent["head.weight"])
 
 
-def views(model, counts, state=None):
+def views(model, counts, state=None, unlabelled=0):
     """The views by the engine's calls, and what the test needs to work them out in NumPy."""
     net, w = Net(model), initial(model)
     f = torch.randn(7, 24, generator=torch.Generator().manual_seed(5))
-    none = Examples(np.array([], dtype=np.int64), True)
-    kept = state or {}
-    client = Client(0, 3, none, none, torch.tensor(counts), kept, training=TRAINING, seed=0)
+    labelled = Examples(np.arange(int(sum(counts))), True)
+    unlabelled = Examples(np.arange(unlabelled), False)
+    n_k, kept = torch.tensor(counts), state or {}
+    client = Client(0, 3, labelled, unlabelled, n_k, kept, training=TRAINING, seed=0)
     inputs = Inputs(f, lambda: pytest.fail("the inputs aren't needed"))
     found = METHOD.generic(net, w, inputs)
     found |= METHOD.personal(net, METHOD.begin(w, client), client, inputs)
@@ -179,9 +180,13 @@ def test_a_client_that_never_trained_predicts_as_the_auxiliary_head_among_its_cl
     np.testing.assert_array_equal(found["personal"].argmax(1), expected)
 
 
-def test_without_any_label_no_class_is_masked(model):
-    """Such a client has no classes to choose among: its view is the auxiliary head's, twice."""
-    found, f, w = views(model, [0.0, 0.0, 0.0])
+@pytest.mark.parametrize(
+    ("counts", "unlabelled"),
+    [([0.0, 0.0, 0.0], 0), ([0.0, 0.0, 0.0], 2), ([4.0, 0.0, 1.0], 1)],
+)
+def test_what_may_be_of_any_class_masks_none(model, counts, unlabelled):
+    """Nor has a client without any example classes to choose among."""
+    found, f, w = views(model, counts, unlabelled=unlabelled)
     aux = f @ w["head.weight"].T + w["head.bias"]
     np.testing.assert_allclose(found["personal"], 2 * aux, rtol=1e-4, atol=1e-5)
     assert np.isfinite(found["personal-realigned"]).all()
