@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.files import numbered
 from fedsim.data.images import decode, stack
-from fedsim.data.source import MAX_CLASSES
+from fedsim.data.source import MAX_CLASSES, UNKNOWN
 from fedsim.errors import DataError
 
 Kind = Literal["text", "whole", "number", "image", "vector", "nested", "other"]
@@ -114,19 +114,29 @@ def check_nulls(part: Part, column: str, values: Any, *, each: int = 1) -> None:
 
 
 def labels(splits: Splits, column: str) -> tuple[dict[str, NDArray[np.int64]], int]:
-    """Return each split's labels [N], and C."""
+    """Return each split's labels [N], and C; those of training examples may be unknown."""
     values: dict[str, list[Any]] = {split: [] for split in splits}
     for split, part, found in _names(splits, column, "labels"):
+        training = split == "train"
+        if not training:
+            check_nulls(part, column, part.table.column(column))
         for row, value in enumerate(found):
-            if isinstance(value, int) and not 0 <= value < MAX_CLASSES:
-                problem = f"is {value}; labels must be text, or 0..C-1, C at most {MAX_CLASSES}"
-                raise part.error(column, row, problem)
+            least = UNKNOWN if training else 0
+            if isinstance(value, int) and not least <= value < MAX_CLASSES:
+                unless = f", or null or {UNKNOWN} where unknown" if training else ""
+                problem = f"labels must be text, or 0..C-1, C at most {MAX_CLASSES}{unless}"
+                raise part.error(column, row, f"is {value}; {problem}")
         values[split] += found
-    distinct = {value for part in values.values() for value in part}
-    if any(isinstance(value, str) for value in distinct):
-        classes = sorted(distinct)
-        return {split: numbered(part, classes) for split, part in values.items()}, len(classes)
-    return {s: np.array(part, np.int64) for s, part in values.items()}, 1 + max(distinct)
+    known = {value for part in values.values() for value in part if value is not None}
+    if any(isinstance(value, str) for value in known):
+        number, num_classes = {name: place for place, name in enumerate(sorted(known))}, len(known)
+    else:
+        number, num_classes = {value: value for value in known}, 1 + max(known)
+    number[None] = UNKNOWN
+    return {
+        split: np.array([number[value] for value in part], np.int64)
+        for split, part in values.items()
+    }, num_classes
 
 
 def clients(splits: Splits, column: str) -> dict[str, NDArray[np.int64]]:
@@ -136,18 +146,22 @@ def clients(splits: Splits, column: str) -> dict[str, NDArray[np.int64]]:
     """
     have = {s: parts for s, parts in splits.items() if column in parts[0].table.column_names}
     values: dict[str, list[Any]] = {split: [] for split in have}
-    for split, _, found in _names(have, column, "clients"):
+    for split, part, found in _names(have, column, "clients"):
+        check_nulls(part, column, part.table.column(column))
         values[split] += found
     among = sorted({value for part in values.values() for value in part})
     return {split: numbered(part, among) for split, part in values.items()}
 
 
 def _names(splits: Splits, column: str, what: str) -> Iterator[tuple[str, Part, list[Any]]]:
-    """Yield a column of whole numbers or text, of which it may have one in all files."""
+    """Yield a column of whole numbers or text, of which it may have one in all files, or nulls."""
     first: Part | None = None
     for split, parts in splits.items():
         for part in parts:
             column_type = part.table.schema.field(column).type
+            if pa.types.is_null(column_type):
+                yield split, part, [None] * len(part.rows)
+                continue
             if kind(column_type) not in ("text", "whole"):
                 raise DataError(
                     f"{part.name}: {part.place}column {column!r} is {column_type}; {what} must be"
@@ -160,9 +174,7 @@ def _names(splits: Splits, column: str, what: str) -> Iterator[tuple[str, Part, 
                     f"{part.name}: {part.place}column {column!r} is {column_type}, but"
                     f" {first.place}{first_type}"
                 )
-            values = part.table.column(column)
-            check_nulls(part, column, values)
-            yield split, part, values.to_pylist()
+            yield split, part, part.table.column(column).to_pylist()
 
 
 def vectors(splits: Splits, column: str) -> dict[str, NDArray[np.float32]]:

@@ -24,7 +24,7 @@ from fedsim.data.labels import labelled_counts, labelled_first
 from fedsim.data.local_test import draw_local_tests
 from fedsim.data.longtail import long_tail
 from fedsim.data.segments import Ints, ranks, shuffle_by, sort_by
-from fedsim.data.source import Source
+from fedsim.data.source import UNKNOWN, Source
 from fedsim.errors import DataError, own_part
 from fedsim.rng import generator
 
@@ -47,7 +47,7 @@ class Federation:
         Client k trains on ``train_index[train_offsets[k]:train_offsets[k+1]]``.
     train_index : int32 or int64 [n]
         Indices into ``source.x_train``; of each client first the labelled ones, both parts in
-        random order. No example occurs twice.
+        random order, then those whose label nobody knows. No example occurs twice.
     num_labelled : int64 [K]
         Training examples of each client that keep their label.
     test_offsets : int64 [K+1]
@@ -71,8 +71,9 @@ class Federation:
 
     @cached_property
     def class_counts(self) -> Ints:
-        """Training examples of each class over all clients, labelled or not: int64 [C]."""
-        return np.bincount(self.source.y_train[self.train_index], minlength=self.source.num_classes)
+        """Training examples of each class over all clients, labelled or hidden: int64 [C]."""
+        y = self.source.y_train[self.train_index]
+        return np.bincount(y[y >= 0], minlength=self.source.num_classes)
 
     def train(self, client: int) -> Index:
         """Return all training examples of a client, labelled ones first (a view)."""
@@ -114,7 +115,7 @@ class Federation:
         return counts
 
     def unlabelled(self, client: int) -> Index:
-        """Return the training examples of a client whose label is hidden (a view)."""
+        """Return the training examples of a client whose label is hidden or unknown (a view)."""
         return self.train(client)[self.num_labelled[client] :]
 
     def test(self, client: int) -> Index:
@@ -128,11 +129,13 @@ class Federation:
         -------
         pandas.DataFrame
             Columns client, class, labelled, unlabelled, test (int64); a row for each pair of a
-            client and a class with any example, sorted by client, then class.
+            client and a class with any example, sorted by client, then class. Class -1 are the
+            examples whose label nobody knows.
         """
         import pandas as pd
 
-        num_classes = self.source.num_classes
+        # A pair's number is client * (C + 1) + class, from a class of -1 on.
+        num_classes = self.source.num_classes + 1
         sizes = np.diff(self.train_offsets)
         clients = np.arange(self.num_clients)
         train = np.repeat(clients, sizes) * num_classes + self.source.y_train[self.train_index]
@@ -145,7 +148,8 @@ class Federation:
             "test": np.unique(test, return_counts=True),
         }
         pairs = np.unique(np.concatenate([present for present, _ in counted.values()]))
-        frame = pd.DataFrame({"client": pairs // num_classes, "class": pairs % num_classes})
+        client, y = np.divmod(pairs - UNKNOWN, num_classes)
+        frame = pd.DataFrame({"client": client, "class": y + UNKNOWN})
         for column, (present, counts) in counted.items():
             values = np.zeros(len(pairs), np.int64)
             values[np.searchsorted(pairs, present)] = counts
@@ -191,7 +195,8 @@ def federate(
     imbalance, profile
         The long tail, see `fedsim.data.longtail.long_tail`.
     labelled, unlabelled_clients
-        How many labels are kept, see `fedsim.data.labels.labelled_counts`.
+        How many of the labels that the source has are kept, see
+        `fedsim.data.labels.labelled_counts`.
     label_each_class : bool
         If true, a client's labels go first to one example of each class it has, as far as they
         go round (classes at random where they don't); else they go to examples at random.
@@ -220,7 +225,8 @@ def federate(
     Warns
     -----
     UserWarning
-        Once if clients had to be filled up, and once if any has no local test example.
+        Once if clients had to be filled up, once if any has no local test example, and once if
+        examples are given to nobody.
 
     Examples
     --------
@@ -271,17 +277,24 @@ def federate(
     else:
         owner = _fill(owner, num_clients, min_examples, rng)
 
+    known = y != UNKNOWN
+    if not known.any():
+        raise DataError(
+            f"partition {_name_of(partition)} deals out no example whose label is known"
+        )
     rng = generator(seed, "labels")
     order, train_offsets = labelled_first(owner, y, num_clients, label_each_class, rng)
-    num_labelled = labelled_counts(np.diff(train_offsets), labelled, unlabelled_clients, rng)
+    of_known = owner[known]
+    sizes = np.bincount(of_known, minlength=num_clients)
+    num_labelled = labelled_counts(sizes, labelled, unlabelled_clients, rng)
 
     test_index: Index
     if by_group and group is not None and source.group_test is not None:
         test_offsets, test_index = _group_tests(np.unique(group), source.group_test)
     else:
         test_offsets, test_index = draw_local_tests(
-            owner,
-            y,
+            of_known,
+            y[known],
             source.y_test,
             num_clients,
             generator(seed, "local test"),
@@ -289,9 +302,10 @@ def federate(
         )
     without_test = int((np.diff(test_offsets) == 0).sum())
     if without_test:
+        unless = "" if known.all() else ", or nobody knows their classes"
         warnings.warn(
             f"{without_test} of {num_clients} clients have no local test example: {source.name}'s"
-            " test set has none of their classes or group",
+            f" test set has none of their classes or group{unless}",
             UserWarning,
             stacklevel=2,
         )

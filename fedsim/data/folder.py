@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.files import SPLITS, find_file, find_folder, first_line, numbered
 from fedsim.data.images import check_size, decode, stack
-from fedsim.data.source import Source
+from fedsim.data.source import UNKNOWN, Source
 from fedsim.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -20,6 +20,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", 
 _CLUTTER = ("thumbs.db", "desktop.ini")
 
 _CLIENTS = "clients.csv"
+_UNLABELLED = "unlabelled"
 
 
 def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = False) -> Source:
@@ -35,9 +36,11 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
           the first is taken; an image is turned as its EXIF orientation says. The classes of both
           splits, sorted by name, are the labels 0..C-1. Thumbs.db, desktop.ini and hidden files
           and folders, whose names begin with a dot, are left out.
+        - optional ``unlabelled/``: training images whose class nobody knows, at any depth.
         - optional ``clients.csv``: the columns ``file`` and ``client`` tell whose an image is, as
-          in ``train/cat/1.png,anna``. It names every training image, and every test image or
-          none. Clients are numbered in sorted order, by value if all are whole numbers.
+          in ``train/cat/1.png,anna``. It names every training image, unlabelled ones too, and
+          every test image or none. Clients are numbered in sorted order, by value if all are
+          whole numbers.
     flip : bool
         Whether a flip left to right keeps an image's meaning.
     size : int
@@ -49,8 +52,8 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
     Returns
     -------
     Source
-        Images uint8 [N, 1, H, W] if all are grey, else [N, 3, H, W], sorted by path; with
-        `group_train`, and `group_test`, if there is clients.csv.
+        Images uint8 [N, 1, H, W] if all are grey, else [N, 3, H, W], sorted by path, unlabelled
+        ones after the others; with `group_train`, and `group_test`, if there is clients.csv.
 
     Raises
     ------
@@ -70,10 +73,13 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
     }
     x = stack(name, images, lambda split, index: str(files[split][index]), resizes=True)
     groups = _groups(name, root, files)
+    labelled = [file for file in files["train"] if file.parts[0] != _UNLABELLED]
+    y_train = np.full(len(files["train"]), UNKNOWN)
+    y_train[: len(labelled)] = numbered([file.parts[1] for file in labelled], classes)
     return Source(
         name=name,
         x_train=x["train"],
-        y_train=numbered([file.parts[1] for file in files["train"]], classes),
+        y_train=y_train,
         x_test=x["test"],
         y_test=numbered([file.parts[1] for file in files["test"]], classes),
         num_classes=len(classes),
@@ -84,29 +90,39 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
 
 
 def _list(name: str, root: Path) -> tuple[dict[str, list[PurePosixPath]], list[str]]:
-    """Return each split's images, relative to `root`, and the classes; all sorted."""
-    files = {}
-    folders = set()
+    """Return each split's images, relative to `root`, and the classes; all sorted.
+
+    Unlabelled images are the last ones of the split train.
+    """
+    files, folders = {}, set[str]()
     for split in SPLITS:
-        if find_folder(name, root / split) is None:
-            raise DataError(f"{name}: has no folder {split}")
-        try:
-            paths = [PurePosixPath(path.relative_to(root)) for path in _walk(root / split)]
-            folders |= {
-                path.name
-                for path in (root / split).iterdir()
-                if path.is_dir() and not path.name.startswith(".")
-            }
-        except OSError as error:
-            raise DataError(
-                f"{name}: can't read the folder {split}: {first_line(error)}"
-            ) from error
-        files[split] = [path for path in paths if _is_image(name, path)]
+        files[split], found = _read_split(name, root, split)
+        folders |= found
     classes = {path.parts[1] for part in files.values() for path in part}
     empty = sorted(folders - classes)
     if empty:
         raise DataError(f"{name}: the class {empty[0]!r} has no images; remove its folder")
+    if find_folder(name, root / "unlabeled") is not None:
+        raise DataError(f"{name}: the folder unlabeled must be called {_UNLABELLED}")
+    if find_folder(name, root / _UNLABELLED) is not None:
+        files["train"] += _read_split(name, root, _UNLABELLED)[0]
     return files, sorted(classes)
+
+
+def _read_split(name: str, root: Path, split: str) -> tuple[list[PurePosixPath], set[str]]:
+    """Return a folder's images, relative to `root` and sorted, and the names of folders in it."""
+    if find_folder(name, root / split) is None:
+        raise DataError(f"{name}: has no folder {split}")
+    try:
+        paths = [PurePosixPath(path.relative_to(root)) for path in _walk(root / split)]
+        folders = {
+            path.name
+            for path in (root / split).iterdir()
+            if path.is_dir() and not path.name.startswith(".")
+        }
+    except OSError as error:
+        raise DataError(f"{name}: can't read the folder {split}: {first_line(error)}") from error
+    return [path for path in paths if _is_image(name, path)], folders
 
 
 def _walk(place: Path) -> Iterator[Path]:
@@ -126,7 +142,7 @@ def _is_image(name: str, path: PurePosixPath) -> bool:
         if path.name.lower() in _CLUTTER:
             return False
         raise DataError(f"{name}: {path} is no image; allowed: {', '.join(_SUFFIXES)}")
-    if len(path.parts) < 3:
+    if len(path.parts) < 3 and path.parts[0] != _UNLABELLED:
         raise DataError(
             f"{name}: {path} is in no class's folder; must be {path.parts[0]}/CLASS/{path.name}"
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.files import SPLITS, first_line
 from fedsim.data.images import pixels, stack
-from fedsim.data.source import Source
+from fedsim.data.source import UNKNOWN, Source
 from fedsim.errors import DataError
 
 # Where a data set has several columns of a kind: CIFAR-100 has fine_label and coarse_label.
@@ -30,7 +30,8 @@ def hf(location: str, *, flip: bool = False) -> Source:
         The name on the hub, for instance ``uoft-cs/cifar10``, or a local folder in a form that
         ``datasets.load_dataset`` reads. It must have the splits train and test, a column of images
         of one size and a column of class labels; of several label columns ``fine_label``, then
-        ``label`` is taken, of several image columns ``image``, then ``img``.
+        ``label`` is taken, of several image columns ``image``, then ``img``. Labels of training
+        images may be missing.
     flip : bool
         Whether a flip left to right keeps an image's meaning.
 
@@ -71,7 +72,10 @@ def hf(location: str, *, flip: bool = False) -> Source:
             raise DataError(f"{name}: the split train has a column {column!r}, but test has none")
     images = {split: _read(f"{name}: {split}", splits[split], image) for split in SPLITS}
     x = stack(name, images, lambda split, index: f"{split}: image {index}")
-    labels = {split: np.array(list(splits[split][label])) for split in SPLITS}
+    labels = {
+        split: np.array([UNKNOWN if y is None else y for y in splits[split][label]])
+        for split in SPLITS
+    }
     return Source(
         name=name,
         x_train=x["train"],

@@ -25,9 +25,9 @@ def labelled_counts(
     Parameters
     ----------
     sizes : int64 [K]
-        Training examples of each client.
+        Training examples of each client whose label is known.
     labelled : float or pair of float
-        Share of a client's examples, 0..1; from a pair [low, high] each client's share is drawn
+        Share of these examples, 0..1; from a pair [low, high] each client's share is drawn
         uniformly.
     unlabelled_clients : float
         Share of the clients, 0..1, that keep no label at all; rounded to the nearest count,
@@ -39,7 +39,7 @@ def labelled_counts(
     -------
     int64 [K]
         share * size rounded to nearest (halves up), at least 1 where the share is above 0 and
-        the client has examples.
+        the client has such examples.
 
     Raises
     ------
@@ -75,14 +75,15 @@ def labelled_first(
 ) -> tuple[Ints, Ints]:
     """Order the examples by client, so that each client's labelled ones are its first ones.
 
-    However many labels a client gets, they go to its first examples in this order.
+    However many labels a client gets, they go to its first examples in this order. Those whose
+    label nobody knows come last.
 
     Parameters
     ----------
     owner : int64 [n]
         Client of each example.
     y : int64 [n]
-        Class of each example.
+        Class of each example, -1 where unknown.
     num_clients : int
         K.
     label_each_class : bool
@@ -98,18 +99,16 @@ def labelled_first(
     offsets : int64 [K+1]
         Where each client begins in `order`.
     """
-    if not label_each_class:
-        return shuffle_by(owner, num_clients, rng)
-    num_classes = int(y.max()) + 1
-    pair = owner * num_classes + y
-    shuffled = rng.permutation(len(y))
-    by_pair = shuffled[np.argsort(pair[shuffled], kind="stable")]
-    first = by_pair[np.diff(pair[by_pair], prepend=-1) > 0]
-    behind = np.ones(len(y), np.int64)
-    behind[first] = 0
+    turn = np.where(y >= 0, 1, 2)
+    if label_each_class:
+        pair = owner * (int(y.max()) + 1) + y
+        shuffled = rng.permutation(len(y))
+        shuffled = shuffled[y[shuffled] >= 0]
+        by_pair = shuffled[np.argsort(pair[shuffled], kind="stable")]
+        turn[by_pair[np.diff(pair[by_pair], prepend=-1) > 0]] = 0
     # Shuffled anew: in the first shuffle a frequent class tends to come before a rare one.
-    order, offsets = shuffle_by(2 * owner + behind, 2 * num_clients, rng)
-    return order, offsets[::2]
+    order, offsets = shuffle_by(3 * owner + turn, 3 * num_clients, rng)
+    return order, offsets[::3]
 
 
 def _is_share(value: object) -> bool:

@@ -39,9 +39,9 @@ def draw_local_tests(
     Parameters
     ----------
     owner : int64 [n]
-        Client of each training example; each client has at least one.
+        Client of each training example whose label is known; a client without any has no test set.
     y : int64 [n]
-        Class of each training example.
+        Their classes.
     y_test : int64 [M]
         Class of each test example.
     num_clients : int

@@ -27,14 +27,15 @@ def long_tail(
     - ``"step"``: n_max for the first half of the classes (the larger half when C is odd) and
       n_max * imbalance for the others;
 
-    rounded down, at least 1, and never more than the class has. So where the classes of a source
+    rounded down, at least 1, and never more than the class has. Examples of unknown label are all
+    kept, for nobody can say which would have to go. Where the classes of a source
     differ in size, class 0 need not be the most frequent, nor the last the rarest, and the ratio of
     the two may be another than `imbalance`.
 
     Parameters
     ----------
     y : int64 [N]
-        Labels of the training set.
+        Labels of the training set, -1 where unknown.
     num_classes : int
         C, at least 2.
     imbalance : float
@@ -80,7 +81,8 @@ def long_tail(
     else:
         check(profile == "step", "data.profile", profile, '"exponential" or "step"')
         exponent = (classes >= (num_classes + 1) // 2).astype(np.float64)
-    order, offsets = sort_by(y, num_classes)
+    known, unknown = np.flatnonzero(y >= 0), np.flatnonzero(y < 0)
+    order, offsets = sort_by(y[known], num_classes)
     available = np.diff(offsets)
     # The factor keeps 0.29 * 100, which is 28.999999999999996, from being rounded down to 28.
     wanted = np.floor(available.max() * imbalance**exponent * (1 + 1e-12)).astype(np.int64)
@@ -88,4 +90,4 @@ def long_tail(
     kept = [
         rng.permutation(order[offsets[c] : offsets[c + 1]])[: counts[c]] for c in range(num_classes)
     ]
-    return np.sort(np.concatenate(kept))
+    return np.sort(np.concatenate([known[np.concatenate(kept)], unknown]))

@@ -44,7 +44,8 @@ def parquet(
         Then text and dates are left out, and pandas's index (``__index_level_0__``).
     label : str
         The column of the labels: whole numbers from 0, or text, whose sorted values in both splits
-        are the classes. If empty: ``fine_label``, else ``label``.
+        are the classes. In the training rows null or -1 where nobody knows the label. If empty:
+        ``fine_label``, else ``label``.
     client : str
         The column that says whose an example is, text or whole numbers; clients are numbered in
         sorted order. If empty: ``client``, if there is one. Test files may have none.

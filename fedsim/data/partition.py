@@ -5,7 +5,9 @@ Shapes: K clients, N examples, C classes.
 A partition is a function ``f(y, group, num_clients, rng, *, options)`` that returns the owner
 [N] of each example, -1 where nobody gets it; its keyword-only parameters are the options of the
 ``[clients]`` table. It may leave clients empty: `fedsim.data.federation.federate` fills them. All
-are vectorised over clients, and none holds K x C numbers.
+are vectorised over clients, and none holds K x C numbers. ``y`` is -1 where nobody knows the label:
+those that go by classes deal such examples out at random, to each client in proportion to its
+others.
 
 ==================== ====================================== ==============================
 partition            class mix of a client                  size of a client
@@ -21,7 +23,10 @@ partition            class mix of a client                  size of a client
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +36,32 @@ from fedsim.data.segments import Ints, sort_by
 from fedsim.errors import DataError
 
 
+def _by_class(partition: Callable[..., Ints]) -> Callable[..., Ints]:
+    """Let a partition deal out the examples of known label; the others follow in proportion."""
+
+    @wraps(partition)
+    def deal(
+        y: Ints, group: Ints | None, num_clients: int, rng: np.random.Generator, **options: Any
+    ) -> Ints:
+        known = y >= 0
+        of_known = None if group is None else group[known]
+        owner = np.empty(len(y), np.int64)
+        owner[known] = partition(y[known], of_known, num_clients, rng, **options)
+        if not known.all():
+            held = np.bincount(owner[known], minlength=num_clients)
+            owner[~known] = _deal(len(y) - int(held.sum()), held.astype(np.float64), rng)
+        return owner
+
+    return deal
+
+
 def iid(y: Ints, group: Ints | None, num_clients: int, rng: np.random.Generator) -> Ints:
     """Deal the examples out at random; sizes differ by at most 1.
 
     Parameters
     ----------
     y : int64 [N]
-        Labels of the training examples.
+        Labels of the training examples, -1 where unknown.
     group : int64 [N] or None
         Their natural groups, where the source has them.
     num_clients : int
@@ -59,6 +83,7 @@ def iid(y: Ints, group: Ints | None, num_clients: int, rng: np.random.Generator)
     return rng.permutation(np.arange(len(y)) % num_clients)
 
 
+@_by_class
 def dirichlet(
     y: Ints,
     group: Ints | None,
@@ -104,6 +129,7 @@ def dirichlet(
     return owner
 
 
+@_by_class
 def client_dirichlet(
     y: Ints,
     group: Ints | None,
@@ -155,6 +181,7 @@ def client_dirichlet(
     return owner
 
 
+@_by_class
 def shards(
     y: Ints,
     group: Ints | None,

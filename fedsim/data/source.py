@@ -16,6 +16,9 @@ from fedsim.errors import DataError
 
 Examples = NDArray[np.uint8] | NDArray[np.float32]
 
+UNKNOWN = -1
+"""In the place of the label of a training example that nobody knows."""
+
 MAX_CLASSES = 1_000_000
 """Labels above this are taken for a mistake (a hash, an id) before memory is asked for them."""
 
@@ -34,11 +37,11 @@ class Source:
     x_train : uint8 or float32 [N, channels, H, W], or float32 [N, D]
         Images or vectors in raw units (see `normalisation`); finite.
     y_train : int64 [N]
-        Labels, 0 <= y < C. Other integer types are converted.
+        Labels, 0 <= y < C, or `UNKNOWN`, but not all. Other integer types are converted.
     x_test : the same type as `x_train` [M, ...]
         The global test set.
     y_test : int64 [M]
-        Its labels.
+        Its labels, all known.
     num_classes : int
         C, 2..`MAX_CLASSES`.
     flip : bool
@@ -84,7 +87,7 @@ class Source:
             x: NDArray[Any] = getattr(self, f"x_{split}")
             self._check_examples(f"x_{split}", x)
             labels = self._check_integers(f"y_{split}", getattr(self, f"y_{split}"), len(x))
-            self._check_range(f"y_{split}", labels)
+            self._check_range(f"y_{split}", labels, may_be_unknown=split == "train")
             object.__setattr__(self, f"y_{split}", labels)
             group = getattr(self, f"group_{split}")
             if group is not None:
@@ -141,14 +144,18 @@ class Source:
             )
         return values.astype(np.int64, copy=False)
 
-    def _check_range(self, what: str, labels: NDArray[np.int64]) -> None:
-        bad = (labels < 0) | (labels >= self.num_classes)
+    def _check_range(self, what: str, labels: NDArray[np.int64], may_be_unknown: bool) -> None:
+        least = UNKNOWN if may_be_unknown else 0
+        bad = (labels < least) | (labels >= self.num_classes)
         if bad.any():
             index = int(bad.argmax())
+            unless = f", or {UNKNOWN} where nobody knows it" if may_be_unknown else ""
             raise DataError(
                 f"{self.name}: {what}[{index}] = {labels[index]}; labels must be"
-                f" 0..{self.num_classes - 1}"
+                f" 0..{self.num_classes - 1}{unless}"
             )
+        if (labels == UNKNOWN).all():
+            raise DataError(f"{self.name}: {what} has no label: all are {UNKNOWN}")
 
     def normalisation(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the mean and standard deviation of `x_train`, in raw units.

@@ -139,7 +139,7 @@ def npz(location: str, *, flip: bool = False) -> Source:
           or vectors [N, D]. Four axes have the channels last if the last axis has length 1 or 3
           and the second one has neither. uint8 images stay as they are, any other numbers become
           float32.
-        - ``y_train``, ``y_test``: integer labels [N], from 0.
+        - ``y_train``, ``y_test``: integer labels [N], from 0; in ``y_train`` -1 where unknown.
         - optional ``num_classes``: C; else it is the largest label of both splits + 1.
         - optional ``group_train``, ``group_test``: natural group of each example [N], integers or
           strings; they are numbered from 0 in sorted order.

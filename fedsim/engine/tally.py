@@ -70,19 +70,20 @@ def audit(groups: Tensor, targets: Targets, truth: Tensor, mask: Tensor) -> dict
     targets : dict
         What the teacher said of a batch [..., B].
     truth, mask : torch.Tensor
-        True labels, and 1 for an example and 0 for padding, [..., B].
+        True labels, -1 where nobody knows them, and 1 for an example and 0 for padding, [..., B].
 
     Returns
     -------
     dict
-        ``seen``, ``kept``, ``correct``, ``local`` and so on, [...].
+        ``seen``, ``kept``, ``correct``, ``local`` and so on, [...]. What is kept of the head, the
+        medium and the tail classes are those pseudo-labels whose truth is known.
     """
     kept = targets["kept"] * mask
     correct = kept * (targets["pseudo_label"] == truth)
     counts = {"seen": mask.sum(-1), "kept": kept.sum(-1), "correct": correct.sum(-1)}
     if "local" in targets:
         counts["local"] = (kept * targets["local"]).sum(-1)
-    group = groups[truth]
+    group = torch.where(truth >= 0, groups[truth], -1)
     for g, name in enumerate(("head", "medium", "tail")):
         counts[f"kept_{name}"] = (kept * (group == g)).sum(-1)
         counts[f"correct_{name}"] = (correct * (group == g)).sum(-1)

@@ -1,6 +1,7 @@
 """Pictures of who holds what: labelled and unlabelled examples by client and class.
 
-K clients, C classes, P pairs of client and class that occur, B bins of clients.
+K clients, C classes, P pairs of client and class that occur, B bins of clients, R rows: a row for
+each class, and a last one for the examples whose class nobody knows, if there are any.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
+from fedsim.data.source import UNKNOWN
 from fedsim.errors import DataError
 from fedsim.report import _frames, _style
 
@@ -33,12 +35,15 @@ _SMALLEST = 0.17  # a circle for a single example must still be seen
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """The training examples of each (client, class) pair that occurs, all int64 [P]."""
+    """The training examples of each (client, class) pair that occurs, all int64 [P].
+
+    ``row`` is the class, or C where nobody knows it.
+    """
 
     num_clients: int
     num_classes: int
     client: Ints
-    klass: Ints
+    row: Ints
     labelled: Ints
     unlabelled: Ints
 
@@ -50,12 +55,16 @@ class Counts:
         client, klass, labelled, unlabelled = (
             partition[name].to_numpy(dtype=np.int64) for name in columns
         )
-        for name, values, stop in (("client", client, num_clients), ("class", klass, num_classes)):
-            outside = (values < 0) | (values >= stop)
+        for name, values, start, stop in (
+            ("client", client, 0, num_clients),
+            ("class", klass, UNKNOWN, num_classes),
+        ):
+            outside = (values < start) | (values >= stop)
             if outside.any():
                 row = int(np.argmax(outside))
                 raise DataError(
-                    f"partition.csv: row {row} has {name} {values[row]}; must be in [0, {stop})"
+                    f"partition.csv: row {row} has {name} {values[row]};"
+                    f" must be in [{start}, {stop})"
                 )
         if labelled.sum() + unlabelled.sum() == 0:
             raise DataError("partition.csv: no client holds a training example; nothing to draw")
@@ -63,14 +72,28 @@ class Counts:
             num_clients=num_clients,
             num_classes=num_classes,
             client=client,
-            klass=klass,
+            row=np.where(klass == UNKNOWN, num_classes, klass),
             labelled=labelled,
             unlabelled=unlabelled,
         )
 
-    def by_class(self, values: Ints) -> Floats:
-        """Sum over clients: float64 [C]."""
-        return np.bincount(self.klass, values, minlength=self.num_classes).astype(np.float64)
+    @property
+    def num_rows(self) -> int:
+        """R."""
+        return max(self.num_classes, int(self.row.max()) + 1)
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Whether the class of a pair is known, [P]."""
+        return self.row < self.num_classes
+
+    def row_name(self, row: float) -> str:
+        """Return the class, or a question mark."""
+        return "?" if row >= self.num_classes else f"{row:.0f}"
+
+    def by_row(self, values: Ints) -> Floats:
+        """Sum over clients: float64 [R]."""
+        return np.bincount(self.row, values, minlength=self.num_rows).astype(np.float64)
 
     def by_client(self, values: Ints | npt.NDArray[np.bool_]) -> Floats:
         """Sum over classes: float64 [K]."""
@@ -79,9 +102,10 @@ class Counts:
     def note(self) -> str:
         """Say the sizes in one line."""
         labelled, total = self.labelled.sum(), (self.labelled + self.unlabelled).sum()
+        unknown = "" if self.known.all() else "; ?: their class isn't known"
         return (
             f"{_style.counted(self.num_clients, 'client')}, {self.num_classes:,} classes, "
-            f"{total:,} training examples ({100 * labelled / total:.1f} % labelled)"
+            f"{total:,} training examples ({100 * labelled / total:.1f} % labelled{unknown})"
         )
 
 
@@ -90,7 +114,7 @@ def bubbles(counts: Counts, title: str) -> Figure:
 
     Everything is placed in inches: a cell must be a square of known size for its circle.
     """
-    cols, rows = counts.num_clients, counts.num_classes
+    cols, rows = counts.num_clients, counts.num_rows
     cell = float(np.clip(min(10.5 / cols, 6.5 / rows), 0.18, 0.6))
     wide, high = cols * cell, rows * cell
     left, gap, strip, top_strip, below = 0.8, 0.12, 1.5, 0.7, 0.5
@@ -113,7 +137,7 @@ def bubbles(counts: Counts, title: str) -> Figure:
     main.tick_params(length=0)
     # Two-digit client numbers need 0.2 inch each.
     main.set_xticks(np.arange(0, cols, 1 if cell >= 0.2 else 5))
-    main.set_yticks(np.arange(rows))
+    main.set_yticks(np.arange(rows), [counts.row_name(row) for row in range(rows)])
     for k in range(cols):
         main.axvline(k, color=_style.GRID, linewidth=0.5, zorder=0)
     for c in range(rows):
@@ -121,7 +145,7 @@ def bubbles(counts: Counts, title: str) -> Figure:
     total = counts.labelled + counts.unlabelled
     largest = int(total.max())
     held = total > 0
-    where = np.column_stack([counts.client, counts.klass])[held]
+    where = np.column_stack([counts.client, counts.row])[held]
     outer = _diameter(total[held], largest)
     # The dark part has its true share of the circle, also where the circle is the smallest one.
     inner = outer * np.sqrt(counts.labelled[held] / total[held])
@@ -180,7 +204,7 @@ def heat_maps(counts: Counts, title: str) -> Figure:
             interpolation="nearest",
             cmap=mpl.colormaps["viridis_r"],
             norm=norm,
-            extent=(0, counts.num_clients, counts.num_classes - 0.5, -0.5),
+            extent=(0, counts.num_clients, counts.num_rows - 0.5, -0.5),
         )
         _style.set_note(ax, f"{name} examples")
         ax.set_xlabel("Clients, by their most frequent class, then size")
@@ -191,6 +215,7 @@ def heat_maps(counts: Counts, title: str) -> Figure:
             ax.xaxis.set_major_locator(_style.whole_numbers(5))
             ax.xaxis.set_major_formatter(_style.THOUSANDS)
         ax.yaxis.set_major_locator(_style.whole_numbers(20))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda row, _: counts.row_name(row)))
     heat_axes[0].set_ylabel("Class")
     bar = fig.colorbar(shown, ax=heat_axes, location="bottom", aspect=50, pad=0.03)
     bar.outline.set_visible(False)
@@ -200,7 +225,7 @@ def heat_maps(counts: Counts, title: str) -> Figure:
 
     totals = fig.add_subplot(grid[0, 2])
     _class_totals(totals, counts, named=counts.num_classes <= 20)
-    totals.set_ylim(counts.num_classes - 0.5, -0.5)
+    totals.set_ylim(counts.num_rows - 0.5, -0.5)
     _style.set_note(totals, "Total of the class")
 
     _size_histogram(fig.add_subplot(grid[1, 0]), counts, total)
@@ -294,8 +319,8 @@ def _stacked(ax: Axes, labelled: Floats, unlabelled: Floats) -> None:
 
 def _class_totals(ax: Axes, counts: Counts, *, named: bool) -> None:
     """Draw the totals of the classes as lying bars; ``named`` writes them at the bars' ends."""
-    labelled, unlabelled = counts.by_class(counts.labelled), counts.by_class(counts.unlabelled)
-    y = np.arange(counts.num_classes)
+    labelled, unlabelled = counts.by_row(counts.labelled), counts.by_row(counts.unlabelled)
+    y = np.arange(counts.num_rows)
     height = 0.72 if named else 1.0
     ax.barh(y, labelled, height=height, color=_style.LABELLED)
     bars = ax.barh(y, unlabelled, height=height, left=labelled, color=_style.UNLABELLED)
@@ -320,10 +345,10 @@ def _bin_clients(counts: Counts, total: Ints) -> tuple[Ints, Ints]:
     stand together and a bin doesn't average the differences between clients away.
     """
     # The last pair of a client in this order is its largest; in a tie the lower class.
-    order = np.lexsort((-counts.klass, total, counts.client))
-    order = order[total[order] > 0]
+    order = np.lexsort((-counts.row, total, counts.client))
+    order = order[(total > 0)[order] & counts.known[order]]
     main_class = np.full(counts.num_clients, counts.num_classes)
-    main_class[counts.client[order]] = counts.klass[order]
+    main_class[counts.client[order]] = counts.row[order]
     ranked = np.lexsort((-counts.by_client(total), main_class))
     num_bins = min(counts.num_clients, _MOST_BINS)
     bins = np.empty(counts.num_clients, dtype=np.int64)
@@ -332,10 +357,10 @@ def _bin_clients(counts: Counts, total: Ints) -> tuple[Ints, Ints]:
 
 
 def _mean_counts(counts: Counts, values: Ints, bins: Ints, bin_size: Ints) -> Floats:
-    """Return the mean count of a bin's clients, float64 [C, B]."""
-    cell = counts.klass * len(bin_size) + bins[counts.client]
-    sums = np.bincount(cell, values, minlength=counts.num_classes * len(bin_size))
-    return sums.reshape(counts.num_classes, len(bin_size)) / bin_size
+    """Return the mean count of a bin's clients, float64 [R, B]."""
+    cell = counts.row * len(bin_size) + bins[counts.client]
+    sums = np.bincount(cell, values, minlength=counts.num_rows * len(bin_size))
+    return sums.reshape(counts.num_rows, len(bin_size)) / bin_size
 
 
 def _size_histogram(ax: Axes, counts: Counts, total: Ints) -> None:
@@ -364,7 +389,8 @@ def _size_histogram(ax: Axes, counts: Counts, total: Ints) -> None:
 
 def _class_histogram(ax: Axes, counts: Counts, total: Ints) -> None:
     """Draw how many classes the clients hold."""
-    held, labelled = counts.by_client(total > 0), counts.by_client(counts.labelled > 0)
+    held = counts.by_client((total > 0) & counts.known)
+    labelled = counts.by_client(counts.labelled > 0)
     _two_histograms(ax, held, labelled, np.arange(held.max() + 2) - 0.5)
     ax.set_xlabel("Classes of a client")
     ax.xaxis.set_major_locator(_style.whole_numbers(8))

@@ -45,6 +45,7 @@ def class_counts(partition: pd.DataFrame, num_clients: int, num_classes: int, ti
     ----------
     partition : DataFrame
         The frame of partition.csv; pairs of client and class that don't occur may be missing.
+        Examples of class -1, which nobody knows, get a row of their own.
     num_clients, num_classes : int
         K and C; clients and classes are numbered from 0.
     title : str

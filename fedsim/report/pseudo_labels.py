@@ -54,7 +54,8 @@ def by_round(training: pd.DataFrame) -> pd.DataFrame:
         - ``local``: the share of the kept ones labelled by the client's own model, over the
           clients for which this is known
         - ``accuracy``, ``head_accuracy``, ``medium_accuracy``, ``tail_accuracy``: the share of
-          the kept ones that is correct, overall and by the group of the true class
+          the kept ones that is correct, overall and by the group of the true class; of those
+          whose true class is known
 
         A share of nothing is NaN. No rows where the frame lacks one of the counts (but
         ``pseudo_local``, which may be absent): its method doesn't pseudo-label.
@@ -76,6 +77,7 @@ def by_round(training: pd.DataFrame) -> pd.DataFrame:
     counts = rows[_COUNTS].astype(np.float64)
     local = rows.get("pseudo_local", pd.Series(np.nan, rows.index)).astype(np.float64)
     counts["local"], counts["kept_known"] = local, counts["pseudo_kept"].where(local.notna())
+    counts["checked"] = counts[[f"pseudo_kept_{g}" for g in GROUPS]].sum(axis=1)
     sums = counts.groupby(rows["round"]).sum()
 
     def share(part: str, whole: str) -> pd.Series[float]:
@@ -84,7 +86,7 @@ def by_round(training: pd.DataFrame) -> pd.DataFrame:
     shares = {
         "kept": share("pseudo_kept", "pseudo_seen"),
         "local": share("local", "kept_known"),
-        "accuracy": share("pseudo_correct", "pseudo_kept"),
+        "accuracy": share("pseudo_correct", "checked"),
     } | {f"{g}_accuracy": share(f"pseudo_correct_{g}", f"pseudo_kept_{g}") for g in GROUPS}
     return pd.DataFrame(shares).reset_index()[names]
 
@@ -130,7 +132,9 @@ def pseudo_labels(training: pd.DataFrame, title: str) -> Figure:
             _style.set_note(lower, "Kept among all seen; labelled by the local expert among kept")
         if rounds["accuracy"].isna().all():
             middle = float(rounds["round"].iloc[[0, -1]].mean())
-            upper.text(middle, 50, "Nothing was kept", color=_style.MUTED, ha="center")
+            kept = (rounds["kept"] > 0).any()
+            why = "Nobody knows the true labels" if kept else "Nothing was kept"
+            upper.text(middle, 50, why, color=_style.MUTED, ha="center")
         _style.round_axis(lower, _frames.floats(rounds, "round"))
         fig.align_ylabels(panels)
     return fig

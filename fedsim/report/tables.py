@@ -118,8 +118,8 @@ def partition_table(partition: pd.DataFrame, num_clients: int, *, limit: int = 4
     -------
     rich.table.Table
         Clients in order of their number, or from most to fewest training examples where only
-        some are shown; the classes are those of the training examples. The closing rows are
-        over all clients.
+        some are shown; the classes are those of the training examples, as far as known. The
+        closing rows are over all clients.
 
     Raises
     ------
@@ -128,7 +128,8 @@ def partition_table(partition: pd.DataFrame, num_clients: int, *, limit: int = 4
     """
     if limit < 2:
         raise DataError(f"partition table: limit is {limit}; give 2 or more")
-    _frames.require(partition, ["client", "labelled", "unlabelled", "test"], "partition.csv")
+    needed = ["client", "class", "labelled", "unlabelled", "test"]
+    _frames.require(partition, needed, "partition.csv")
     outside = partition.loc[~partition["client"].between(0, num_clients - 1), "client"]
     if len(outside):
         raise DataError(
@@ -136,7 +137,7 @@ def partition_table(partition: pd.DataFrame, num_clients: int, *, limit: int = 4
             f"must be in [0, {num_clients})"
         )
     train = partition["labelled"] + partition["unlabelled"]
-    columns = partition.assign(train=train, classes=train > 0)
+    columns = partition.assign(train=train, classes=(train > 0) & (partition["class"] >= 0))
     rows = (
         columns.groupby("client")[["train", "labelled", "classes", "test"]]
         .sum()

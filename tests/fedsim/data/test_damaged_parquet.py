@@ -235,9 +235,20 @@ class TestValuesFailure:
     @pytest.mark.parametrize(
         ("changes", "expected"),
         [
-            ({"label": ([0, 1, None], [0, 1])}, "train.parquet: column 'label', row 2 is null"),
-            ({"label": (["a", None, "b"], ["a", "b"])}, "train.parquet: column 'label', row 1 is"),
+            ({"label": ([0, 1, 2], [0, None])}, "test.parquet: column 'label', row 1 is null"),
+            ({"label": (["a", "c", "b"], ["a", None])}, "test.parquet: column 'label', row 1 is"),
+            ({"label": ([0, 1, 2], [None] * 2)}, "test.parquet: column 'label', row 0 is null"),
             ({"label": ([0, 1, 2], [0, -1])}, "test.parquet: column 'label', row 1 is -1; labels"),
+            (
+                {"label": ([0, -2, 2], [0, 1])},
+                "train.parquet: column 'label', row 1 is -2; labels must be text, or 0..C-1, C at"
+                " most 1000000, or null or -1 where unknown",
+            ),
+            ({"label": ([None] * 3, [0, 1])}, "y_train has no label: all are -1"),
+            (
+                {"client": (["a", None, "b"], None)},
+                "train.parquet: column 'client', row 1 is null",
+            ),
             (
                 {"label": ([0, 10**6, 2], [0, 1])},
                 "train.parquet: column 'label', row 1 is 1000000; labels must be text, or 0..C-1, C"

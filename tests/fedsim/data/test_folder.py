@@ -162,6 +162,20 @@ class TestFolder:
         (root / "train/ape/more").symlink_to(elsewhere)
         assert folder(str(root)).y_train.tolist() == [0, 1, 1, 2]
 
+    def test_unlabelled_images_come_last(self, root):
+        extra = np.full((4, 5), 7, np.uint8)
+        for path in ("unlabelled/b.png", "unlabelled/a/c.png"):
+            save(root, path, extra)
+        source = folder(str(root))
+        assert source.y_train.tolist() == [1, 1, 2, -1, -1]
+        assert source.num_classes == 3
+        np.testing.assert_array_equal(source.x_train[3:, 0], [extra, extra])
+        rows = [*zip(PATHS[:3], "xyx", strict=True), ("unlabelled/a/c.png", "y")]
+        rows.append(("unlabelled/b.png", "z"))
+        lines = "".join(f"{path},{client}\n" for path, client in rows)
+        (root / "clients.csv").write_text("file,client\n" + lines)
+        assert folder(str(root)).group_train.tolist() == [0, 1, 0, 1, 2]
+
     def test_a_class_folder_may_be_empty_in_one_split(self, root):
         (root / "train/ape").mkdir()
         assert folder(str(root)).num_classes == 3
@@ -246,6 +260,10 @@ class TestFolderFailure:
     def test_an_image_outside_the_classes(self, root):
         save(root, "test/z.png", X[PATHS[0]])
         assert message(root) == "test/z.png is in no class's folder; must be test/CLASS/z.png"
+
+    def test_another_spelling(self, root):
+        save(root, "unlabeled/a.png", X[PATHS[0]])
+        assert message(root) == "the folder unlabeled must be called unlabelled"
 
     def test_a_class_without_images(self, root):
         (root / "train/old").mkdir()

@@ -132,6 +132,13 @@ def test_fine_labels_come_first(hub):
     assert source.num_classes == 5
 
 
+def test_training_labels_may_be_missing(hub):
+    parts = splits(pictures(pixels(3, 4, 4)), pictures(pixels(2, 4, 4)))
+    parts["train"].columns["label"] = [3, None, -1]
+    hub(parts)
+    assert hf("me/data").y_train.tolist() == [3, -1, -1]
+
+
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "hf"])
 def test_the_sources_are_registered_and_need_a_location(name):
     loader, arguments = registry.find_dataset(f"{name}:some/place")

@@ -64,6 +64,15 @@ class TestLongTail:
         assert ((after > 0) == (before > 0)).all()
 
 
+def test_examples_of_unknown_label_are_kept_and_change_nothing_else():
+    y = np.repeat([0, 1, 2], 40)
+    alone = long_tail(y, 3, 0.1, "exponential", np.random.default_rng(3))
+    mixed = np.full(240, -1)
+    mixed[1::2] = y
+    kept = long_tail(mixed, 3, 0.1, "exponential", np.random.default_rng(3))
+    assert kept.tolist() == sorted([*range(0, 240, 2), *(1 + 2 * alone)])
+
+
 class TestLongTailFailure:
     @pytest.mark.parametrize("imbalance", [0, -0.1, 1.5, float("nan"), float("inf"), "0.1", True])
     def test_imbalance(self, imbalance):

@@ -221,6 +221,27 @@ class TestLabels:
         assert parquet(place).y_train.tolist() == [5, 6, 7]
         assert parquet(place, label="label").y_train.tolist() == [0, 2, 1]
 
+    @pytest.mark.parametrize(
+        ("label", "expected"),
+        [
+            (([2, None, 0], [1, 0]), [2, -1, 0]),
+            (([2, -1, None], [1, 0]), [2, -1, -1]),
+            ((["cat", None, None], ["ape", "dog"]), [1, -1, -1]),
+        ],
+    )
+    def test_null_is_a_training_label_that_nobody_knows(self, tmp_path, label, expected):
+        source = parquet(write(tmp_path, label=label))
+        assert source.y_train.tolist() == expected
+        assert source.num_classes == 3
+
+    def test_a_file_may_have_none(self, tmp_path):
+        place = write(tmp_path, label=(["cat", "ape", "cat"], ["ape", "cat"]))
+        without = pa.table({"age": [7], "height": [0.5], "label": pa.nulls(1)})
+        pq.write_table(without, tmp_path / "train-0.parquet")
+        source = parquet(place)
+        assert source.y_train.tolist() == [-1, 1, 0, 1]
+        assert source.x_train[0].tolist() == [7, 0.5]
+
     def test_another_column(self, tmp_path):
         source = parquet(write(tmp_path, kind=([1, 0, 1], [0, 1])), label="kind")
         assert source.y_train.tolist() == [1, 0, 1]

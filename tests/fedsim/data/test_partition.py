@@ -55,6 +55,32 @@ class TestAll:
         assert (np.diff(owner) != 0).mean() > 0.8
 
 
+class TestUnknownLabels:
+    @given(
+        st.sampled_from([*WITH_ALPHA, partition.shards]),
+        st.integers(1, 8),
+        st.integers(0, 300),
+        st.integers(0, 99),
+    )
+    def test_they_follow_the_others_in_proportion(self, f, num_clients, unknown, seed):
+        y = np.append(mixed([30, 20, 10]), np.full(unknown, -1))
+        shuffled = rng(seed + 1).permutation(len(y))
+        y = y[shuffled]
+        owner = f(y, None, num_clients, rng(seed))
+        known = owner[y >= 0]
+        np.testing.assert_array_equal(known, f(y[y >= 0], None, num_clients, rng(seed)))
+        expected = np.bincount(known, minlength=num_clients) * unknown / 60
+        found = np.bincount(owner[y < 0], minlength=num_clients)
+        assert (np.abs(found - expected) < 1).all()
+        assert found.sum() == unknown
+
+    @pytest.mark.parametrize("f", [partition.iid, partition.quantity])
+    def test_they_are_as_others_to_those_that_do_not_ask(self, f):
+        y = mixed([50, 50])
+        owner = f(np.where(y > 0, -1, y), None, 7, rng(4))
+        np.testing.assert_array_equal(owner, f(y, None, 7, rng(4)))
+
+
 class TestIid:
     @given(st.integers(1, 200), st.integers(1, 50), st.integers(0, 99))
     def test_sizes_differ_by_at_most_one(self, num_examples, num_clients, seed):

@@ -101,7 +101,12 @@ class TestSourceFailure:
             ({"y_test": np.array([0.0, 1.0])}, "y_test is float64"),
             ({"y_test": np.array([[0], [1]])}, r"y_test is int64 \[2, 1\]"),
             ({"y_train": np.array([0, 1, 3, -1])}, r"y_train\[2\] = 3; labels must be 0\.\.2"),
-            ({"y_test": np.array([0, -1])}, r"y_test\[1\] = -1"),
+            ({"y_test": np.array([0, -1])}, r"y_test\[1\] = -1; labels must be 0\.\.2$"),
+            (
+                {"y_train": np.array([0, -1, -2, 1])},
+                r"y_train\[2\] = -2; labels must be 0\.\.2, or -1 where nobody knows it",
+            ),
+            ({"y_train": np.full(4, -1)}, "y_train has no label: all are -1"),
             ({"group_train": np.array([1, 2, 3])}, "4 examples but group_train has 3"),
             ({"group_test": np.array([1, 2])}, "group_test but no group_train"),
         ],

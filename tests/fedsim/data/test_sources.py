@@ -248,7 +248,7 @@ class TestNpzFailure:
             ({"y_train": np.array([0, 1, 2, "a"], object)}, "can't read array 'y_train': Object"),
             ({"y_train": np.array([0.0, 1, 2, 1])}, "y_train is float64"),
             ({"y_train": np.array(["a", "b", "c", "d"])}, "y_train is <U1"),
-            ({"y_train": np.array([0, -1, 2, 1])}, r"y_train\[1\] = -1"),
+            ({"y_train": np.array([0, -2, 2, 1])}, r"y_train\[1\] = -2"),
             ({"num_classes": np.array(3)}, r"y_test\[0\] = 3; labels must be 0\.\.2"),
             ({"num_classes": np.array([3, 4])}, "num_classes is int64"),
             ({"x_train": np.full((4, 3), np.nan)}, r"x_train\[0\] has a value that is NaN"),

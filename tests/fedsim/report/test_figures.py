@@ -126,6 +126,37 @@ class TestClassCountsOfFewClients:
         assert fig.axes[0].get_ylim() == (3.5, -0.5)
 
 
+def unknown_too(frame):
+    """Client 0 holds 9 examples more, of class -1."""
+    return pd.concat([frame, partition_frame([(0, -1, 0, 9)])])
+
+
+class TestUnknownClasses:
+    def test_a_row_of_circles(self):
+        fig = class_counts(unknown_too(SMALL), 3, 2, "run")
+        main, right, top, _ = fig.axes
+        every = circles(main)[_style.UNLABELLED]
+        assert (every[0, 2] / every[0, 0]) ** 2 == pytest.approx(9 / 100)
+        assert [label.get_text() for label in main.get_yticklabels()] == ["0", "1", "?"]
+        assert [bar.get_width() for bar in right.patches] == [25, 4, 0, 91, 0, 9]
+        assert [bar.get_height() for bar in top.patches][3] == 75 + 9
+        assert (
+            "3 clients, 2 classes, 129 training examples (22.5 % labelled; ?: their class isn't"
+            " known)" in texts(fig)
+        )
+
+    def test_a_row_of_a_heat_map(self):
+        fig = class_counts(unknown_too(many_clients()), 1000, 5, "run")
+        _, unlabelled = (ax.images[0].get_array() for ax in fig.axes[:2])
+        assert unlabelled.shape == (6, 200)
+        assert unlabelled[5].sum() == pytest.approx(9 / 5)  # a column is the mean over 5 clients
+        held = next(ax for ax in fig.axes if ax.get_xlabel() == "Classes of a client")
+        assert held.patches[0].get_data().values.tolist() == [0, 200, 800]
+        fig.draw_without_rendering()
+        labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+        assert labels[labels.index("4") + 1 :] in (["?"], ["?", "?"])  # beyond the axis's end
+
+
 class TestClassCountsOfManyClients:
     def test_heat_maps_are_means_over_clients_of_one_kind(self):
         fig = class_counts(many_clients(), 1000, 5, "run")
@@ -201,7 +232,8 @@ class TestClassCountsFailure:
         ("row", "message"),
         [
             ((3, 0, 1, 1), r"row 1 has client 3; must be in \[0, 3\)"),
-            ((0, 2, 1, 1), r"row 1 has class 2; must be in \[0, 2\)"),
+            ((0, 2, 1, 1), r"row 1 has class 2; must be in \[-1, 2\)"),
+            ((0, -2, 1, 1), r"row 1 has class -2; must be in \[-1, 2\)"),
             ((-1, 0, 1, 1), r"row 1 has client -1; must be in \[0, 3\)"),
         ],
     )

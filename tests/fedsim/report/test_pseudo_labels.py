@@ -48,6 +48,12 @@ TWO_CLIENTS = pd.DataFrame(
 )
 
 
+def test_accuracy_is_that_of_the_labels_whose_truth_is_known():
+    counts = row(1, seen=100, head=(30, 27), tail=(10, 3))
+    counts["pseudo_kept"] += 20  # of examples whose class nobody knows
+    check(by_round(pd.DataFrame([counts])), kept=[0.6], accuracy=[30 / 40], head_accuracy=[0.9])
+
+
 def many_rounds(count):
     """Return rounds in which the tail is right in every second one, the head in 3 of 4 labels."""
     return pd.DataFrame(
@@ -246,6 +252,10 @@ class TestPseudoLabels:
         fig = pseudo_labels(pd.DataFrame([row(1, seen=5), row(2, seen=5)]), "run")
         assert curves(fig.axes[0]) == {}
         assert "Nothing was kept" in texts(fig)
+
+    def test_nothing_to_compare_with_is_said(self):
+        fig = pseudo_labels(pd.DataFrame([row(1, seen=5) | {"pseudo_kept": 3}]), "run")
+        assert "Nobody knows the true labels" in texts(fig)
 
     def test_warm_up_is_not_drawn(self):
         rows = [warm_up(r) for r in range(1, 20)] + [row(20, seen=8, head=(4, 3))]

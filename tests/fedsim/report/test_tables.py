@@ -354,6 +354,14 @@ class TestPartitionTable:
             ["total", "1,511", "3", "7"],
         ]
 
+    def test_examples_of_unknown_class_are_no_class(self):
+        extra = pd.DataFrame(
+            {"client": [0, 1], "class": -1, "labelled": 0, "unlabelled": 9, "test": 0}
+        )
+        lines = shown(partition_table(pd.concat([self.FRAME, extra]), 3))
+        assert lines[3][:4] == ["0", "20", "3", "2"]
+        assert lines[4][:4] == ["1", "9", "0", "0"]
+
     def test_above_the_limit_largest_and_smallest_with_a_caption(self):
         k = np.arange(50)
         frame = pd.DataFrame({"client": k, "class": 0, "labelled": k, "unlabelled": 1, "test": 1})
