@@ -155,7 +155,7 @@ def _checked(
                 kinds: tuple[Any, ...] = (tensor.dtype, tensor.layout, tensor.device)
                 what = kinds[0] if tensor.dtype not in _NUMPYS else kinds[1 + tensor.is_meta]
                 return TypeError(f"the array {name} is {what}: upload a dense float32 tensor")
-    if taken := _RESERVED & upload.metrics.keys():
+    if taken := (_RESERVED | audit.keys()) & upload.metrics.keys():
         return ValueError(f"a metric can't be called {min(taken)!r}: the records have one already")
     try:
         num_examples = float(upload.num_examples)

@@ -416,7 +416,7 @@ class Uploads(LocalSGD):
                 lambda w, name=name: Upload({"arrays": w}, 1, {name: 2.0}),
                 f"a metric can't be called '{name}': the records have one already",
             )
-            for name in ("num_examples", "num-examples", "round", "client")
+            for name in ("num_examples", "num-examples", "round", "client", "pseudo_kept")
         ),
         (lambda w: Upload({"arrays": w}, 1, state=None), "state and metrics must be dicts"),
         (lambda w: Upload({"arrays": w}, 1, metrics=[1.0]), "state and metrics must be dicts"),
@@ -425,7 +425,7 @@ class Uploads(LocalSGD):
 def test_an_upload_that_is_none(federation, make, line):
     found, _ = run(federation, Uploads(make=make), clients=[0])
     intake = Intake(lambda client, slot, arrays: None, {"arrays": "num-examples"}, Clock())
-    intake.take(1, 0, 0, (found[0], {}))
+    intake.take(1, 0, 0, (found[0], {"pseudo_kept": 1.0}))
     replies, _ = intake.end()
     with pytest.raises(ValueError, match=line):
         raise ValueError(replies.failures[0])
