@@ -21,7 +21,7 @@ from fedsim.engine.worker import Task
 from fedsim.models.small import linear
 
 # Kernels for a GPU run on the processor; Triton reads this when it is imported.
-os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples each time, and a busy machine must not fail a test.
 hypothesis.settings.register_profile("fedsim", deadline=None, derandomize=True)

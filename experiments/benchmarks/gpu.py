@@ -35,6 +35,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,8 @@ class Cohort:
             precision=args.precision,
         )
         one = client_bytes(self.net, self.w, batch_size, SHAPE)
-        self.at_a_time = max(1, min(clients, int(args.memory * 2**30 / one)))
+        fitting = max(1, int(args.memory * 2**30 / one))
+        self.at_a_time = ceil(clients / ceil(clients / fitting))
         self.stacked = self.trainer(self.training, True)
         self.batches = self._prepare()
 
@@ -159,7 +161,7 @@ class Cohort:
                 optimiser.zero_grad()
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     loss = F.cross_entropy(model(x), y)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
             add(total, {name: tensor.detach() for name, tensor in model.state_dict().items()})
 
@@ -228,7 +230,8 @@ def difference(cohort: Cohort) -> float:
     other, _ = cohort.round(cohort.trainer(step, True), cohort.w)
 
     def length(a: Weights, b: Weights) -> float:
-        return sum(float((a[name] - b[name]).double().square().sum()) for name in a) ** 0.5
+        squares = [float((a[name] - b[name]).double().square().sum()) for name in a]
+        return float(np.sqrt(sum(squares)))
 
     return length(other, one) / length(one, cohort.w)
 
@@ -306,8 +309,8 @@ def main() -> None:
     if args.convolutions == "grouped":
         stacked.has_kernels = lambda x: False
     # The plain loop's; fedsim sets what it needs.
-    for switch in (torch.backends.cudnn, torch.backends.cuda.matmul):
-        switch.allow_tf32 = args.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     device = torch.device(args.device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "the processor"
     most = ceiling(device, args.precision)

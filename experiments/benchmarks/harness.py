@@ -267,7 +267,7 @@ def pss_mib(root: int | None = None, *, without: Sequence[str] = ()) -> float:
     Those below it whose command line has one of the words of ``without`` are left out.
     """
     me = psutil.Process(root)
-    total = me.memory_full_info().pss
+    total: float = me.memory_full_info().pss
     for process in me.children(recursive=True):
         try:
             command = " ".join(process.cmdline())

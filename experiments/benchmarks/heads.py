@@ -44,7 +44,7 @@ def _run(rounds: int, *, heads: bool) -> Measured:
         features = worker.test(arrays, blocks).features
         assert features is not None, "FedLoGe has personal views"
         clients = [(client, 0) for client in range(work.clients.count)]
-        _, own = worker.train_client(arrays, 1, 0, {})
+        _, own = worker.train_client(arrays, 1, 0, {}, {})
         states, rng = StateFiles(Path(folder)), np.random.default_rng(0)
         for client, _ in clients:
             kept = {n: a + rng.normal(size=a.shape).astype(a.dtype) for n, a in own.items()}

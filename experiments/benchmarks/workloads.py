@@ -99,7 +99,7 @@ def images(*, side: int, examples: int) -> Source:
     rng = np.random.default_rng(0)
 
     def draw(y: np.ndarray) -> np.ndarray:
-        x = rng.integers(0, 160, (len(y), 1, side, side)) + 9 * y[:, None, None, None]
+        x: np.ndarray = rng.integers(0, 160, (len(y), 1, side, side)) + 9 * y[:, None, None, None]
         return x.astype(np.uint8)
 
     return _made_up("images", draw, examples)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pandas as pd
 
 from experiments.studies.runs import Figures, run_missing, spread, study_parser
@@ -92,7 +93,7 @@ def table(rows: pd.DataFrame, methods: list[str]) -> str:
             if column.endswith("_groups"):
                 view = column.removesuffix("_groups")
                 means = [chosen[f"{view}_{group}"].mean() for group in GROUPS]
-                cells.append("/".join("–" if pd.isna(mean) else f"{mean:.0f}" for mean in means))
+                cells.append("/".join("–" if np.isnan(mean) else f"{mean:.0f}" for mean in means))
             else:
                 cells.append(spread(chosen[column]))
         lines.append("| " + " | ".join(cells) + " |")

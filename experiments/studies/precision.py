@@ -65,7 +65,8 @@ def difference(values: pd.Series[float]) -> str:
     ('+2.00 ± 0.58', '–')
     """
     values = values.dropna()
-    return f"{values.mean():+.2f} ± {values.sem():.2f}" if values.any() else "–"
+    error = values.std() / len(values) ** 0.5
+    return f"{values.mean():+.2f} ± {error:.2f}" if values.any() else "–"
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ def brought(array: NDArray[Any], device: torch.device) -> Tensor:
     """Return an array as a tensor on a device.
 
     A GPU takes it when it comes to it, and nobody waits until then; on the processor the tensor
-    shares the array's memory.
+    shares the array's memory, if that can be written to.
     """
-    tensor = torch.from_numpy(array)
+    # PyTorch has no tensors that can't be written to, such as of memory that workers share.
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if device.type != "cuda":
         return tensor.to(device)
     # From memory that isn't pinned, a copy would wait for all that the GPU has yet to do.

@@ -154,6 +154,8 @@ class LocalTrainer:
         self.training = training
         self.seed = seed
         self._generators = Generators(seed, round=0, clients=())
+        self.most: int | None = None
+        """How many clients to train side by side at most, once more of them have not fitted."""
         self.clock = Clock()
         """Where the time of the updates goes; the owner reads it and starts it anew."""
         self.loader = Loader(
@@ -289,7 +291,7 @@ class LocalTrainer:
         failure.__traceback__ = failure.__context__ = None
         if isinstance(failure, torch.OutOfMemoryError):
             warnings.warn(f"{len(group)} clients don't fit side by side: in halves", stacklevel=2)
-            half = len(group) // 2
+            half = self.most = len(group) // 2
             self._answer(group[:half], purpose, round)
             self._answer(group[half:], purpose, round)
             return

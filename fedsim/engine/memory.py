@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fedsim.engine.update import Batch, LocalSGD
 from fedsim.models.net import Net, Weights
 
 
@@ -24,7 +23,7 @@ def client_bytes(net: Net, w: Weights, batch_size: int, shape: tuple[int, ...]) 
     net : Net
         The model.
     w : Weights
-        Its weights.
+        Its weights, or a method's, which has its backbone.
     batch_size : int
         Examples in a step, >= 1.
     shape : tuple of int
@@ -49,17 +48,13 @@ def client_bytes(net: Net, w: Weights, batch_size: int, shape: tuple[int, ...]) 
     there = {name: torch.empty_like(tensor, device="meta") for name, tensor in w.items()}
     for name in net.trainable & there.keys():
         there[name].requires_grad_()
-    batch = Batch(
-        torch.empty(batch_size, *shape, device="meta"),
-        torch.empty(batch_size, dtype=torch.int64, device="meta"),
-        torch.empty(batch_size, device="meta"),
-    )
+    x = torch.empty(batch_size, *shape, device="meta")
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        LocalSGD().loss(net, there, batch)
-    given = {id(tensor) for tensor in (*there.values(), *batch) if tensor is not None}
+        net.features(there, x)  # heads, of which a method may have others, keep next to nothing
+    given = {id(tensor) for tensor in (*there.values(), x)}
     activations = sum(_bytes(tensor) for key, tensor in saved.items() if key not in given)
     weights = sum(_bytes(tensor) for tensor in w.values())
-    return 5 * weights + _bytes(batch.x) + 2 * activations
+    return 5 * weights + _bytes(x) + 2 * activations
 
 
 def fitting(one: int, memory: int) -> int:

@@ -25,7 +25,7 @@ from fedsim.engine.graph import Function, Graphs, Outputs
 RECORD_AT = 3
 """Which use of a form is noted: to note one takes as long as some ten steps of a small model, so
 that one that comes up once isn't worth it."""
-FORMS = 512
+FORMS = 2048
 """Most forms that are known; those not used for longest are forgotten."""
 
 
@@ -83,19 +83,17 @@ class Tapes:
             # They are those that autograd works out: it has nothing more to do.
             with torch._C._AutoDispatchBelowAutograd():
                 return known(*tensors)
-        self._forms[form] = known + 1
+        # A graph is worth it even for a second use.
+        is_due = known + 1 == (1 if still else RECORD_AT)
+        outputs, tape = _record(function, tensors) if is_due else (function(*tensors), None)
+        # Not before: one that failed, for want of memory perhaps, is as if it had not been used.
+        self._forms[form] = known + 1 if tape is None else tape
         if len(self._forms) > FORMS:
             self._forms.popitem(last=False)
-        # A graph is worth it even for a second use.
-        if known + 1 == (1 if still else RECORD_AT):
-            outputs, tape = _record(function, tensors)
-            if tape is not None:
-                self._forms[form] = tape
-                if still:
-                    self._graphs = self._graphs or Graphs()
-                    self._forms[form] = self._graphs.capture(tape, tensors, still)
-            return outputs
-        return function(*tensors)
+        if tape is not None and still:
+            self._graphs = self._graphs or Graphs()
+            self._forms[form] = self._graphs.capture(tape, tensors, still)
+        return outputs
 
 
 def _record(function: Function, tensors: Sequence[Tensor]) -> tuple[Outputs, Function | None]:

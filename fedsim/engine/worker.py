@@ -209,7 +209,8 @@ class Worker:
         if self._trainer.stacked:
             size = SIDE_BY_SIDE
             if self._device.type != "cpu":
-                most = self._at_once = self._at_once or self._fitting(w)
+                self._at_once = self._at_once or self._fitting(w)
+                most = min(self._at_once, self._trainer.most or self._at_once)
                 leaves = [list(chain.from_iterable(leaves))]
                 count = max(1, len(leaves[0]))
                 size = ceil(count / ceil(count / most))  # the last ones aren't left alone

@@ -1,5 +1,9 @@
-"""What only a GPU can show; elsewhere these tests are skipped."""
+"""What only a GPU can show: ``TRITON_INTERPRET=0 pytest tests/fedsim/engine/test_cuda.py``.
 
+Elsewhere these tests are skipped, and with the others, in which kernels run on the processor.
+"""
+
+import os
 import warnings
 
 import numpy as np
@@ -17,7 +21,10 @@ from fedsim.engine.update import LocalSGD
 from fedsim.models import Net
 from fedsim.models.small import cnn
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or os.environ["TRITON_INTERPRET"] != "0",
+    reason="needs a GPU, and TRITON_INTERPRET=0",
+)
 
 SHAPE = (1, 4, 4)
 METHODS = {

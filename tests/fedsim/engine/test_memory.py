@@ -1,6 +1,10 @@
+import numpy as np
+import pytest
+
+from fedsim import registry
 from fedsim.engine.memory import client_bytes
 from fedsim.models import Net
-from fedsim.models.small import mlp
+from fedsim.models.small import cnn, mlp
 
 HIDDEN, FEATURES, CLASSES = 1000, 16, 3
 WEIGHTS = 4 * (HIDDEN * (FEATURES + 1) + CLASSES * (HIDDEN + 1))
@@ -22,3 +26,11 @@ def test_an_mlps_hidden_layer_is_kept_once_or_twice():
 
     hidden = 4 * 100 * HIDDEN  # after ReLU; the next layer may keep it, too
     assert hidden <= activations <= 2.2 * hidden
+
+
+@pytest.mark.parametrize("name", registry.names("client"))
+def test_of_every_method_whatever_its_heads(name):
+    method = registry.find("client", name)()
+    net = Net(cnn((1, 8, 8), 3, norm="batch"))
+    w = method.initial(net, net.initial_weights(), np.random.default_rng(0))
+    assert client_bytes(net, w, 8, (1, 8, 8)) > 5 * sum(4 * array.numel() for array in w.values())

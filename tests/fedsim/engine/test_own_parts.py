@@ -170,6 +170,11 @@ def test_clients_that_do_not_fit_side_by_side_go_in_halves(federation, monkeypat
         alone, together = both(federation, linear((1, 4, 4), 3))
     assert asked == [4, 2, 2]
     assert_same(alone, together)
+    trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
+    trainer.stacked = True
+    with pytest.warns(UserWarning, match="in halves"):
+        trainer.update_all(LocalSGD(), net.initial_weights(), trainer.clients(1, range(4)))
+    assert trainer.most == 2
 
 
 class TestModels:

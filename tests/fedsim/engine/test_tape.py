@@ -185,6 +185,20 @@ def test_where_tensors_lie_still_a_form_becomes_a_graph_at_once(monkeypatch):
             "graph" if step else "sum": 2 * step**2
         }
     assert function.calls == len(captured) == 1
+    # A first use that failed, for want of memory, was none.
+    calls = []
+
+    def short_of_memory(x):
+        calls.append(x)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no memory")
+        return {"sum": x.sum()}
+
+    with pytest.raises(torch.OutOfMemoryError):
+        tapes.call("short", short_of_memory, [torch.ones(2)], still=1)
+    for _ in range(2):
+        found = tapes.call("short", short_of_memory, [torch.ones(2)], still=1)
+    assert (len(calls), len(captured), *found) == (2, 2, "graph")
     # What can't be noted isn't tried again and again.
     function = Counted(OPENLY_IMPURE["by item"])
     with patch("fedsim.engine.tape._record", wraps=_record) as noting:
@@ -192,4 +206,4 @@ def test_where_tensors_lie_still_a_form_becomes_a_graph_at_once(monkeypatch):
             tapes.call("impure", function, [torch.ones(2)], still=1)
     assert function.calls == CALLS
     assert noting.call_count == 1
-    assert len(captured) == 1
+    assert len(captured) == 2

@@ -43,6 +43,16 @@ def test_on_a_gpu_as_many_as_fit(make_task, monkeypatch, memory, expected):
     assert clients_at_a_time(worker)[: len(expected)] == expected
 
 
+def test_what_has_not_fitted_is_not_tried_again(make_task, monkeypatch):
+    worker = Worker(replace(make_task(stacked=True), device="meta"))
+    properties = type("Properties", (), {"total_memory": 2 * 1000 * 10})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(module, "client_bytes", lambda *arguments: 1000)
+    assert clients_at_a_time(worker) == [[1, 5, 6, 0, 2]]
+    worker._trainer.most = 2
+    assert clients_at_a_time(worker) == [[1, 5], [6, 0], [2]]
+
+
 def test_a_sum_does_not_depend_on_who_trains_side_by_side(make_task, monkeypatch):
     """Leaves are summed apart even where their clients train in one stack."""
     arrays = {"head.weight": np.ones((3, 16), np.float32), "head.bias": np.ones(3, np.float32)}
