@@ -179,6 +179,8 @@ class _How(NamedTuple):
     padded: bool
     descends: bool
     """Whether it is a loss, and a step down its gradient follows."""
+    partly: bool = False
+    """Whether those rows alone take the step to whom the teacher's targets give a reason."""
 
 
 def _laid_out(batches: list[Batch], targets: Targets, descends: bool) -> tuple[_How, list[Tensor]]:
@@ -216,11 +218,12 @@ class _Loop:
             raise ValueError(f"train = {request.train}: nothing to train; the parts are {known}")
         self._trained = tuple(place for place, name in enumerate(w) if name in trained)
         self._moving = [name for name in w if name in trained or name in self._net.buffers]
+        self._stacks = setting.stacks
         self._velocity: Weights = {}
         if self._training.momentum:
             moved = {name: tensor for name, tensor in w.items() if name in trained}
             if lead:
-                self._velocity = setting.stacks.zeros("velocity", moved)
+                self._velocity = self._stacks.zeros("velocity", moved)
             else:
                 self._velocity = {name: torch.zeros_like(tensor) for name, tensor in moved.items()}
         # A usual learning rate is part of the operations, others mustn't make new ones of them.
@@ -270,7 +273,7 @@ class _Loop:
         )
         flat = [tensor for arrays in (w, *given, velocity) for tensor in arrays.values()]
         flat += self._rate
-        is_still = isinstance(rows, slice) and self._device.type == "cuda"
+        is_still = isinstance(rows, slice) and self._stacks.are_still(self._device)
         places = tuple(tensor.data_ptr() for tensor in flat) if is_still else ()
         form = self._tapes.number((self._names, self._trained, layout(flat), places))
         return _Own(rows, w, velocity, flat, len(places), form)
@@ -288,23 +291,28 @@ class _Loop:
 
     def _follow(self, own: _Own, batches: list[Batch], targets: Targets) -> None:
         """Take a step with a teacher's targets, where they are reason enough for one."""
-        step = targets.get("step")
-        go = None if step is None else (step != 0).any(-1)
+        go = _goes(targets["step"]) if "step" in targets else None
         if go is None or bool(go.all()):
             self._descend(own, batches, targets)
-        elif bool(go.any()):
-            some = go.nonzero().squeeze(1)
-            batches = [batch.each(lambda tensor: tensor[some]) for batch in batches]
-            targets = {name: tensor[some] for name, tensor in targets.items()}
-            self._descend(self._some(some), batches, targets)
+            return
+        some = go.nonzero().squeeze(-1)
+        if not some.numel():
+            return
+        if own.still:  # a graph takes the step for all, and others back again
+            counts = self._call(self._loss, own, batches, targets, descends=True, partly=True)
+            self._sums.note(some, {name: count[some] for name, count in counts.items()})
+            return
+        batches = [batch.each(lambda tensor: tensor[some]) for batch in batches]
+        targets = {name: tensor[some] for name, tensor in targets.items()}
+        mine = self._some(some)
+        self._descend(mine, batches, targets)
+        for name in self._moving:  # these were copies
+            self._w[name][some] = mine.w[name]
+        for name, tensor in mine.velocity.items():
+            self._velocity[name][some] = tensor
 
     def _descend(self, own: _Own, batches: list[Batch], targets: Targets) -> None:
         counts = self._call(self._loss, own, batches, targets, descends=True)
-        if isinstance(own.rows, Tensor):  # these were copies
-            for name in self._moving:
-                self._w[name][own.rows] = own.w[name]
-            for name, tensor in own.velocity.items():
-                self._velocity[name][own.rows] = tensor
         self._sums.note(own.rows, counts)
 
     def _call(
@@ -315,6 +323,7 @@ class _Loop:
         targets: Targets,
         *,
         descends: bool,
+        partly: bool = False,
     ) -> Outputs:
         """Call a loss or a teacher, for a client alone or for each row of a stack.
 
@@ -323,6 +332,7 @@ class _Loop:
         # Flat arguments, for vmap takes no None, which a batch without strong views has, and
         # looking through nested ones would take longer than a step of a small model.
         how, fields = _laid_out(batches, targets, descends)
+        how = how._replace(partly=partly)
         rest = [*targets.values(), *fields]
         form = (_known(function), how, own.form, layout(rest))
         compute = partial(self._compute, function, how)
@@ -350,6 +360,8 @@ class _Loop:
             with torch.no_grad(), self._precision:
                 targets_of_all: Outputs = of_all(*arrays, *rest)
                 return targets_of_all
+        moving = [arrays[self._names[0].index(name)] for name in self._moving]
+        before = [tensor.clone() for tensor in (*moving, *velocity)] if how.partly else []
         loss, counts, gradient = self._slope(of_all, arrays, rest)
         # A count may be a weight itself, which is going to change.
         places = {tensor.untyped_storage().data_ptr() for tensor in arrays} if counts else set()
@@ -361,6 +373,10 @@ class _Loop:
             leaves = [arrays[place] for place in self._trained]
             lr = rate[0] if rate else self._training.lr
             self._training.descend(leaves, list(gradient), list(velocity), lr)
+            if how.partly:
+                go = _goes(rest[how.targets.index("step")])
+                for tensor, was in zip((*moving, *velocity), before, strict=True):
+                    tensor.copy_(torch.where(go.view(-1, *(1,) * (was.dim() - 1)), tensor, was))
         return made
 
     def _slope(
@@ -462,6 +478,11 @@ class _Loop:
         counts = {f"pseudo_{name}": float(total[row]) for name, total in self._audited.items()}
         w = {name: tensor[row] for name, tensor in self._w.items()} if self._lead else self._w
         return Trained(w, log), counts
+
+
+def _goes(step: Tensor) -> Tensor:
+    """Tell which rows take a step, from a teacher's target ``step`` [..., B]."""
+    return (step != 0).any(-1)
 
 
 def _checked_loss(found: Any) -> Any:
