@@ -9,24 +9,23 @@ Shapes: K clients side by side, B examples in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ref
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from fedsim.engine.clock import Clock
 from fedsim.engine.graph import Outputs
 from fedsim.engine.loader import Loader
+from fedsim.engine.padding import check_padding
 from fedsim.engine.stacks import Stacks
+from fedsim.engine.step import Computation, goes, laid_out
 from fedsim.engine.tally import Counts, Rows, Tally, audit
 from fedsim.engine.tape import Tapes, layout
 from fedsim.engine.training import LocalTraining
@@ -169,27 +168,6 @@ class _Own:
     """Stands for which these are and for their layout."""
 
 
-class _How(NamedTuple):
-    """What a loss or a teacher is called with, besides numbers."""
-
-    targets: tuple[str, ...]
-    """The names of what a teacher has said."""
-    widths: tuple[int, ...]
-    """The numbers of tensors of the batches."""
-    padded: bool
-    descends: bool
-    """Whether it is a loss, and a step down its gradient follows."""
-    partly: bool = False
-    """Whether those rows alone take the step to whom the teacher's targets give a reason."""
-
-
-def _laid_out(batches: list[Batch], targets: Targets, descends: bool) -> tuple[_How, list[Tensor]]:
-    """Return how a call is laid out, and the tensors of its batches, one after the other."""
-    fields = [one for batch in batches for one in batch[:4] if isinstance(one, Tensor)]
-    widths = tuple(3 + (one.strong is not None) for one in batches)
-    return _How(tuple(targets), widths, batches[0].padded, descends), fields
-
-
 class _Loop:
     """The training loop. ``lead`` is (K,) for a stack and () for a client alone."""
 
@@ -201,26 +179,24 @@ class _Loop:
         given: tuple[Weights, ...],
         lead: tuple[int, ...],
     ) -> None:
-        self._net = setting.net.side_by_side if lead else setting.net
-        self._training = setting.training
         self._groups = setting.groups
         self._tapes = setting.tapes
+        self._stacks = setting.stacks
         self._loss = request.loss
         self._teach = request.teach
         self._frozen = request.frozen
         self._lead = lead
         self._w = w
         self._given = given
-        self._names = tuple(tuple(arrays) for arrays in (w, *given))
-        trained = parts(w, request.train).keys() - self._net.buffers
+        net = setting.net.side_by_side if lead else setting.net
+        trained = parts(w, request.train).keys() - net.buffers
         if not trained:
             known = ", ".join(sorted({name.partition(".")[0] for name in w}))
             raise ValueError(f"train = {request.train}: nothing to train; the parts are {known}")
-        self._trained = tuple(place for place, name in enumerate(w) if name in trained)
-        self._moving = [name for name in w if name in trained or name in self._net.buffers]
-        self._stacks = setting.stacks
+        changed = trained | net.buffers
+        self._moving = [name for name in w if name in changed]
         self._velocity: Weights = {}
-        if self._training.momentum:
+        if setting.training.momentum:
             moved = {name: tensor for name, tensor in w.items() if name in trained}
             if lead:
                 self._velocity = self._stacks.zeros("velocity", moved)
@@ -228,13 +204,20 @@ class _Loop:
                 self._velocity = {name: torch.zeros_like(tensor) for name, tensor in moved.items()}
         # A usual learning rate is part of the operations, others mustn't make new ones of them.
         self._rate = [] if request.lr is None else [setting.rate.fill_(request.lr)]
-        self._device = w[self._moving[0]].device
+        self._computation = Computation(
+            net=net,
+            training=setting.training,
+            names=tuple(tuple(arrays) for arrays in (w, *given)),
+            trained=tuple(place for place, name in enumerate(w) if name in trained),
+            moving=tuple(place for place, name in enumerate(w) if name in changed),
+            velocities=len(self._velocity),
+            has_rate=bool(self._rate),
+            stacked=bool(lead),
+            device=w[self._moving[0]].device,
+        )
         self._last = self._some(slice(0, *lead) if lead else None)
         self._sums = Tally(lead)
         self._counts = Tally(lead)
-        self._precision: AbstractContextManager[Any] = nullcontext()
-        if self._training.precision == "bfloat16":
-            self._precision = torch.autocast(self._device.type, torch.bfloat16)
 
     def take(self, step: Step) -> None:
         """Take a step of SGD."""
@@ -273,9 +256,10 @@ class _Loop:
         )
         flat = [tensor for arrays in (w, *given, velocity) for tensor in arrays.values()]
         flat += self._rate
-        is_still = isinstance(rows, slice) and self._stacks.are_still(self._device)
+        of = self._computation
+        is_still = isinstance(rows, slice) and self._stacks.are_still(of.device)
         places = tuple(tensor.data_ptr() for tensor in flat) if is_still else ()
-        form = self._tapes.number((self._names, self._trained, layout(flat), places))
+        form = self._tapes.number((of.names, of.trained, layout(flat), places))
         return _Own(rows, w, velocity, flat, len(places), form)
 
     def _label(self, own: _Own, batches: list[Batch], truth: Tensor) -> Targets:
@@ -291,7 +275,7 @@ class _Loop:
 
     def _follow(self, own: _Own, batches: list[Batch], targets: Targets) -> None:
         """Take a step with a teacher's targets, where they are reason enough for one."""
-        go = _goes(targets["step"]) if "step" in targets else None
+        go = goes(targets["step"]) if "step" in targets else None
         if go is None or bool(go.all()):
             self._descend(own, batches, targets)
             return
@@ -329,139 +313,16 @@ class _Loop:
 
         Returns a teacher's targets; or a loss and its counts, after a step down its gradient.
         """
-        # Flat arguments, for vmap takes no None, which a batch without strong views has, and
-        # looking through nested ones would take longer than a step of a small model.
-        how, fields = _laid_out(batches, targets, descends)
-        how = how._replace(partly=partly)
+        how, fields = laid_out(batches, targets, descends, partly)
         rest = [*targets.values(), *fields]
         form = (_known(function), how, own.form, layout(rest))
-        compute = partial(self._compute, function, how)
+        compute = partial(self._computation.compute, function, how)
         return self._tapes.call(form, compute, [*own.flat, *rest], own.still)
-
-    def _compute(
-        self,
-        function: Callable[..., Any],
-        how: _How,
-        *tensors: Tensor,
-    ) -> Outputs:
-        """Work out what `_call` returns."""
-        of_all = self._of_all(function, how)
-        found = iter(tensors)
-        arrays, velocity, rate, rest = (
-            tuple(islice(found, count))
-            for count in (
-                sum(map(len, self._names)),
-                len(self._velocity),
-                len(self._rate),
-                len(tensors),
-            )
-        )
-        if not how.descends:
-            with torch.no_grad(), self._precision:
-                targets_of_all: Outputs = of_all(*arrays, *rest)
-                return targets_of_all
-        moving = [arrays[self._names[0].index(name)] for name in self._moving]
-        before = [tensor.clone() for tensor in (*moving, *velocity)] if how.partly else []
-        loss, counts, gradient = self._slope(of_all, arrays, rest)
-        # A count may be a weight itself, which is going to change.
-        places = {tensor.untyped_storage().data_ptr() for tensor in arrays} if counts else set()
-        made = {"loss of": loss.detach()}
-        for name, count in counts.items():
-            is_weight = count.untyped_storage().data_ptr() in places
-            made[name] = count.detach().clone() if is_weight else count.detach()
-        with torch.no_grad():
-            leaves = [arrays[place] for place in self._trained]
-            lr = rate[0] if rate else self._training.lr
-            self._training.descend(leaves, list(gradient), list(velocity), lr)
-            if how.partly:
-                go = _goes(rest[how.targets.index("step")])
-                for tensor, was in zip((*moving, *velocity), before, strict=True):
-                    tensor.copy_(torch.where(go.view(-1, *(1,) * (was.dim() - 1)), tensor, was))
-        return made
-
-    def _slope(
-        self, of_all: Callable[..., Any], arrays: Sequence[Tensor], rest: Sequence[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
-        """Return a loss, its counts, and its gradient in what is trained of ``arrays``."""
-        free = list(arrays)
-        for place in self._trained:
-            free[place] = arrays[place].detach().requires_grad_()
-        leaves = [free[place] for place in self._trained]
-        with self._precision:
-            loss, counts = of_all(*free, *rest)
-            # The clients' losses don't touch each other: their gradients come in one go. In this
-            # thread, in which a tape will do the same: the libraries' plans are a thread's own.
-            with torch.autograd.set_multithreading_enabled(False):
-                gradient = torch.autograd.grad(
-                    loss, leaves, torch.ones_like(loss), materialize_grads=True
-                )
-        return loss, counts, gradient
-
-    def _of_all(self, function: Callable[..., Any], how: _How) -> Callable[..., Any]:
-        """Return a loss or a teacher as a function of flat tensors, of all rows of a stack."""
-
-        def of_one(*tensors: Tensor) -> Any:
-            found = iter(tensors)
-            names = (*self._names, how.targets)
-            w, *given, of_teacher = ({name: next(found) for name in one} for one in names)
-            kinds = tuple(_batch(how.padded, *islice(found, width)) for width in how.widths)
-            batch = kinds if len(kinds) > 1 else kinds[0]
-            with self._net.padding.of(_masks(kinds)):
-                of_teachers = (of_teacher,) if how.targets else ()
-                made = function(self._net, w, batch, *of_teachers, *given)
-            return _checked_loss(made) if how.descends else _checked_targets(made)
-
-        return vmap(of_one) if self._lead else of_one
 
     def check_padding(self, step: Step) -> None:
         """Raise `TypeError` if a step depends on examples that its mask leaves out."""
-        # By chance a ReLU may lie so near 0 that another order of sums switches it.
-        if all(self._sees_padding(step, chance) for chance in range(2)):
-            raise TypeError(
-                f"{_called(self._loss)} counts examples that are padding; leave out those whose "
-                "batch.mask is 0, as fedsim.engine.update.cross_entropy does, also in layers that "
-                "look at a whole batch"
-            )
-
-    def _sees_padding(self, step: Step, seed: int) -> bool:
-        """Tell whether the first row's step changes with padding, or with what the padding is.
-
-        Rounding differs between batches of other widths, but not where only the padding does.
-        """
-        chance = torch.Generator().manual_seed(seed)
-        arrays = [tensor[:1].clone() for tensor in self._last.flat[: sum(map(len, self._names))]]
-        # Where training begins, what compares with the global model is 0 for any example.
-        for place in self._trained:
-            one = arrays[place]
-            fan_in = one[0, 0].numel() if one.dim() > 2 else 1
-            one += 0.1 / fan_in**0.5 * torch.randn(one.shape, generator=chance).to(one.device)
-        first = [one.each(lambda tensor: tensor[:1]) for one in step[0]]
-        others = [one.each(lambda tensor: tensor.roll(1, 1)[-1:]) for one in step[0]]
-        bare = self._first_step(arrays, first)
-        padded, otherwise = (
-            self._first_step(arrays, list(map(_longer, first, more))) for more in (first, others)
-        )
-        is_exact = self._training.precision == "float32"
-        return not (
-            _is_near(padded, otherwise, 1e-4 if is_exact else 1e-2)
-            and _is_near(bare, padded, 3e-2 if is_exact else 0.2, least=1e-5)
-        )
-
-    def _first_step(
-        self, arrays: list[Tensor], batches: list[Batch]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the gradient of a single row's loss, and the numbers that come with it."""
-        own = [tensor.clone() for tensor in arrays]  # BatchNorm changes its statistics
-        targets: Targets = {}
-        if self._teach is not None:
-            how, fields = _laid_out(batches, {}, descends=False)
-            with torch.no_grad(), self._precision:
-                targets = self._of_all(self._teach, how)(*own, *fields)
-        how, fields = _laid_out(batches, targets, descends=True)
-        of_all = self._of_all(self._loss, how)
-        loss, counts, gradient = self._slope(of_all, own, [*targets.values(), *fields])
-        numbers = {name: count.detach() for name, count in counts.items()}
-        return torch.cat([one.flatten() for one in gradient]), {**numbers, "": loss.detach()}
+        arrays = [one[:1] for one in self._last.flat[: self._computation.num_arrays]]
+        check_padding(self._computation, self._loss, self._teach, arrays, step[0])
 
     def end(self) -> None:
         """Add up what was noted, once for all rows."""
@@ -480,66 +341,6 @@ class _Loop:
         return Trained(w, log), counts
 
 
-def _goes(step: Tensor) -> Tensor:
-    """Tell which rows take a step, from a teacher's target ``step`` [..., B]."""
-    return (step != 0).any(-1)
-
-
-def _checked_loss(found: Any) -> Any:
-    """Return what a loss has returned, if it is what it should be."""
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
-        raise TypeError("a loss must return (loss, counts): a scalar, and a dict of scalars")
-    for name, value in (("the loss", found[0]), *found[1].items()):
-        if not (isinstance(value, Tensor) and value.dim() == 0):
-            what = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"a loss must return scalar tensors, but {name} is {what}")
-    return found
-
-
-def _checked_targets(found: Any) -> Any:
-    """Return what a teacher has returned, if it is what it should be."""
-    if not (isinstance(found, dict) and {"pseudo_label", "kept"} <= found.keys()):
-        what = f"a dict of {', '.join(found)}" if isinstance(found, dict) else type(found).__name__
-        raise TypeError(
-            f"a teacher must return a dict with the tensors pseudo_label and kept, not {what}"
-        )
-    return found
-
-
-def _called(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", "the loss")
-
-
-def _longer(batch: Batch, padding: Batch) -> Batch:
-    """Return a batch [1, B] twice as long, by inputs that its mask leaves out."""
-    strong = None
-    if batch.strong is not None and padding.strong is not None:
-        strong = torch.cat([batch.strong, padding.strong], 1)
-    return Batch(
-        torch.cat([batch.x, padding.x], 1),
-        torch.cat([batch.y, batch.y], 1),  # a client may have no number for other labels
-        torch.cat([batch.mask, torch.zeros_like(batch.mask)], 1),
-        strong,
-    )
-
-
-def _is_near(
-    one: tuple[Tensor, dict[str, Tensor]],
-    other: tuple[Tensor, dict[str, Tensor]],
-    share: float,
-    least: float = 0.0,
-) -> bool:
-    """Tell whether two steps are the same but for a share; gradients below `least` are noise."""
-    (gradient, numbers), (of_other, others) = one, other
-    length = gradient.norm()
-    if length.isfinite() and not (gradient - of_other).norm() <= share * length + least:
-        return False
-    return all(
-        torch.allclose(number, others[name], rtol=share, atol=1e-6, equal_nan=True)
-        for name, number in numbers.items()
-    )
-
-
 def _known(function: Callable[..., Any] | None) -> Hashable:
     """Return what stands for a function among the forms, without keeping alive what it holds."""
     # A bound method is made anew each time it is looked up: it is known by what it is bound to.
@@ -550,13 +351,3 @@ def _audit(names: tuple[str, ...], groups: Tensor, *tensors: Tensor) -> Outputs:
     """Call `audit` with targets of these names."""
     *targets, truth, mask = tensors
     return audit(groups, dict(zip(names, targets, strict=True)), truth, mask)
-
-
-def _batch(padded: bool, x: Tensor, y: Tensor, mask: Tensor, strong: Tensor | None = None) -> Batch:
-    return Batch(x, y, mask, strong, padded)
-
-
-def _masks(batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
-    """Return the inputs of batches, each with the mask of its examples."""
-    views = ((one.mask, view) for one in batches for view in (one.x, one.strong))
-    return [(view, mask) for mask, view in views if view is not None]

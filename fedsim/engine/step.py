@@ -1,0 +1,209 @@
+"""What a step of SGD computes: a loss, its gradient and the step down it, or a teacher's targets.
+
+All of it is a function of flat tensors: the weights, what is given, the velocity, a learning rate,
+a teacher's targets and the batches, one after the other. ``vmap`` takes no None, which a batch
+without strong views has, and looking through nested ones would take longer than a step of a small
+model.
+
+Shapes: K clients side by side, B examples in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fedsim.engine.graph import Outputs
+from fedsim.engine.training import LocalTraining
+from fedsim.engine.update import Batch, Targets
+from fedsim.models.net import Net
+
+
+class How(NamedTuple):
+    """What a loss or a teacher is called with, besides numbers."""
+
+    targets: tuple[str, ...]
+    """The names of what a teacher has said."""
+    widths: tuple[int, ...]
+    """The numbers of tensors of the batches."""
+    padded: bool
+    descends: bool
+    """Whether it is a loss, and a step down its gradient follows."""
+    partly: bool = False
+    """Whether those rows alone take the step to whom the teacher's targets give a reason."""
+
+
+def laid_out(
+    batches: list[Batch], targets: Targets, descends: bool, partly: bool = False
+) -> tuple[How, list[Tensor]]:
+    """Return how a call is laid out, and the tensors of its batches, one after the other."""
+    fields = [one for batch in batches for one in batch[:4] if isinstance(one, Tensor)]
+    widths = tuple(3 + (one.strong is not None) for one in batches)
+    return How(tuple(targets), widths, batches[0].padded, descends, partly), fields
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Computation:
+    """The arithmetic of a pass's steps.
+
+    Attributes
+    ----------
+    net : Net
+        The model; of a stack the one that is made for clients side by side.
+    training : LocalTraining
+        How to train.
+    names : tuple of tuple of str
+        Those of the weights, and of each thing that is given.
+    trained, moving : tuple of int
+        Places of the weights that are trained, and of all that a step changes.
+    velocities : int
+        How many arrays the velocity has.
+    has_rate : bool
+        Whether the pass has a learning rate of its own.
+    stacked : bool
+        Whether tensors are those of clients side by side.
+    device : torch.device
+        Where they are.
+    """
+
+    net: Net
+    training: LocalTraining
+    names: tuple[tuple[str, ...], ...]
+    trained: tuple[int, ...]
+    moving: tuple[int, ...]
+    velocities: int
+    has_rate: bool
+    stacked: bool
+    device: torch.device
+
+    @property
+    def num_arrays(self) -> int:
+        """How many of the flat tensors are weights or given."""
+        return sum(map(len, self.names))
+
+    @property
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.training.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def compute(self, function: Callable[..., Any], how: How, *tensors: Tensor) -> Outputs:
+        """Return a teacher's targets; or a loss and its counts, after a step down its gradient."""
+        found = iter(tensors)
+        arrays, velocity, rate, rest = (
+            tuple(islice(found, count))
+            for count in (self.num_arrays, self.velocities, self.has_rate, len(tensors))
+        )
+        if not how.descends:
+            return self.targets(function, how, arrays, rest)
+        moving = [arrays[place] for place in self.moving]
+        before = [tensor.clone() for tensor in (*moving, *velocity)] if how.partly else []
+        loss, counts, gradient = self.slope(function, how, arrays, rest)
+        # A count may be a weight itself, which is going to change.
+        places = {tensor.untyped_storage().data_ptr() for tensor in arrays} if counts else set()
+        made = {"loss of": loss.detach()}
+        for name, count in counts.items():
+            is_weight = count.untyped_storage().data_ptr() in places
+            made[name] = count.detach().clone() if is_weight else count.detach()
+        with torch.no_grad():
+            leaves = [arrays[place] for place in self.trained]
+            lr = rate[0] if rate else self.training.lr
+            self.training.descend(leaves, list(gradient), list(velocity), lr)
+            if how.partly:
+                go = goes(rest[how.targets.index("step")])
+                for tensor, was in zip((*moving, *velocity), before, strict=True):
+                    tensor.copy_(torch.where(go.view(-1, *(1,) * (was.dim() - 1)), tensor, was))
+        return made
+
+    def targets(
+        self,
+        teacher: Callable[..., Any],
+        how: How,
+        arrays: Sequence[Tensor],
+        fields: Sequence[Tensor],
+    ) -> Outputs:
+        """Return what a teacher says."""
+        with torch.no_grad(), self._precision:
+            found: Outputs = self._of_all(teacher, how)(*arrays, *fields)
+        return found
+
+    def slope(
+        self,
+        function: Callable[..., Any],
+        how: How,
+        arrays: Sequence[Tensor],
+        rest: Sequence[Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
+        """Return a loss, its counts, and its gradient in what is trained of ``arrays``."""
+        free = list(arrays)
+        for place in self.trained:
+            free[place] = arrays[place].detach().requires_grad_()
+        leaves = [free[place] for place in self.trained]
+        with self._precision:
+            loss, counts = self._of_all(function, how)(*free, *rest)
+            # The clients' losses don't touch each other: their gradients come in one go. In this
+            # thread, in which a tape will do the same: the libraries' plans are a thread's own.
+            with torch.autograd.set_multithreading_enabled(False):
+                gradient = torch.autograd.grad(
+                    loss, leaves, torch.ones_like(loss), materialize_grads=True
+                )
+        return loss, counts, gradient
+
+    def _of_all(self, function: Callable[..., Any], how: How) -> Callable[..., Any]:
+        """Return a loss or a teacher as a function of flat tensors, of all rows of a stack."""
+
+        def of_one(*tensors: Tensor) -> Any:
+            found = iter(tensors)
+            names = (*self.names, how.targets)
+            w, *given, of_teacher = ({name: next(found) for name in one} for one in names)
+            kinds = tuple(_batch(how.padded, *islice(found, width)) for width in how.widths)
+            batch = kinds if len(kinds) > 1 else kinds[0]
+            with self.net.padding.of(_masks(kinds)):
+                of_teachers = (of_teacher,) if how.targets else ()
+                made = function(self.net, w, batch, *of_teachers, *given)
+            return _checked_loss(made) if how.descends else _checked_targets(made)
+
+        return vmap(of_one) if self.stacked else of_one
+
+
+def goes(step: Tensor) -> Tensor:
+    """Tell which rows take a step, from a teacher's target ``step`` [..., B]."""
+    return (step != 0).any(-1)
+
+
+def _checked_loss(found: Any) -> Any:
+    """Return what a loss has returned, if it is what it should be."""
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise TypeError("a loss must return (loss, counts): a scalar, and a dict of scalars")
+    for name, value in (("the loss", found[0]), *found[1].items()):
+        if not (isinstance(value, Tensor) and value.dim() == 0):
+            what = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"a loss must return scalar tensors, but {name} is {what}")
+    return found
+
+
+def _checked_targets(found: Any) -> Any:
+    """Return what a teacher has returned, if it is what it should be."""
+    if not (isinstance(found, dict) and {"pseudo_label", "kept"} <= found.keys()):
+        what = f"a dict of {', '.join(found)}" if isinstance(found, dict) else type(found).__name__
+        raise TypeError(
+            f"a teacher must return a dict with the tensors pseudo_label and kept, not {what}"
+        )
+    return found
+
+
+def _batch(padded: bool, x: Tensor, y: Tensor, mask: Tensor, strong: Tensor | None = None) -> Batch:
+    return Batch(x, y, mask, strong, padded)
+
+
+def _masks(batches: Iterable[Batch]) -> list[tuple[Tensor, Tensor]]:
+    """Return the inputs of batches, each with the mask of its examples."""
+    views = ((one.mask, view) for one in batches for view in (one.x, one.strong))
+    return [(view, mask) for mask, view in views if view is not None]
