@@ -6,6 +6,7 @@ Shapes: N rows of a split, D numbers of a row, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal
@@ -155,26 +156,37 @@ def clients(splits: Splits, column: str) -> dict[str, NDArray[np.int64]]:
 
 def _names(splits: Splits, column: str, what: str) -> Iterator[tuple[str, Part, list[Any]]]:
     """Yield a column of whole numbers or text, of which it may have one in all files, or nulls."""
-    first: Part | None = None
+    first: tuple[Part, Any] | None = None
     for split, parts in splits.items():
         for part in parts:
-            column_type = part.table.schema.field(column).type
-            if pa.types.is_null(column_type):
+            values = _whole(part.table.column(column))
+            if values.null_count == len(part.rows):  # of any type, for nothing tells which
                 yield split, part, [None] * len(part.rows)
                 continue
+            column_type = values.type
             if kind(column_type) not in ("text", "whole"):
                 raise DataError(
                     f"{part.name}: {part.place}column {column!r} is {column_type}; {what} must be"
                     " whole numbers or text"
                 )
-            first = first or part
-            first_type = first.table.schema.field(column).type
-            if kind(column_type) != kind(first_type):
+            first = first or (part, column_type)
+            if kind(column_type) != kind(first[1]):
                 raise DataError(
                     f"{part.name}: {part.place}column {column!r} is {column_type}, but"
-                    f" {first.place}{first_type}"
+                    f" {first[0].place}{first[1]}"
                 )
-            yield split, part, part.table.column(column).to_pylist()
+            yield split, part, values.to_pylist()
+
+
+def _whole(values: Any) -> Any:
+    """Return a column of floating-point numbers as whole ones, if all are.
+
+    Of whole numbers of which some are missing pandas makes such.
+    """
+    if pa.types.is_floating(values.type):
+        with suppress(pa.ArrowInvalid):
+            return values.cast(pa.int64())
+    return values
 
 
 def vectors(splits: Splits, column: str) -> dict[str, NDArray[np.float32]]:

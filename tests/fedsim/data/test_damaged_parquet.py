@@ -206,7 +206,7 @@ class TestColumnsFailure:
                 " train.parquet: image (binary)",
             ),
             (
-                {"label": ([0.0, 1.0, 2.0], [0, 1])},
+                {"label": ([0.0, 1.5, 2.0], [0, 1])},
                 {},
                 "train.parquet: column 'label' is double; labels must be whole numbers or text",
             ),

@@ -226,6 +226,7 @@ class TestLabels:
         [
             (([2, None, 0], [1, 0]), [2, -1, 0]),
             (([2, -1, None], [1, 0]), [2, -1, -1]),
+            (([2.0, None, 0.0], [1.0, 0.0]), [2, -1, 0]),  # as pandas writes them
             ((["cat", None, None], ["ape", "dog"]), [1, -1, -1]),
         ],
     )
@@ -234,9 +235,11 @@ class TestLabels:
         assert source.y_train.tolist() == expected
         assert source.num_classes == 3
 
-    def test_a_file_may_have_none(self, tmp_path):
+    @pytest.mark.parametrize("kind", [pa.null(), pa.string(), pa.float64()])
+    def test_a_file_may_have_none(self, tmp_path, kind):
         place = write(tmp_path, label=(["cat", "ape", "cat"], ["ape", "cat"]))
-        without = pa.table({"age": [7], "height": [0.5], "label": pa.nulls(1)})
+        nothing = pa.nulls(1, kind)
+        without = pa.table({"age": [7], "height": [0.5], "label": nothing})
         pq.write_table(without, tmp_path / "train-0.parquet")
         source = parquet(place)
         assert source.y_train.tolist() == [-1, 1, 0, 1]
