@@ -14,6 +14,7 @@ import pandas as pd
 
 from experiments.studies.runs import Figures, run_missing, spread, study_parser
 from fedsim import Result
+from fedsim.metrics import GROUPS
 
 METHODS: dict[str, list[str]] = {
     "FedAvg, labelled part only": ["method.name=fedavg"],
@@ -56,7 +57,8 @@ def last_round(result: Result) -> Figures:
     }
     counts = result.training[result.training["round"] == last["round"]].sum()
     if counts.get("pseudo_kept", 0):
-        figures["pseudo_accuracy"] = 100 * counts["pseudo_correct"] / counts["pseudo_kept"]
+        checked = sum(counts[f"pseudo_kept_{group}"] for group in GROUPS)  # their truth is known
+        figures["pseudo_accuracy"] = 100 * counts["pseudo_correct"] / checked
         figures["kept"] = 100 * counts["pseudo_kept"] / counts["pseudo_seen"]
         figures["local"] = 100 * counts.get("pseudo_local", float("nan")) / counts["pseudo_kept"]
     return figures

@@ -120,14 +120,14 @@ def labels(splits: Splits, column: str) -> tuple[dict[str, NDArray[np.int64]], i
     for split, part, found in _names(splits, column, "labels"):
         training = split == "train"
         if not training:
-            check_nulls(part, column, part.table.column(column))
-        for row, value in enumerate(found):
+            check_nulls(part, column, found)
+        for row, value in enumerate(found.to_pylist()):
             least = UNKNOWN if training else 0
             if isinstance(value, int) and not least <= value < MAX_CLASSES:
                 unless = f", or null or {UNKNOWN} where unknown" if training else ""
                 problem = f"labels must be text, or 0..C-1, C at most {MAX_CLASSES}{unless}"
                 raise part.error(column, row, f"is {value}; {problem}")
-        values[split] += found
+            values[split].append(value)
     known = {value for part in values.values() for value in part if value is not None}
     if any(isinstance(value, str) for value in known):
         number, num_classes = {name: place for place, name in enumerate(sorted(known))}, len(known)
@@ -148,20 +148,20 @@ def clients(splits: Splits, column: str) -> dict[str, NDArray[np.int64]]:
     have = {s: parts for s, parts in splits.items() if column in parts[0].table.column_names}
     values: dict[str, list[Any]] = {split: [] for split in have}
     for split, part, found in _names(have, column, "clients"):
-        check_nulls(part, column, part.table.column(column))
-        values[split] += found
+        check_nulls(part, column, found)
+        values[split] += found.to_pylist()
     among = sorted({value for part in values.values() for value in part})
     return {split: numbered(part, among) for split, part in values.items()}
 
 
-def _names(splits: Splits, column: str, what: str) -> Iterator[tuple[str, Part, list[Any]]]:
+def _names(splits: Splits, column: str, what: str) -> Iterator[tuple[str, Part, Any]]:
     """Yield a column of whole numbers or text, of which it may have one in all files, or nulls."""
     first: tuple[Part, Any] | None = None
     for split, parts in splits.items():
         for part in parts:
-            values = _whole(part.table.column(column))
+            values = _names_or_nulls(part.table.column(column))
             if values.null_count == len(part.rows):  # of any type, for nothing tells which
-                yield split, part, [None] * len(part.rows)
+                yield split, part, values
                 continue
             column_type = values.type
             if kind(column_type) not in ("text", "whole"):
@@ -175,17 +175,20 @@ def _names(splits: Splits, column: str, what: str) -> Iterator[tuple[str, Part, 
                     f"{part.name}: {part.place}column {column!r} is {column_type}, but"
                     f" {first[0].place}{first[1]}"
                 )
-            yield split, part, values.to_pylist()
+            yield split, part, values
 
 
-def _whole(values: Any) -> Any:
-    """Return a column of floating-point numbers as whole ones, if all are.
+def _names_or_nulls(values: Any) -> Any:
+    """Return a column with nulls for NaN and empty texts, and whole numbers if all are whole.
 
-    Of whole numbers of which some are missing pandas makes such.
+    Of whole numbers of which some are missing pandas makes floating-point ones.
     """
+    if kind(values.type) == "text":
+        text = values.cast(pa.string())
+        return pc.if_else(pc.equal(text, ""), None, text)
     if pa.types.is_floating(values.type):
         with suppress(pa.ArrowInvalid):
-            return values.cast(pa.int64())
+            return pc.if_else(pc.is_nan(values), None, values).cast(pa.int64())
     return values
 
 

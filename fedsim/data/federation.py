@@ -225,8 +225,8 @@ def federate(
     Warns
     -----
     UserWarning
-        Once if clients had to be filled up, once if any has no local test example, and once if
-        examples are given to nobody.
+        Once if clients had to be filled up, once if any has no local test example, once if
+        examples are given to nobody, and once if some labels are unknown and a class has no other.
 
     Examples
     --------
@@ -281,6 +281,15 @@ def federate(
     if not known.any():
         raise DataError(
             f"partition {_name_of(partition)} deals out no example whose label is known"
+        )
+    lacking = np.flatnonzero(np.bincount(y[known], minlength=source.num_classes) == 0)
+    if len(lacking) and not known.all():
+        warnings.warn(
+            f"{source.name} has no training example that is known to be of class {lacking[0]};"
+            f" {(~known).sum()} of {len(y)} training examples have {UNKNOWN} for a label, which"
+            " means that nobody knows it",
+            UserWarning,
+            stacklevel=2,
         )
     rng = generator(seed, "labels")
     order, train_offsets = labelled_first(owner, y, num_clients, label_each_class, rng)

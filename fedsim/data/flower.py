@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedsim import registry
+from fedsim.data.partition import by_class
 from fedsim.data.segments import Ints
 from fedsim.errors import DataError, own_part
 
@@ -19,9 +20,10 @@ from fedsim.errors import DataError, own_part
 def as_partition(partitioner: Any) -> Callable[..., Ints]:
     """Return a partition that deals the examples out as one of Flower's partitioners does.
 
-    It gets columns ``label`` and, where the source has groups, ``group``; ``partition_by`` is
-    ``group`` for partitioners by a natural id, else ``label``. ``num_partitions`` is the number of
-    clients, the seed comes from the experiment's; all else are settings.
+    It gets columns ``label`` and, where the source has groups, ``group``, of the examples of known
+    label only, unless it goes by natural ids (the others follow in proportion); ``partition_by``
+    is ``group`` for partitioners by a natural id, else ``label``. ``num_partitions`` is the number
+    of clients, the seed comes from the experiment's; all else are settings.
 
     Parameters
     ----------
@@ -36,13 +38,13 @@ def as_partition(partitioner: Any) -> Callable[..., Ints]:
         examples.
     """
     name = partitioner.__name__
+    natural = any("NaturalId" in base.__name__ for base in inspect.getmro(partitioner))
 
     def partition(
         y: Ints, group: Ints | None, num_clients: int, rng: np.random.Generator, **options: Any
     ) -> Ints:
         from datasets import Dataset
 
-        natural = any("NaturalId" in base.__name__ for base in inspect.getmro(partitioner))
         if natural and group is None:
             raise DataError(
                 f"clients.partition {name}: the source has no groups of examples; choose another"
@@ -80,4 +82,4 @@ def as_partition(partitioner: Any) -> Callable[..., Ints]:
         return owner
 
     partition.__name__ = name
-    return partition
+    return partition if natural else by_class(partition)

@@ -21,6 +21,7 @@ _CLUTTER = ("thumbs.db", "desktop.ini")
 
 _CLIENTS = "clients.csv"
 _UNLABELLED = "unlabelled"
+_MEANT = (_UNLABELLED, "unlabeled")
 
 
 def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = False) -> Source:
@@ -102,11 +103,27 @@ def _list(name: str, root: Path) -> tuple[dict[str, list[PurePosixPath]], list[s
     empty = sorted(folders - classes)
     if empty:
         raise DataError(f"{name}: the class {empty[0]!r} has no images; remove its folder")
-    if find_folder(name, root / "unlabeled") is not None:
-        raise DataError(f"{name}: the folder unlabeled must be called {_UNLABELLED}")
+    _check_spelling(name, root, classes)
     if find_folder(name, root / _UNLABELLED) is not None:
         files["train"] += _read_split(name, root, _UNLABELLED)[0]
     return files, sorted(classes)
+
+
+def _check_spelling(name: str, root: Path, classes: set[str]) -> None:
+    """Raise DataError if unlabelled images are where they would be left out, or be a class."""
+    try:
+        others = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
+    except OSError as error:
+        raise DataError(f"{name}: can't read the folder: {first_line(error)}") from error
+    for other in others:
+        if other != _UNLABELLED and other.lower() in _MEANT:
+            raise DataError(f"{name}: the folder {other} must be called {_UNLABELLED}")
+    for label in sorted(classes):
+        if label.lower() in _MEANT:
+            raise DataError(
+                f"{name}: {label} is a class; unlabelled images must be in the folder"
+                f" {_UNLABELLED} beside train and test"
+            )
 
 
 def _read_split(name: str, root: Path, split: str) -> tuple[list[PurePosixPath], set[str]]:

@@ -55,7 +55,8 @@ class File:
     def check_has(self, column: str) -> None:
         """Raise DataError if the file has no such column."""
         if column not in self.types:
-            have = ", ".join(self.types) or "none"
+            have = ", ".join([*self.types][:20]) or "none"
+            have += ", ..." if len(self.types) > 20 else ""
             raise DataError(
                 f"{self.name}: {self.place}has no column {column!r}; its columns are {have}"
             )

@@ -36,7 +36,7 @@ from fedsim.data.segments import Ints, sort_by
 from fedsim.errors import DataError
 
 
-def _by_class(partition: Callable[..., Ints]) -> Callable[..., Ints]:
+def by_class(partition: Callable[..., Ints]) -> Callable[..., Ints]:
     """Let a partition deal out the examples of known label; the others follow in proportion."""
 
     @wraps(partition)
@@ -48,8 +48,9 @@ def _by_class(partition: Callable[..., Ints]) -> Callable[..., Ints]:
         owner = np.empty(len(y), np.int64)
         owner[known] = partition(y[known], of_known, num_clients, rng, **options)
         if not known.all():
-            held = np.bincount(owner[known], minlength=num_clients)
-            owner[~known] = _deal(len(y) - int(held.sum()), held.astype(np.float64), rng)
+            given = owner[known]
+            held = np.bincount(given[given >= 0], minlength=num_clients).astype(np.float64)
+            owner[~known] = _deal(int((~known).sum()), held, rng) if held.any() else -1
         return owner
 
     return deal
@@ -83,7 +84,7 @@ def iid(y: Ints, group: Ints | None, num_clients: int, rng: np.random.Generator)
     return rng.permutation(np.arange(len(y)) % num_clients)
 
 
-@_by_class
+@by_class
 def dirichlet(
     y: Ints,
     group: Ints | None,
@@ -129,7 +130,7 @@ def dirichlet(
     return owner
 
 
-@_by_class
+@by_class
 def client_dirichlet(
     y: Ints,
     group: Ints | None,
@@ -181,7 +182,7 @@ def client_dirichlet(
     return owner
 
 
-@_by_class
+@by_class
 def shards(
     y: Ints,
     group: Ints | None,
@@ -225,7 +226,7 @@ def shards(
     if num_shards > num_examples:
         raise DataError(
             f"clients.shards_per_client = {shards_per_client}: {num_clients} clients would need"
-            f" {num_shards} shards, but there are {num_examples} examples; lower it or"
+            f" {num_shards} shards, but {num_examples} examples have a label; lower it or"
             " clients.count"
         )
     shuffled = rng.permutation(num_examples)

@@ -156,6 +156,7 @@ class LocalTrainer:
         self._generators = Generators(seed, round=0, clients=())
         self.most: int | None = None
         """How many clients to train side by side at most, once more of them have not fitted."""
+        self._together = 0
         self.clock = Clock()
         """Where the time of the updates goes; the owner reads it and starts it anew."""
         self.loader = Loader(
@@ -236,6 +237,7 @@ class LocalTrainer:
             What each client sends and keeps, and how good its pseudo-labels were, which neither
             client nor server can know (`fedsim.engine.tally.audit`); or why it failed.
         """
+        self._together = len(clients)
         # Each has a dict of its own; the tensors in it are everybody's.
         runs = [_Run(client.id, self._update(method, dict(w), client)) for client in clients]
         if runs:
@@ -291,7 +293,9 @@ class LocalTrainer:
         failure.__traceback__ = failure.__context__ = None
         if isinstance(failure, torch.OutOfMemoryError):
             warnings.warn(f"{len(group)} clients don't fit side by side: in halves", stacklevel=2)
-            half = self.most = len(group) // 2
+            half = len(group) // 2
+            # They need not be all whose arrays are here.
+            self.most = max(half, (self.most or self._together) // 2)
             self._answer(group[:half], purpose, round)
             self._answer(group[half:], purpose, round)
             return

@@ -143,7 +143,7 @@ def bubbles(counts: Counts, title: str) -> Figure:
     for c in range(rows):
         main.axhline(c, color=_style.GRID, linewidth=0.5, zorder=0)
     total = counts.labelled + counts.unlabelled
-    largest = int(total.max())
+    largest = int(_largest(total, counts.known))
     held = total > 0
     where = np.column_stack([counts.client, counts.row])[held]
     outer = _diameter(total[held], largest)
@@ -174,7 +174,7 @@ def bubbles(counts: Counts, title: str) -> Figure:
             ax.yaxis.label.set_fontsize(8)
 
     key = axes(0.15, 0.1, width - 0.3, legend)
-    _size_legend(key, cell, largest, width - 0.3, legend)
+    _size_legend(key, cell, largest, bool(total.max() > largest), width - 0.3, legend)
     return fig
 
 
@@ -188,7 +188,8 @@ def heat_maps(counts: Counts, title: str) -> Figure:
         if values.any()
     }
     positive = np.concatenate([image[image > 0] for image in panels.values()])
-    low, high = float(positive.min()), float(positive.max())
+    low = float(positive.min())
+    high = max(_largest(image, slice(counts.num_classes)) for image in panels.values())
     # Four powers of ten are all that the eye tells apart; rarer than that is drawn as rarest.
     norm = LogNorm(max(low, high / 1e4), high if high > low else 10 * low)
 
@@ -217,9 +218,12 @@ def heat_maps(counts: Counts, title: str) -> Figure:
         ax.yaxis.set_major_locator(_style.whole_numbers(20))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda row, _: counts.row_name(row)))
     heat_axes[0].set_ylabel("Class")
-    bar = fig.colorbar(shown, ax=heat_axes, location="bottom", aspect=50, pad=0.03)
+    beyond = "max" if positive.max() > high else "neither"
+    bar = fig.colorbar(shown, ax=heat_axes, location="bottom", aspect=50, pad=0.03, extend=beyond)
     bar.outline.set_visible(False)
     bar.formatter = FuncFormatter(lambda value, _: f"{value:,g}")
+    if high < 10 * low:  # with a power of ten or none between them
+        bar.minorformatter = bar.formatter
     per_bin = "" if bins.max() + 1 == counts.num_clients else ", mean over neighbouring clients"
     bar.set_label(f"Examples per client and class{per_bin} (white: none)")
 
@@ -244,9 +248,17 @@ def heat_maps(counts: Counts, title: str) -> Figure:
     return fig
 
 
+def _largest(values: Ints | Floats, known: slice | npt.NDArray[np.bool_]) -> float:
+    """Return the largest value, of the known classes if they have any.
+
+    Examples of unknown class are often so many that beside them no other could be seen.
+    """
+    return float(values[known].max(initial=0) or values.max())
+
+
 def _diameter(values: npt.ArrayLike, largest: int) -> Floats:
-    """Return diameters, in cells, of circles with area proportional to values > 0."""
-    share = np.asarray(values, dtype=np.float64) / largest
+    """Return diameters, in cells, of circles with area proportional to values in (0, largest]."""
+    share = np.minimum(np.asarray(values, dtype=np.float64) / largest, 1.0)
     return np.maximum(_WIDEST * np.sqrt(share), _SMALLEST)
 
 
@@ -268,7 +280,9 @@ def _circles(ax: Axes, where: npt.ArrayLike, diameter: npt.ArrayLike, colour: st
     )
 
 
-def _size_legend(ax: Axes, cell: float, largest: int, width: float, height: float) -> None:
+def _size_legend(
+    ax: Axes, cell: float, largest: int, and_more: bool, width: float, height: float
+) -> None:
     """Draw what a circle's size and its two colours mean, in a row, at the scale of the cells."""
     ax.set_xlim(0, width / cell)
     ax.set_ylim(-height / cell / 2, height / cell / 2)
@@ -295,7 +309,7 @@ def _size_legend(ax: Axes, cell: float, largest: int, width: float, height: floa
     if largest >= 5:
         middle = _round_down(largest // 5)
         entry(f"{middle:,}", float(_diameter(middle, largest)), _style.UNLABELLED)
-    entry(f"{largest:,}", _WIDEST, _style.UNLABELLED)
+    entry(f"≥ {largest:,}" if and_more else f"{largest:,}", _WIDEST, _style.UNLABELLED)
     x += 0.15
     entry("labelled", 0.14 / cell, _style.LABELLED)
     entry("unlabelled", 0.14 / cell, _style.UNLABELLED)
@@ -320,13 +334,16 @@ def _stacked(ax: Axes, labelled: Floats, unlabelled: Floats) -> None:
 def _class_totals(ax: Axes, counts: Counts, *, named: bool) -> None:
     """Draw the totals of the classes as lying bars; ``named`` writes them at the bars' ends."""
     labelled, unlabelled = counts.by_row(counts.labelled), counts.by_row(counts.unlabelled)
+    totals = [f"{value:,.0f}" for value in labelled + unlabelled]
+    most = 1.2 * _largest(labelled + unlabelled, slice(counts.num_classes))
+    if unlabelled[-1] > most:  # of unknown class
+        unlabelled[-1], totals[-1] = most, f"⋯ {totals[-1]}"
     y = np.arange(counts.num_rows)
     height = 0.72 if named else 1.0
     ax.barh(y, labelled, height=height, color=_style.LABELLED)
     bars = ax.barh(y, unlabelled, height=height, left=labelled, color=_style.UNLABELLED)
     ax.set_yticks([])
     if named:
-        totals = [f"{value:,.0f}" for value in labelled + unlabelled]
         ax.bar_label(bars, totals, padding=3, fontsize=8, color=_style.MUTED)
         # Room for the number at the end of the longest bar, whatever its length.
         ax.set_xlim(0, 1.55 * (labelled + unlabelled).max())

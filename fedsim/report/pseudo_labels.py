@@ -117,6 +117,9 @@ def pseudo_labels(training: pd.DataFrame, title: str) -> Figure:
     count = len(rounds)
     window = max(5, 2 * (count // 40) + 1) if count > _PLAIN_ROUNDS else 1
     note = "Kept pseudo-labels against the hidden true labels, all clients of a round together."
+    checked = training[[f"pseudo_kept_{g}" for g in GROUPS]].sum().sum()
+    if (share := checked / max(training["pseudo_kept"].sum(), 1)) < 1 and checked:
+        note += f" The true label is known of {100 * share:.0f} %."
     if window > 1:
         note += f" Light: each round. Full colour: centred mean over {window} rounds."
     with mpl.rc_context(_style.STYLE):

@@ -106,6 +106,18 @@ def test_a_partitioner_by_natural_ids_gets_the_groups():
         assert deal(partitioner, group=np.array([2, 2, 1, 1, 0, 0])) == [2, 2, 1, 1, 0, 0]
 
 
+def test_examples_of_unknown_label_follow_the_others():
+    y = np.append(Y, [-1] * 4)
+    rng = np.random.default_rng(0)
+    owner = as_partition(ByLabel)(y, None, 3, rng, wanted="some")
+    assert owner[:6].tolist() == [-1, 1, 2, 0, 1, 2]
+    found = np.bincount(owner[6:], minlength=3)
+    assert (np.abs(found - 4 * np.array([1, 2, 2]) / 5) < 1).all()
+    assert found.sum() == 4
+    natural = as_partition(ByNaturalId)(y, np.array([2, 2, 1, 1, 0, 0, 0, 1, 2, 2]), 3, rng)
+    assert natural.tolist() == [2, 2, 1, 1, 0, 0, 0, 1, 2, 2]
+
+
 def test_the_seed_is_the_experiments_own():
     seeds = []
 

@@ -261,9 +261,17 @@ class TestFolderFailure:
         save(root, "test/z.png", X[PATHS[0]])
         assert message(root) == "test/z.png is in no class's folder; must be test/CLASS/z.png"
 
-    def test_another_spelling(self, root):
-        save(root, "unlabeled/a.png", X[PATHS[0]])
-        assert message(root) == "the folder unlabeled must be called unlabelled"
+    @pytest.mark.parametrize("spelt", ["unlabeled", "Unlabelled"])
+    def test_another_spelling(self, root, spelt):
+        save(root, f"{spelt}/a.png", X[PATHS[0]])
+        assert message(root) == f"the folder {spelt} must be called unlabelled"
+
+    def test_unlabelled_images_among_the_classes(self, root):
+        save(root, "train/unlabelled/a.png", X[PATHS[0]])
+        assert message(root) == (
+            "unlabelled is a class; unlabelled images must be in the folder unlabelled beside"
+            " train and test"
+        )
 
     def test_a_class_without_images(self, root):
         (root / "train/old").mkdir()

@@ -229,7 +229,7 @@ class TestShardsFailure:
             partition.shards(mixed([5, 5]), None, 2, rng(), shards_per_client=count)
 
     def test_more_shards_than_examples(self):
-        with pytest.raises(DataError, match="4 clients would need 12 shards, but there are 10"):
+        with pytest.raises(DataError, match="4 clients would need 12 shards, but 10 examples have"):
             partition.shards(mixed([5, 5]), None, 4, rng(), shards_per_client=3)
 
 

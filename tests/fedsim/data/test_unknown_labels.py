@@ -21,7 +21,7 @@ from fedsim.engine.training import LocalTraining
 from fedsim.errors import DataError
 from fedsim.models import Net
 from fedsim.models.small import cnn
-from tests.fedsim.data.test_federation import content, owned_by, quietly, toy
+from tests.fedsim.data.test_federation import owned_by, quietly, toy
 
 
 def forgetting(source, where):
@@ -87,11 +87,12 @@ class TestFederate:
         sizes = [len(federation.test(client)) for client in range(4)]
         assert sizes == [len(alone.test(client)) for client in range(4)]
 
-    def test_without_unknown_labels_nothing_changes(self):
-        options = {"num_clients": 6, "partition": partition.dirichlet, "labelled": 0.3}
-        assert content(quietly(unknown_of(toy(), 0), **options)) == content(
-            quietly(toy(), **options)
-        )
+    def test_a_class_of_which_no_example_is_known_is_told(self):
+        """Labels may be -1 and 1 by mistake."""
+        source = toy()
+        source = forgetting(source, source.y_train == 2)
+        with pytest.warns(UserWarning, match="toy has no training example that is known to be of"):
+            federate(source, num_clients=2, partition=partition.iid)
 
     def test_the_table_has_them_as_class_minus_one(self):
         source = forgetting(toy(num_train=8, num_classes=2), [0, 5])

@@ -145,6 +145,20 @@ class TestUnknownClasses:
             " known)" in texts(fig)
         )
 
+    def test_however_many_they_are_the_others_can_be_seen(self):
+        frame = pd.concat([SMALL, partition_frame([(0, -1, 0, 5000)])])
+        fig = class_counts(frame, 3, 2, "run")
+        main, right, _, key = fig.axes
+        every = circles(main)[_style.UNLABELLED]
+        assert every[0, 2] == every[0, 0] == max(every.values())
+        assert "≥ 100" in [t.get_text() for t in key.texts]
+        assert "⋯ 5,000" in texts(fig)
+        widths = [bar.get_width() for bar in right.patches]
+        assert widths == pytest.approx([25, 4, 0, 91, 0, 1.2 * 116])
+        more = partition_frame([(client, -1, 0, 9000) for client in range(1000)])
+        fig = class_counts(pd.concat([many_clients(), more]), 1000, 5, "run")
+        assert {ax.images[0].get_clim() for ax in fig.axes[:2]} == {(1.0, 8.0)}
+
     def test_a_row_of_a_heat_map(self):
         fig = class_counts(unknown_too(many_clients()), 1000, 5, "run")
         _, unlabelled = (ax.images[0].get_array() for ax in fig.axes[:2])
@@ -152,6 +166,12 @@ class TestUnknownClasses:
         assert unlabelled[5].sum() == pytest.approx(9 / 5)  # a column is the mean over 5 clients
         held = next(ax for ax in fig.axes if ax.get_xlabel() == "Classes of a client")
         assert held.patches[0].get_data().values.tolist() == [0, 200, 800]
+        # The most frequent class of a client is one that is known.
+        more = pd.DataFrame({"client": range(0, 1000, 2), "class": -1, "labelled": 0})
+        frame = pd.concat([many_clients(), more.assign(unlabelled=99, test=0)])
+        labelled = class_counts(frame, 1000, 5, "run").axes[0].images[0].get_array().filled(0)
+        kind = np.repeat(np.arange(5), 40)
+        np.testing.assert_allclose(labelled[:5], 4.0 * (np.arange(5)[:, None] == kind))
         fig.draw_without_rendering()
         labels = [label.get_text() for label in fig.axes[0].get_yticklabels()]
         assert labels[labels.index("4") + 1 :] in (["?"], ["?", "?"])  # beyond the axis's end

@@ -52,6 +52,8 @@ def test_accuracy_is_that_of_the_labels_whose_truth_is_known():
     counts = row(1, seen=100, head=(30, 27), tail=(10, 3))
     counts["pseudo_kept"] += 20  # of examples whose class nobody knows
     check(by_round(pd.DataFrame([counts])), kept=[0.6], accuracy=[30 / 40], head_accuracy=[0.9])
+    said = " ".join(texts(pseudo_labels(pd.DataFrame([counts]), "run")))
+    assert "true labels, all clients of a round together. The true label is known of 67 %." in said
 
 
 def many_rounds(count):
