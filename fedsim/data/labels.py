@@ -31,7 +31,7 @@ def labelled_counts(
         uniformly.
     unlabelled_clients : float
         Share of the clients, 0..1, that keep no label at all; rounded to the nearest count,
-        chosen at random.
+        chosen at random among all, those included that know none anyway.
     rng : numpy.random.Generator
         Draws the shares and chooses the clients without labels.
 

@@ -180,12 +180,15 @@ def test_a_script_may_define_its_own_client_update(here):
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Mine(LocalSGD):\n"
         "    scale: float = 1.0\n"
+        "def sessions():\n"
+        "    return set(Path('/tmp/ray').glob(f'session_*_{os.getpid()}'))\n"
         "if __name__ == '__main__':\n"
+        "    before = sessions()  # of a killed process that had the same number\n"
         "    method = {'client': '__main__:Mine', 'scale': 2.0}\n"
         "    training = {'rounds': 1}\n"
         "    result = fedsim.simulate(fedsim.Experiment(method=method, training=training))\n"
         "    print(len(result.rounds), result.rounds['failures'].sum())\n"
-        "    print(list(Path('/tmp/ray').glob(f'session_*_{os.getpid()}')))\n"
+        "    print([*sessions() - before])\n"
     )
     done = subprocess.run(
         [sys.executable, "script.py"], cwd=here, capture_output=True, text=True, timeout=120
