@@ -187,9 +187,8 @@ def heat_maps(counts: Counts, title: str) -> Figure:
         for name, values in (("Labelled", counts.labelled), ("Unlabelled", counts.unlabelled))
         if values.any()
     }
-    positive = np.concatenate([image[image > 0] for image in panels.values()])
-    low = float(positive.min())
-    high = max(_largest(image, slice(counts.num_classes)) for image in panels.values())
+    every = np.concatenate(list(panels.values()), axis=1)
+    low, high = float(every[every > 0].min()), _largest(every, slice(counts.num_classes))
     # Four powers of ten are all that the eye tells apart; rarer than that is drawn as rarest.
     norm = LogNorm(max(low, high / 1e4), high if high > low else 10 * low)
 
@@ -218,7 +217,7 @@ def heat_maps(counts: Counts, title: str) -> Figure:
         ax.yaxis.set_major_locator(_style.whole_numbers(20))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda row, _: counts.row_name(row)))
     heat_axes[0].set_ylabel("Class")
-    beyond = "max" if positive.max() > high else "neither"
+    beyond = "max" if every.max() > high else "neither"
     bar = fig.colorbar(shown, ax=heat_axes, location="bottom", aspect=50, pad=0.03, extend=beyond)
     bar.outline.set_visible(False)
     bar.formatter = FuncFormatter(lambda value, _: f"{value:,g}")

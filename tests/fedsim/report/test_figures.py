@@ -158,6 +158,9 @@ class TestUnknownClasses:
         more = partition_frame([(client, -1, 0, 9000) for client in range(1000)])
         fig = class_counts(pd.concat([many_clients(), more]), 1000, 5, "run")
         assert {ax.images[0].get_clim() for ax in fig.axes[:2]} == {(1.0, 8.0)}
+        alone = pd.concat([many_clients().assign(unlabelled=0), more])  # no label is hidden
+        fig = class_counts(alone, 1000, 5, "run")
+        assert {ax.images[0].get_clim() for ax in fig.axes[:2]} == {(4.0, 40.0)}
 
     def test_a_row_of_a_heat_map(self):
         fig = class_counts(unknown_too(many_clients()), 1000, 5, "run")
