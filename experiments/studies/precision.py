@@ -65,8 +65,8 @@ def difference(values: pd.Series[float]) -> str:
     ('+2.00 ± 0.58', '–')
     """
     values = values.dropna()
-    error = values.std() / len(values) ** 0.5
-    return f"{values.mean():+.2f} ± {error:.2f}" if values.any() else "–"
+    error = values.sem()
+    return f"{values.mean():+.2f} ± {error:.2f}" if values.any() else "–"  # type: ignore[str-bytes-safe]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pandas as pd
 
 from experiments.studies.runs import Figures, run_missing, spread, study_parser
 from fedsim import Result
-from fedsim.metrics import GROUPS
+from fedsim.report.pseudo_labels import by_round
 
 METHODS: dict[str, list[str]] = {
     "FedAvg, labelled part only": ["method.name=fedavg"],
@@ -55,12 +55,11 @@ def last_round(result: Result) -> Figures:
         "kept": float("nan"),
         "local": float("nan"),
     }
-    counts = result.training[result.training["round"] == last["round"]].sum()
-    if counts.get("pseudo_kept", 0):
-        checked = sum(counts[f"pseudo_kept_{group}"] for group in GROUPS)  # their truth is known
-        figures["pseudo_accuracy"] = 100 * counts["pseudo_correct"] / checked
-        figures["kept"] = 100 * counts["pseudo_kept"] / counts["pseudo_seen"]
-        figures["local"] = 100 * counts.get("pseudo_local", float("nan")) / counts["pseudo_kept"]
+    shares = by_round(result.training[result.training["round"] == last["round"]])
+    for share in shares[shares["kept"] > 0].to_dict("records"):
+        figures["pseudo_accuracy"] = 100 * share["accuracy"]
+        figures["kept"] = 100 * share["kept"]
+        figures["local"] = 100 * share["local"]
     return figures
 
 

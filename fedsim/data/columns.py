@@ -127,17 +127,11 @@ def labels(splits: Splits, column: str) -> tuple[dict[str, NDArray[np.int64]], i
                 unless = f", or null or {UNKNOWN} where unknown" if training else ""
                 problem = f"labels must be text, or 0..C-1, C at most {MAX_CLASSES}{unless}"
                 raise part.error(column, row, f"is {value}; {problem}")
-            values[split].append(value)
+            values[split].append(None if value == UNKNOWN else value)
     known = {value for part in values.values() for value in part if value is not None}
-    if any(isinstance(value, str) for value in known):
-        number, num_classes = {name: place for place, name in enumerate(sorted(known))}, len(known)
-    else:
-        number, num_classes = {value: value for value in known}, 1 + max(known)
-    number[None] = UNKNOWN
-    return {
-        split: np.array([number[value] for value in part], np.int64)
-        for split, part in values.items()
-    }, num_classes
+    is_text = any(isinstance(value, str) for value in known)
+    classes = sorted(known) if is_text else range(1 + max(known))
+    return {split: numbered(part, classes) for split, part in values.items()}, len(classes)
 
 
 def clients(splits: Splits, column: str) -> dict[str, NDArray[np.int64]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.source import UNKNOWN
 from fedsim.errors import DataError
 
 SPLITS = ("train", "test")
@@ -49,19 +50,20 @@ def numbered(names: Iterable[Any], among: Sequence[Any]) -> NDArray[np.int64]:
     Parameters
     ----------
     names : iterable of hashable [N]
-        What to number.
+        What to number; None is unknown.
     among : sequence [K]
         The distinct names in the order of their numbers.
 
     Returns
     -------
     int64 [N]
-        Numbers 0..K-1.
+        Numbers 0..K-1, or `UNKNOWN`.
 
     Examples
     --------
-    >>> numbered(["bo", "al", "bo"], sorted({"al", "bo", "cy"})).tolist()
-    [1, 0, 1]
+    >>> numbered(["bo", "al", None, "bo"], sorted({"al", "bo", "cy"})).tolist()
+    [1, 0, -1, 1]
     """
-    places = {name: place for place, name in enumerate(among)}
+    places: dict[Any, int] = {name: place for place, name in enumerate(among)}
+    places[None] = UNKNOWN
     return np.array([places[name] for name in names], np.int64)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.files import SPLITS, find_file, find_folder, first_line, numbered
 from fedsim.data.images import check_size, decode, stack
-from fedsim.data.source import UNKNOWN, Source
+from fedsim.data.source import Source
 from fedsim.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -74,20 +74,22 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
     }
     x = stack(name, images, lambda split, index: str(files[split][index]), resizes=True)
     groups = _groups(name, root, files)
-    labelled = [file for file in files["train"] if file.parts[0] != _UNLABELLED]
-    y_train = np.full(len(files["train"]), UNKNOWN)
-    y_train[: len(labelled)] = numbered([file.parts[1] for file in labelled], classes)
+    y = {split: numbered(map(_class_of, part), classes) for split, part in files.items()}
     return Source(
         name=name,
         x_train=x["train"],
-        y_train=y_train,
+        y_train=y["train"],
         x_test=x["test"],
-        y_test=numbered([file.parts[1] for file in files["test"]], classes),
+        y_test=y["test"],
         num_classes=len(classes),
         flip=flip,
         group_train=groups.get("train"),
         group_test=groups.get("test"),
     )
+
+
+def _class_of(file: PurePosixPath) -> str | None:
+    return None if file.parts[0] == _UNLABELLED else file.parts[1]
 
 
 def _list(name: str, root: Path) -> tuple[dict[str, list[PurePosixPath]], list[str]]:

@@ -5,8 +5,7 @@ Shapes: B examples in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,11 +18,7 @@ Slope = tuple[Tensor, dict[str, Tensor]]
 
 
 def check_padding(
-    computation: Computation,
-    loss: Callable[..., Any],
-    teach: Callable[..., Any] | None,
-    arrays: Sequence[Tensor],
-    batches: Sequence[Batch],
+    computation: Computation, arrays: Sequence[Tensor], batches: Sequence[Batch]
 ) -> None:
     """Raise `TypeError` if a client's step depends on examples that its mask leaves out.
 
@@ -31,8 +26,6 @@ def check_padding(
     ----------
     computation : Computation
         The pass's, of clients side by side.
-    loss, teach : callable
-        The pass's.
     arrays : sequence of torch.Tensor
         The first client's weights, and what it is given, [1, ...].
     batches : sequence of Batch
@@ -40,22 +33,18 @@ def check_padding(
     """
     # By chance a ReLU may lie so near 0 that another order of sums switches it.
     for seed in range(2):
-        if not _sees_padding(computation, loss, teach, arrays, batches, seed):
+        if not _sees_padding(computation, arrays, batches, seed):
             return
+    name = getattr(computation.loss, "__qualname__", "the loss")
     raise TypeError(
-        f"{getattr(loss, '__qualname__', 'the loss')} counts examples that are padding; leave out "
+        f"{name} counts examples that are padding; leave out "
         "those whose batch.mask is 0, as fedsim.engine.update.cross_entropy does, also in layers "
         "that look at a whole batch"
     )
 
 
 def _sees_padding(
-    computation: Computation,
-    loss: Callable[..., Any],
-    teach: Callable[..., Any] | None,
-    arrays: Sequence[Tensor],
-    batches: Sequence[Batch],
-    seed: int,
+    computation: Computation, arrays: Sequence[Tensor], batches: Sequence[Batch], seed: int
 ) -> bool:
     """Tell whether the first client's step changes with padding, or with what the padding is.
 
@@ -74,11 +63,11 @@ def _sees_padding(
     def slope(batches: list[Batch]) -> Slope:
         own = [tensor.clone() for tensor in w]  # BatchNorm changes its statistics
         targets: Targets = {}
-        if teach is not None:
+        if computation.teach is not None:
             how, fields = laid_out(batches, {}, descends=False)
-            targets = computation.targets(teach, how, own, fields)
+            targets = computation.targets(how, own, fields)
         how, fields = laid_out(batches, targets, descends=True)
-        found, counts, gradient = computation.slope(loss, how, own, [*targets.values(), *fields])
+        found, counts, gradient = computation.slope(how, own, [*targets.values(), *fields])
         numbers = {name: count.detach() for name, count in counts.items()}
         return torch.cat([one.flatten() for one in gradient]), {**numbers, "": found.detach()}
 

@@ -182,8 +182,6 @@ class _Loop:
         self._groups = setting.groups
         self._tapes = setting.tapes
         self._stacks = setting.stacks
-        self._loss = request.loss
-        self._teach = request.teach
         self._frozen = request.frozen
         self._lead = lead
         self._w = w
@@ -194,7 +192,6 @@ class _Loop:
             known = ", ".join(sorted({name.partition(".")[0] for name in w}))
             raise ValueError(f"train = {request.train}: nothing to train; the parts are {known}")
         changed = trained | net.buffers
-        self._moving = [name for name in w if name in changed]
         self._velocity: Weights = {}
         if setting.training.momentum:
             moved = {name: tensor for name, tensor in w.items() if name in trained}
@@ -206,6 +203,8 @@ class _Loop:
         self._rate = [] if request.lr is None else [setting.rate.fill_(request.lr)]
         self._computation = Computation(
             net=net,
+            loss=request.loss,
+            teach=request.teach,
             training=setting.training,
             names=tuple(tuple(arrays) for arrays in (w, *given)),
             trained=tuple(place for place, name in enumerate(w) if name in trained),
@@ -213,7 +212,7 @@ class _Loop:
             velocities=len(self._velocity),
             has_rate=bool(self._rate),
             stacked=bool(lead),
-            device=w[self._moving[0]].device,
+            device=next(iter(w.values())).device,
         )
         self._last = self._some(slice(0, *lead) if lead else None)
         self._sums = Tally(lead)
@@ -223,7 +222,7 @@ class _Loop:
         """Take a step of SGD."""
         batches, truth = step
         own = self._first(len(truth)) if self._lead else self._last
-        if self._teach is None:
+        if self._computation.teach is None:
             self._descend(own, batches, {})
         else:
             self._follow(own, batches, self._label(own, batches, truth))
@@ -232,7 +231,7 @@ class _Loop:
         """Take several steps of a client alone, on the parts of ``blocks`` of these sizes."""
         batches = zip(*(b.split(s) for b, s in zip(blocks, sizes, strict=True)), strict=True)
         truths = torch.split(truth, sizes[-1])
-        if self._teach is None or not self._frozen:
+        if self._computation.teach is None or not self._frozen:
             for step in zip(batches, truths, strict=True):
                 self.take((list(step[0]), step[1]))
             return
@@ -264,8 +263,7 @@ class _Loop:
 
     def _label(self, own: _Own, batches: list[Batch], truth: Tensor) -> Targets:
         """Return what the teacher says, and count how much of it is true."""
-        assert self._teach is not None
-        targets = self._call(self._teach, own, batches, {}, descends=False)
+        targets = self._call(own, batches, {}, descends=False)
         tensors = [self._groups, *targets.values(), truth, batches[-1].mask]
         form = ("audit", *targets, *layout(tensors))
         compute = partial(_audit, tuple(targets))
@@ -283,25 +281,26 @@ class _Loop:
         if not some.numel():
             return
         if own.still:  # a graph takes the step for all, and others back again
-            counts = self._call(self._loss, own, batches, targets, descends=True, partly=True)
+            counts = self._call(own, batches, targets, descends=True, partly=True)
             self._sums.note(some, {name: count[some] for name, count in counts.items()})
             return
         batches = [batch.each(lambda tensor: tensor[some]) for batch in batches]
         targets = {name: tensor[some] for name, tensor in targets.items()}
         mine = self._some(some)
         self._descend(mine, batches, targets)
-        for name in self._moving:  # these were copies
+        of = self._computation
+        for place in of.moving:  # these were copies
+            name = of.names[0][place]
             self._w[name][some] = mine.w[name]
         for name, tensor in mine.velocity.items():
             self._velocity[name][some] = tensor
 
     def _descend(self, own: _Own, batches: list[Batch], targets: Targets) -> None:
-        counts = self._call(self._loss, own, batches, targets, descends=True)
+        counts = self._call(own, batches, targets, descends=True)
         self._sums.note(own.rows, counts)
 
     def _call(
         self,
-        function: Callable[..., Any],
         own: _Own,
         batches: list[Batch],
         targets: Targets,
@@ -309,20 +308,21 @@ class _Loop:
         descends: bool,
         partly: bool = False,
     ) -> Outputs:
-        """Call a loss or a teacher, for a client alone or for each row of a stack.
+        """Call the loss or the teacher, for a client alone or for each row of a stack.
 
-        Returns a teacher's targets; or a loss and its counts, after a step down its gradient.
+        Returns what `Computation.compute` does.
         """
+        of = self._computation
         how, fields = laid_out(batches, targets, descends, partly)
         rest = [*targets.values(), *fields]
-        form = (_known(function), how, own.form, layout(rest))
-        compute = partial(self._computation.compute, function, how)
+        form = (_known(of.loss if descends else of.teach), how, own.form, layout(rest))
+        compute = partial(of.compute, how)
         return self._tapes.call(form, compute, [*own.flat, *rest], own.still)
 
     def check_padding(self, step: Step) -> None:
         """Raise `TypeError` if a step depends on examples that its mask leaves out."""
         arrays = [one[:1] for one in self._last.flat[: self._computation.num_arrays]]
-        check_padding(self._computation, self._loss, self._teach, arrays, step[0])
+        check_padding(self._computation, arrays, step[0])
 
     def end(self) -> None:
         """Add up what was noted, once for all rows."""

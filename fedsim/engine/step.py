@@ -57,6 +57,8 @@ class Computation:
     ----------
     net : Net
         The model; of a stack the one that is made for clients side by side.
+    loss, teach : callable
+        The pass's, see `fedsim.engine.update.sgd`.
     training : LocalTraining
         How to train.
     names : tuple of tuple of str
@@ -74,6 +76,8 @@ class Computation:
     """
 
     net: Net
+    loss: Callable[..., Any]
+    teach: Callable[..., Any] | None
     training: LocalTraining
     names: tuple[tuple[str, ...], ...]
     trained: tuple[int, ...]
@@ -94,7 +98,7 @@ class Computation:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def compute(self, function: Callable[..., Any], how: How, *tensors: Tensor) -> Outputs:
+    def compute(self, how: How, *tensors: Tensor) -> Outputs:
         """Return a teacher's targets; or a loss and its counts, after a step down its gradient."""
         found = iter(tensors)
         arrays, velocity, rate, rest = (
@@ -102,10 +106,10 @@ class Computation:
             for count in (self.num_arrays, self.velocities, self.has_rate, len(tensors))
         )
         if not how.descends:
-            return self.targets(function, how, arrays, rest)
+            return self.targets(how, arrays, rest)
         moving = [arrays[place] for place in self.moving]
         before = [tensor.clone() for tensor in (*moving, *velocity)] if how.partly else []
-        loss, counts, gradient = self.slope(function, how, arrays, rest)
+        loss, counts, gradient = self.slope(how, arrays, rest)
         # A count may be a weight itself, which is going to change.
         places = {tensor.untyped_storage().data_ptr() for tensor in arrays} if counts else set()
         made = {"loss of": loss.detach()}
@@ -122,32 +126,22 @@ class Computation:
                     tensor.copy_(torch.where(go.view(-1, *(1,) * (was.dim() - 1)), tensor, was))
         return made
 
-    def targets(
-        self,
-        teacher: Callable[..., Any],
-        how: How,
-        arrays: Sequence[Tensor],
-        fields: Sequence[Tensor],
-    ) -> Outputs:
-        """Return what a teacher says."""
+    def targets(self, how: How, arrays: Sequence[Tensor], fields: Sequence[Tensor]) -> Outputs:
+        """Return what the teacher says."""
         with torch.no_grad(), self._precision:
-            found: Outputs = self._of_all(teacher, how)(*arrays, *fields)
+            found: Outputs = self._of_all(how)(*arrays, *fields)
         return found
 
     def slope(
-        self,
-        function: Callable[..., Any],
-        how: How,
-        arrays: Sequence[Tensor],
-        rest: Sequence[Tensor],
+        self, how: How, arrays: Sequence[Tensor], rest: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
-        """Return a loss, its counts, and its gradient in what is trained of ``arrays``."""
+        """Return the loss, its counts, and its gradient in what is trained of ``arrays``."""
         free = list(arrays)
         for place in self.trained:
             free[place] = arrays[place].detach().requires_grad_()
         leaves = [free[place] for place in self.trained]
         with self._precision:
-            loss, counts = self._of_all(function, how)(*free, *rest)
+            loss, counts = self._of_all(how)(*free, *rest)
             # The clients' losses don't touch each other: their gradients come in one go. In this
             # thread, in which a tape will do the same: the libraries' plans are a thread's own.
             with torch.autograd.set_multithreading_enabled(False):
@@ -156,8 +150,10 @@ class Computation:
                 )
         return loss, counts, gradient
 
-    def _of_all(self, function: Callable[..., Any], how: How) -> Callable[..., Any]:
-        """Return a loss or a teacher as a function of flat tensors, of all rows of a stack."""
+    def _of_all(self, how: How) -> Callable[..., Any]:
+        """Return the loss or the teacher as a function of flat tensors, of all rows of a stack."""
+        function = self.loss if how.descends else self.teach
+        assert function is not None, "there are targets only where there is a teacher"
 
         def of_one(*tensors: Tensor) -> Any:
             found = iter(tensors)

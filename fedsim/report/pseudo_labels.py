@@ -77,7 +77,7 @@ def by_round(training: pd.DataFrame) -> pd.DataFrame:
     counts = rows[_COUNTS].astype(np.float64)
     local = rows.get("pseudo_local", pd.Series(np.nan, rows.index)).astype(np.float64)
     counts["local"], counts["kept_known"] = local, counts["pseudo_kept"].where(local.notna())
-    counts["checked"] = counts[[f"pseudo_kept_{g}" for g in GROUPS]].sum(axis=1)
+    counts["checked"] = _checked(counts)
     sums = counts.groupby(rows["round"]).sum()
 
     def share(part: str, whole: str) -> pd.Series[float]:
@@ -89,6 +89,11 @@ def by_round(training: pd.DataFrame) -> pd.DataFrame:
         "accuracy": share("pseudo_correct", "checked"),
     } | {f"{g}_accuracy": share(f"pseudo_correct_{g}", f"pseudo_kept_{g}") for g in GROUPS}
     return pd.DataFrame(shares).reset_index()[names]
+
+
+def _checked(training: pd.DataFrame) -> pd.Series[float]:
+    """Return how many kept pseudo-labels each row has whose true class is known."""
+    return training[[f"pseudo_kept_{g}" for g in GROUPS]].sum(axis=1)
 
 
 def pseudo_labels(training: pd.DataFrame, title: str) -> Figure:
@@ -117,7 +122,7 @@ def pseudo_labels(training: pd.DataFrame, title: str) -> Figure:
     count = len(rounds)
     window = max(5, 2 * (count // 40) + 1) if count > _PLAIN_ROUNDS else 1
     note = "Kept pseudo-labels against the hidden true labels, all clients of a round together."
-    checked = training[[f"pseudo_kept_{g}" for g in GROUPS]].sum().sum()
+    checked = _checked(training).sum()
     if (share := checked / max(training["pseudo_kept"].sum(), 1)) < 1 and checked:
         note += f" The true label is known of {100 * share:.0f} %."
     if window > 1:
