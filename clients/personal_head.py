@@ -17,7 +17,7 @@ def with_personal_head(w: Weights, client: Client) -> Weights:
         Its state, if it has one, is the head.
     """
     first = {"personal.weight": w["head.weight"], "personal.bias": w["head.bias"]}
-    return {**w, **(client.state or first)}
+    return {**w, **first, **client.state}
 
 
 def trained_personal_head(w_k: Weights, client: Client) -> Weights:

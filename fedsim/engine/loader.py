@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
-from math import ceil
+from math import ceil, prod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,8 +26,9 @@ from fedsim.models.layers import channels_last
 LOOK_AHEAD = 256
 """Examples that are looked up and augmented at a time: many steps' where batches are small, so
 that a step costs little more than its arithmetic."""
-GPU_LOOK_AHEAD = 4096
-"""The same for clients side by side on a GPU, which takes long to begin and has much memory."""
+GPU_LOOK_AHEAD = 2**27
+"""Bytes of inputs that are looked up at a time for clients side by side on a GPU, which takes long
+to begin; strong augmentation works with some ten times as much."""
 
 
 def epoch_steps(counts: list[int], batch_size: int) -> int:
@@ -155,7 +156,9 @@ class Loader:
         # [channels] of images, [D] of vectors.
         trailing = (1,) * (federation.source.x_train.ndim - 2)
         self._device = torch.device(device)
-        self._look_ahead = LOOK_AHEAD if self._device.type == "cpu" else GPU_LOOK_AHEAD
+        self._look_ahead = LOOK_AHEAD
+        if self._device.type != "cpu":
+            self._look_ahead = GPU_LOOK_AHEAD // (4 * prod(federation.source.x_train.shape[1:]))
         self._mean = torch.tensor(statistics.mean, device=device).view(-1, *trailing)
         self._std = torch.tensor(statistics.std, device=device).view(-1, *trailing)
         source = federation.source

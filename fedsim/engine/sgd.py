@@ -148,8 +148,8 @@ def alike(request: SGD) -> tuple[Any, ...]:
         request.strong,
         request.lr,
         tuple(kind.labelled for kind in request.kinds),
-        tuple((name, tensor.shape) for name, tensor in request.w.items()),
-        tuple(tuple((n, t.shape) for n, t in one.items()) for one in request.given),
+        # In any order: what a client kept may have come back in another.
+        *(frozenset((n, t.shape) for n, t in one.items()) for one in (request.w, *request.given)),
     )
 
 

@@ -96,11 +96,10 @@ class Intake:
         """
         self._work_off()
         climb(self._nodes, self._leaf)
-        sums = {node: total.to_host() for node, total in self._nodes.items()}
         self._replies.metrics = columns(self._metrics)
         self._replies.audit = columns(self._audits)
         self._clock.lap("reduce")
-        return self._replies, sums if self._weights is not None else {}
+        return self._replies, self._nodes if self._weights is not None else {}
 
     def _work_off(self) -> None:
         waiting, self._waiting, self._num_bytes = self._waiting, [], 0
