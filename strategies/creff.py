@@ -18,8 +18,7 @@ width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from math import inf, sqrt
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ from torch.nn import functional as F
 
 from fedsim.errors import ConfigError
 from fedsim.rng import generator
+from fedsim.threads import one_thread
 from strategies.fedavg import NUM_EXAMPLES, FedAvg, mean_metrics, number, weighted_mean
 
 _EPSILON = 1e-6  # the authors', in the cosine's denominator
@@ -139,7 +139,7 @@ class CReFF(FedAvg):
             torch.from_numpy(self._arrays[f"retrained.{part}"].numpy().copy())
             for part in ("weight", "bias")
         )
-        with _one_thread():
+        with one_thread():
             self.features = match(
                 self.features, real, weight, bias, steps=self.match_epochs, lr=self.lr_feature
             )
@@ -283,14 +283,3 @@ def retrain(
             error = (of_x @ layer.T).softmax(dim=1) - y.index_select(0, chosen)
             layer.addmm_(error.T, of_x, alpha=-lr / len(of_x))
     return layer[:, :-1].contiguous(), layer[:, -1].contiguous()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep PyTorch to one thread, as the workers do: the sums come out the same everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import ConfigError, DataError
+from fedsim.threads import one_thread
 
 WARN_ABOVE = 0.01
 """Degrees: a sparse ETF with an angle further than this from the ideal comes with a warning."""
@@ -206,7 +207,7 @@ def sparse_etf(
     Returns
     -------
     float32 [C, D]
-        On one machine with the same number of threads, the same for the same `rng`.
+        On one machine, the same for the same `rng`.
 
     Warns
     -----
@@ -239,10 +240,10 @@ def sparse_etf(
         raise ConfigError(f"steps = {steps}: must be at least 1")
     dense = (etf if recipe == "gram" else _authors_etf)(features, num_classes, rng)
     mask = _draw_mask(features, num_classes, rng, sparsity)
-    if recipe == "angles":
-        return _fit_angles((dense * mask).float(), mask, norm, steps)
-
-    fitted = _fit_gram(torch.nn.functional.normalize(dense * mask), mask)
+    with one_thread():
+        if recipe == "angles":
+            return _fit_angles((dense * mask).float(), mask, norm, steps)
+        fitted = _fit_gram(torch.nn.functional.normalize(dense * mask), mask)
     weight = (norm * torch.nn.functional.normalize(fitted)).float()
     reached = geometry(weight)
     if reached.deviation > WARN_ABOVE:

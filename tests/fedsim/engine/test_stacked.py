@@ -132,6 +132,26 @@ def ragged(source):
     return federation
 
 
+def test_clients_with_and_without_something_kept_train_together(federation):
+    class Keeps(LocalSGD):
+        kept = ("own",)
+
+        def update(self, w, client):
+            own = client.state or {"own.b": torch.zeros(2), "own.a": torch.zeros(3)}
+            w_k, log = yield from sgd(self.loss, {**w, **own}, client.labelled)
+            return Upload({"arrays": w_k}, 1, log)
+
+    net = Net(linear(SHAPE, 3))
+    # From its file it comes back sorted by name.
+    states = {client: {"own.a": torch.ones(3), "own.b": torch.ones(2)} for client in (1, 3)}
+    with patch("fedsim.engine.local.run_stacked", side_effect=run_stacked) as side_by_side:
+        found = run(net, federation, Keeps(), True, net.initial_weights(), states)
+    (call,) = side_by_side.call_args_list
+    assert len(call.args[1]) == federation.num_clients
+    kept = [upload.arrays["arrays"]["own.a"].tolist() for upload, _ in found]
+    assert kept == [[float(client in states)] * 3 for client in range(federation.num_clients)]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_gives_the_numbers_of_one_by_one(ragged, name):
     model = MODELS["cnn batch"] if name == "fedbn" else MODELS["mlp"]

@@ -14,15 +14,6 @@ from fedsim.errors import ConfigError, DataError
 from fedsim.models.etf import WARN_ABOVE, etf, geometry, sparse_etf
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Keep matrices this small off the other cores: on a busy machine, threads wait ten times."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def rng(seed=0):
     return np.random.default_rng(seed)
 
