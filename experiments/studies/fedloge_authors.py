@@ -1,26 +1,31 @@
 """FedLoGe's authors' own clients on CIFAR-10-LT, and how their run averaged: for their curve.
 
-Neither is a method. The logs that the authors publish say what every client holds, and that is what
-`clients` deals out again. In the runs with all 40 clients in every round the clients' models stand
-in the order of the clients, the numbers of examples that weight them in a random one, drawn anew
-each round: `ShuffledWeights` does so too. A run on their clients, with their weights and the fixed
-classifier as their code makes it:
+They are no methods. The logs that the authors publish say what every client holds, and that is
+what `clients` deals out again. In the runs with all 40 clients in every round the clients' models
+stand in the order of the clients, the numbers of examples that weight them in a random one, drawn
+anew each round: `ShuffledWeights` does so too. A run on their clients, with their weights and the
+fixed classifier as their code makes it:
 
 ``--set clients.partition=experiments.studies.fedloge_authors:clients --set
-method.name=experiments.studies.fedloge_authors:ShuffledWeights --set method.client=fedloge --set
-method.etf_recipe=angles``
+method.name=experiments.studies.fedloge_authors:ShuffledWeights --set
+method.client=experiments.studies.fedloge_authors:Weighted --set method.etf_recipe=angles``
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from clients import FedLoGe
+from fedsim.engine.update import Client, Steps
+from fedsim.models import Weights
 from fedsim.rng import generator
-from strategies.fedavg import NUM_EXAMPLES, FedAvg, number
+from strategies.fedavg import FedAvg
 
 
 def clients(
@@ -52,17 +57,41 @@ def clients(
 
 
 class ShuffledWeights(FedAvg):
-    """FedAvg that weights each client's model with the examples of a client drawn at random."""
+    """FedAvg that weights each client's model with the examples of a client drawn at random.
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Deal the replies' numbers of examples out anew, and average."""
-        usable = [reply for reply in replies if reply.has_content()]
-        examples = [int(number(reply.content, NUM_EXAMPLES)) for reply in usable]
-        order = generator(self.seed, "shuffled weights", round=server_round).permutation(
-            len(examples)
-        )
-        for reply, other in zip(usable, order.tolist(), strict=True):
-            next(iter(reply.content.metric_records.values()))[NUM_EXAMPLES] = examples[other]
-        return super().aggregate_train(server_round, usable)
+    It says them beforehand, so that the models can be added up where they are trained. The clients
+    must be the authors' 40 of CIFAR-10-LT, and answer as `Weighted` do.
+    """
+
+    weights = MappingProxyType({"arrays": "others_examples"})
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Deal the clients' numbers of examples out anew."""
+        sent = super().configure_train(server_round, arrays, config, grid)
+        y = np.repeat(np.arange(10), [int(5000 * 0.01 ** (c / 9)) for c in range(10)])
+        sizes = np.bincount(clients(y, None, 40, np.random.default_rng()))
+        dealt = generator(self.seed, "shuffled weights", round=server_round).permutation(sizes)
+        return [
+            Message(
+                RecordDict({
+                    "arrays": arrays,
+                    "config": ConfigRecord({**config, "others_examples": int(weight)}),
+                }),
+                message.metadata.dst_node_id,
+                message.metadata.message_type,
+            )
+            for message, weight in zip(sent, dealt, strict=True)
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighted(FedLoGe):
+    """FedLoGe's client that reports the weight it was told."""
+
+    def update(self, w: Weights, client: Client) -> Steps:
+        """Train as ever."""
+        upload = yield from super().update(w, client)
+        weight = {"others_examples": client.config["others_examples"]}
+        return replace(upload, metrics={**upload.metrics, **weight})
