@@ -143,15 +143,16 @@ def test_batch_norm_and_its_gradients(kernels, shape):
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "epochs"),
     [
-        lambda: resnet8((1, 8, 8), 3, width=4),
-        # A first layer that is a product on the processor, and has a bias.
-        lambda: cnn((1, 8, 8), 3, channels=(12,)),
+        (lambda: resnet8((1, 8, 8), 3, width=4), 1),
+        # A first layer that is a product on the processor, and has a bias. In the fourth epoch a
+        # step is what was noted in the third.
+        (lambda: cnn((1, 8, 8), 3, channels=(12,)), 4),
     ],
     ids=["resnet8", "cnn"],
 )
-def test_clients_train_as_without_kernels(kernels, make, monkeypatch):
+def test_clients_train_as_without_kernels(kernels, make, epochs, monkeypatch):
     rng = np.random.default_rng(0)
     source = Source(
         name="noise",
@@ -167,7 +168,7 @@ def test_clients_train_as_without_kernels(kernels, make, monkeypatch):
     torch.manual_seed(0)
     net = Net(make())
     w = net.initial_weights()
-    training = LocalTraining(epochs=4, batch_size=4, lr=0.1, momentum=0.5, precision="tf32")
+    training = LocalTraining(epochs=epochs, batch_size=4, lr=0.1, momentum=0.5, precision="tf32")
 
     def train():
         trainer = LocalTrainer(
