@@ -18,6 +18,7 @@ from fedsim.engine.update import Client, ClientUpdate, Examples, Upload
 from fedsim.models import Model, Net, Weights
 from fedsim.models.small import cnn
 from fedsim.rng import generator
+from fedsim.threads import one_thread
 
 # Two batches of 6 an epoch: BatchNorm over the few values of a smaller one would make 1e-7 of
 # rounding a thousand times more.
@@ -126,8 +127,6 @@ class Bench:
 
 @pytest.fixture
 def bench(federation: Federation) -> Iterator[Bench]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker
     torch.manual_seed(0)
-    yield Bench(cnn((1, 4, 4), 3, channels=(6, 4), norm="batch"), federation)
-    torch.set_num_threads(threads)
+    with one_thread():  # as in a worker
+        yield Bench(cnn((1, 4, 4), 3, channels=(6, 4), norm="batch"), federation)

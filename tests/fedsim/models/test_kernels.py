@@ -149,8 +149,9 @@ def test_batch_norm_and_its_gradients(kernels, shape):
         # A first layer that is a product on the processor, and has a bias. In the fourth epoch a
         # step is what was noted in the third.
         (lambda: cnn((1, 8, 8), 3, channels=(12,)), 4),
+        (lambda: cnn((1, 8, 8), 3, channels=(12, 4), norm="batch"), 4),
     ],
-    ids=["resnet8", "cnn"],
+    ids=["resnet8", "cnn", "cnn batch"],
 )
 def test_clients_train_as_without_kernels(kernels, make, epochs, monkeypatch):
     rng = np.random.default_rng(0)
