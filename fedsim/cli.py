@@ -222,13 +222,21 @@ def compare(
             help="Folder for a page, figures and a CSV file.",
         ),
     ] = None,
+    target: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--target",
+            metavar="PERCENT",
+            help="Compare also in which evaluated round each first has this accuracy; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Compare runs; a folder of runs stands for all of them, and seeds are put together."""
     with _clear_errors():
         from fedsim.report.comparison import compare, comparison_table, read_runs
         from fedsim.report.report import write_comparison
 
-        series = compare(read_runs(folders))
+        series = compare(read_runs(folders), target or [])
         _out.print(comparison_table(series))
         if out is not None:
             page = write_comparison(out, series, "Comparison")

@@ -16,8 +16,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.errors import DataError
-from fedsim.metrics import GROUPS, spread
+from fedsim.errors import ConfigError, DataError
+from fedsim.metrics import GROUPS, column, spread
 from fedsim.report import _frames
 from fedsim.report.saved_run import SavedRun
 from fedsim.report.standing import percent
@@ -26,6 +26,7 @@ from fedsim.settings import COMPONENTS, flat, named
 # What runs of one kind may differ in: chance, their name, how often they were tested and on what
 # they ran.
 _SAME_KIND = ("seed", "name", "evaluation.every", "engine.")
+_ROUNDS_TO = "rounds_to_"
 
 
 @dataclass(frozen=True)
@@ -98,17 +99,29 @@ def _natural(path: Path) -> list[tuple[float, str]]:
     return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
 
 
-def compare(runs: Sequence[SavedRun]) -> list[Series]:
+def compare(runs: Sequence[SavedRun], targets: Sequence[float] = ()) -> list[Series]:
     """Put runs that differ in nothing but the seed together, in the order in which they come.
 
     Where two runs have all else and the seed in common, what they ran on and their names tell them
     apart, too. A run of which another has every setting is left out, with a warning.
 
+    Parameters
+    ----------
+    runs : sequence of SavedRun
+        At least one.
+    targets : sequence of float
+        Accuracies in %, above 1 and up to 100: in how many rounds a run reaches each is compared.
+
     Raises
     ------
     DataError
         If there is no run, or a table lacks a column.
+    ConfigError
+        If a target is out of its range.
     """
+    for target in targets:
+        if not 1 < target <= 100:
+            raise ConfigError(f"target = {target:g}: must be in %, above 1 and at most 100")
     if not runs:
         raise DataError("no run to compare")
     runs = _without_doubles(runs)
@@ -126,7 +139,7 @@ def compare(runs: Sequence[SavedRun]) -> list[Series]:
     for told, by_seed in together.items():
         label = ", ".join(named(key, value) for key, value in zip(keys, told, strict=True))
         of_one = [by_seed[seed] for seed in sorted(by_seed)]
-        rows = pd.DataFrame([figures_of(run) for run in of_one])
+        rows = pd.DataFrame([figures_of(run, targets) for run in of_one])
         series.append(Series(label or of_one[0].name, of_one, rows))
     return series
 
@@ -173,8 +186,8 @@ def all_figures(series: Sequence[Series]) -> pd.DataFrame:
     return table
 
 
-def figures_of(run: SavedRun) -> dict[str, Any]:
-    """Return what a run reached in its last evaluated round.
+def figures_of(run: SavedRun, targets: Sequence[float] = ()) -> dict[str, Any]:
+    """Return what a run reached in its last evaluated round, and when it reached the targets.
 
     Returns
     -------
@@ -183,7 +196,9 @@ def figures_of(run: SavedRun) -> dict[str, Any]:
         ``std`` and ``worst10`` over the clients, of their personal models or, where there are none,
         of the generic one; ``head``, ``medium`` and ``tail`` accuracy of the generic model or,
         where there is none, of the personal ones; ``seconds`` (median: the first round warms up)
-        and ``bytes`` a round. Shares, not %; NaN where there is no such number.
+        and ``bytes`` a round; ``rounds_to_80_generic`` and ``rounds_to_80_personal``, the first
+        evaluated round with 80 % or more, for a target of 80. Shares, not %; NaN where there is no
+        such number.
     """
     last = pd.Series(dtype=np.float64) if run.tested is None else run.tested
     over = spread([])
@@ -204,7 +219,20 @@ def figures_of(run: SavedRun) -> dict[str, Any]:
         **by_group,
         "seconds": rounds["seconds"].median(),
         "bytes": (rounds["bytes_up"] + rounds["bytes_down"]).mean(),
+        **{
+            f"{_ROUNDS_TO}{target:g}_{view}": _first_round(rounds, column(view), target / 100)
+            for target in targets
+            for view in ("generic", "personal")
+        },
     }
+
+
+def _first_round(rounds: pd.DataFrame, name: str, share: float) -> float:
+    """Return the first round in which an accuracy is at least ``share``; NaN where none is."""
+    if name not in rounds:
+        return math.nan
+    reached = rounds.loc[rounds[name] >= share, "round"]
+    return float(reached.min())
 
 
 def comparison_table(series: Sequence[Series]) -> Table:
@@ -229,7 +257,7 @@ def comparison_table(series: Sequence[Series]) -> Table:
     hidden = {*GROUPS, *(["round"] if len(last) == 1 else [])}
     kept = [i for i, head in enumerate(heads) if head not in hidden]
     for i in kept:
-        stacked = heads[i].replace("-", "\n").replace(" ", "\n", 1)
+        stacked = heads[i].replace("-", "\n").replace(" % ", " %\n").replace(" ", "\n", 1)
         table.add_column(
             Text(stacked), justify="right" if i else "left", no_wrap=i > 0, overflow="fold"
         )
@@ -253,7 +281,9 @@ def comparison_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]
     names = [name for one in series for run in one.runs for name in run.rounds.columns]
     views = _frames.views_of(pd.DataFrame(columns=list(dict.fromkeys(names))))
     views = [view for view in views if shown[view].notna().any()]
-    heads = ["run", "seeds", "round", *views, "worst 10 %", *GROUPS, "s a round"]
+    to_target = [n for n in map(str, shown) if n.startswith(_ROUNDS_TO) and shown[n].notna().any()]
+    heads = ["run", "seeds", "round", *views, "worst 10 %", *GROUPS]
+    heads += [_heading(name) for name in to_target] + ["s a round"]
     rows = []
     for one in series:
         figures = one.furthest
@@ -271,10 +301,34 @@ def comparison_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]
                 else f"{len(figures)}",
                 f"{last:.0f}" if pd.notna(last) else "–",
                 *scores,
+                *(_rounds_needed(figures[name]) for name in to_target),
                 seconds,
             ]
         )
     return heads, rows
+
+
+def _heading(name: str) -> str:
+    """Name a column of rounds to a target.
+
+    >>> _heading("rounds_to_80_generic")
+    'rounds to 80 % generic'
+    """
+    target, view = name.removeprefix(_ROUNDS_TO).rsplit("_", 1)
+    return f"rounds to {target} % {view}"
+
+
+def _rounds_needed(rounds: pd.Series[float]) -> str:
+    """Return the mean number of rounds, and how many runs it is of where others never got there.
+
+    >>> _rounds_needed(pd.Series([20.0, 25.0])), _rounds_needed(pd.Series([20.0, np.nan]))
+    ('22.5', '20 (1 of 2)')
+    """
+    reached = rounds.dropna()
+    if reached.empty:
+        return "–"
+    of = f" ({len(reached)} of {len(rounds)})" if len(reached) < len(rounds) else ""
+    return f"{reached.mean():.3g}{of}"
 
 
 def mean_std(shares: pd.Series[float]) -> str:

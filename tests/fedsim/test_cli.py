@@ -114,6 +114,8 @@ def test_compare_puts_runs_side_by_side(here):
     assert not (here / "all" / "comparison.html").exists()
     fedsim(here, "compare", "all", "--out", "both")
     assert (here / "both" / "comparison.html").stat().st_size > 50_000
+    done = fedsim(here, "compare", "all", "--target", "0.8", code=2)
+    assert done.stderr == "error: target = 0.8: must be in %, above 1 and at most 100\n"
     done = fedsim(here, "compare", "all/0.1", "nowhere", code=2)
     assert done.stderr == "error: nowhere: there is no such folder\n"
 

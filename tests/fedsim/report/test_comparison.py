@@ -10,7 +10,7 @@ from rich.console import Console
 
 import fedsim
 from fedsim import Experiment
-from fedsim.errors import DataError, EngineError
+from fedsim.errors import ConfigError, DataError, EngineError
 from fedsim.report.comparison import compare, comparison_rows, comparison_table, read_runs
 from fedsim.report.comparison_figures import accuracy_over_rounds
 from fedsim.report.report import write_comparison
@@ -156,9 +156,40 @@ def test_a_view_of_a_methods_own_is_compared_too(runs):
     assert [row[heads.index("generic-cold")] for row in rows] == ["–", "50.0 ± 35.4"]
 
 
+def test_rounds_to_an_accuracy_are_the_first_ones_evaluated_with_it(runs, tmp_path):
+    curves = {"fedavg-0": (0.5, 0.72), "fedavg-1": (0.72, 0.6)}
+    for name, curve in curves.items():
+        rounds = pd.read_csv(runs / name / "rounds.csv")
+        rounds["generic_accuracy"] = curve
+        rounds.to_csv(runs / name / "rounds.csv", index=False)
+    series = compare(read_runs([runs]), [72, 70.5, 60, 99.5])
+    heads, rows = comparison_rows(series)
+    of_fedavg, of_fedper = (dict(zip(heads, row, strict=True)) for row in rows)
+    assert of_fedavg["rounds to 72 % generic"] == "1.5"  # after two rounds and after one
+    assert of_fedavg["rounds to 60 % generic"] == "1.5"
+    assert of_fedper["rounds to 60 % generic"] == "–"  # has no such model
+    assert "rounds to 99.5 % generic" not in heads  # nobody got there
+    write_comparison(tmp_path / "out", series, "mine")
+    table = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    assert table["rounds_to_70.5_generic"].tolist()[:2] == [2, 1]
+    assert table["rounds_to_99.5_generic"].isna().all()
+
+    rounds["generic_accuracy"] = (0.3, 0.4)
+    rounds.to_csv(runs / name / "rounds.csv", index=False)
+    heads, rows = comparison_rows(compare(read_runs([runs]), [70]))
+    assert dict(zip(heads, rows[0], strict=True))["rounds to 70 % generic"] == "2 (1 of 2)"
+
+
+@pytest.mark.parametrize("target", [0.8, 1, 100.5, float("nan")])
+def test_a_target_is_in_percent(folder, target):
+    with pytest.raises(ConfigError, match="must be in %, above 1 and at most 100"):
+        compare(read_runs([folder]), [80, target])
+
+
 def test_the_table_fits_a_terminal(folder):
     text = io.StringIO()
-    Console(file=text, width=80).print(comparison_table(compare(read_runs([folder]))))
+    series = compare(read_runs([folder]), [10])
+    Console(file=text, width=80).print(comparison_table(series))
     assert max(map(len, text.getvalue().split("\n"))) <= 80
     assert "After round 2, accuracies in %" in text.getvalue()
     assert "…" not in text.getvalue()
