@@ -1,31 +1,101 @@
-"""FedLoGe's authors' own clients on CIFAR-10-LT, and how their run averaged: for their curve.
+"""FedLoGe's authors' own run on CIFAR-10-LT, from their random numbers: for their curve.
 
-They are no methods. The logs that the authors publish say what every client holds, and that is
-what `clients` deals out again. In the runs with all 40 clients in every round the clients' models
-stand in the order of the clients, the numbers of examples that weight them in a random one, drawn
-anew each round: `ShuffledWeights` does so too. A run on their clients, with their weights and the
-fixed classifier as their code makes it:
+None of this is a method. The authors publish their code, its seed, and the log of a run with all 40
+clients in every round. What NumPy and PyTorch drew for it can be drawn again, and this module does:
+who holds how many examples of each class, the fixed classifier (the log prints the loss that it
+starts from) with a bias that is never trained, the first weights of the model and of all heads, and
+how the clients were averaged. Their models stood in the order of the clients, the numbers of
+examples that weight them in a random one, drawn anew each round. The order of the examples and
+their augmentation are other ones. A run as theirs:
 
-``--set clients.partition=experiments.studies.fedloge_authors:clients --set
+``fedsim run experiments/fedloge_cifar10.toml --set data.source=cifar10:cifar10.npz --set
+data.imbalance=0.01 --set clients.partition=experiments.studies.fedloge_authors:clients --set
 method.name=experiments.studies.fedloge_authors:ShuffledWeights --set
-method.client=experiments.studies.fedloge_authors:Weighted --set method.etf_recipe=angles``
+method.client=experiments.studies.fedloge_authors:Authors``
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from clients import FedLoGe
 from fedsim.engine.update import Client, Steps
-from fedsim.models import Weights
-from fedsim.rng import generator
+from fedsim.errors import ConfigError
+from fedsim.models import Net, Weights
+from fedsim.models.etf import fit_angles
+from fedsim.models.resnet import resnet18
+from fedsim.threads import one_thread
 from strategies.fedavg import FedAvg
+
+SEED = 3407
+ROUNDS = 500
+CLIENTS, CLASSES, FEATURES = 40, 10, 512
+COUNTS = [int(5000 * 0.01 ** (c / 9)) for c in range(CLASSES)]
+TEST = 10_000
+
+
+class Draws(NamedTuple):
+    """What NumPy drew."""
+
+    owner: NDArray[np.int64]
+    """The client of each example, sorted by class."""
+    sizes: NDArray[np.int64]
+    """Examples of each client."""
+    start: Tensor
+    """The fixed classifier before it is optimised, float32 [C, D], with its zeros."""
+    orders: NDArray[np.int64]
+    """Whose number of examples weights each client, [rounds, clients]."""
+
+
+@cache
+def draws() -> Draws:
+    """Draw again what the authors' run drew, in its order."""
+    legacy = np.random.RandomState(SEED)
+    legacy.binomial(1, 1, size=(CLIENTS, CLASSES))  # they ask it who may have what
+    held = np.zeros((CLIENTS, CLASSES), np.int64)
+    owners = []
+    for c, count in enumerate(COUNTS):
+        shares = legacy.dirichlet([0.5] * CLIENTS)
+        owners.append(legacy.choice(CLIENTS, size=count, p=shares))
+        held[:, c] = np.bincount(owners[-1], minlength=CLIENTS)
+    for n in (held / held.sum() * TEST).astype(int).flat:
+        legacy.choice(TEST // CLASSES, n, replace=False)  # a client's test examples of a class
+
+    p = torch.tensor(np.linalg.qr(legacy.random_sample((FEATURES, CLASSES)))[0]).float()
+    etf = np.sqrt(CLASSES / (CLASSES - 1)) * p @ (torch.eye(CLASSES) - 1 / CLASSES)
+    etf.view(-1)[legacy.choice(etf.numel(), int(0.6 * etf.numel()), replace=False)] = 0
+    equal = [1 / CLIENTS] * CLIENTS
+    orders = [legacy.choice(CLIENTS, CLIENTS, replace=False, p=equal) for _ in range(ROUNDS)]
+    return Draws(np.concatenate(owners), held.sum(axis=1), etf.T.contiguous(), np.array(orders))
+
+
+@cache
+def first_weights() -> tuple[Weights, list[Weights]]:
+    """Return the first weights of the model, and each client's of its personal head."""
+    with torch.random.fork_rng(devices=()), torch.no_grad():
+        torch.manual_seed(SEED)
+        w = Net(resnet18((3, 32, 32), CLASSES)).initial_weights()
+        fixed, aux, *personal = (nn.Linear(FEATURES, CLASSES) for _ in range(2 + CLIENTS))
+    start = draws().start
+    with one_thread():
+        fitted = fit_angles(start.clone(), start != 0, norm=0.1, steps=10_000)
+    psi = {"etf.weight": fitted, "etf.bias": fixed.bias.detach()}
+    heads = [_head("personal", linear) for linear in personal]
+    return {**w, **_head("head", aux), **psi}, heads
+
+
+def _head(name: str, linear: nn.Linear) -> Weights:
+    return {f"{name}.weight": linear.weight.detach(), f"{name}.bias": linear.bias.detach()}
 
 
 def clients(
@@ -33,34 +103,30 @@ def clients(
     group: NDArray[np.int64] | None,
     num_clients: int,
     rng: np.random.Generator,
-    *,
-    alpha: float = 0.5,
-    numpy_seed: int = 3407,
 ) -> NDArray[np.int64]:
-    """Deal each class out as the authors' code does, example by example, from their seed.
+    """Deal the 12,406 examples of CIFAR-10-LT out to the authors' 40 clients.
 
-    Which examples of a class a client gets depends on their order, how many doesn't.
+    How many examples of a class a client gets is theirs; which, depends on the order of `y`.
 
-    >>> sizes = [int(5000 * 0.01 ** (c / 9)) for c in range(10)]
-    >>> owner = clients(np.repeat(np.arange(10), sizes), None, 40, np.random.default_rng())
-    >>> np.bincount(owner)[:8].tolist()
+    >>> y = np.repeat(np.arange(10), COUNTS)
+    >>> np.bincount(clients(y, None, 40, np.random.default_rng()))[:8].tolist()
     [215, 141, 207, 171, 243, 132, 178, 751]
     """
-    legacy = np.random.RandomState(numpy_seed)
-    legacy.binomial(1, 1, size=(num_clients, int(y.max()) + 1))  # they ask it who may have what
+    if num_clients != CLIENTS or np.bincount(y).tolist() != COUNTS:
+        raise ConfigError(
+            f"clients.partition: the authors deal {COUNTS} examples of their classes out to "
+            f"{CLIENTS} clients, not {np.bincount(y).tolist()} to {num_clients}"
+        )
     owner = np.empty(len(y), np.int64)
-    for c in range(int(y.max()) + 1):
-        members = np.flatnonzero(y == c)
-        shares = legacy.dirichlet([alpha] * num_clients)
-        owner[members] = legacy.choice(num_clients, size=len(members), p=shares)
+    owner[np.argsort(y, kind="stable")] = draws().owner
     return owner
 
 
 class ShuffledWeights(FedAvg):
-    """FedAvg that weights each client's model with the examples of a client drawn at random.
+    """FedAvg that weights each client's model with another's number of examples, as they did.
 
-    It says them beforehand, so that the models can be added up where they are trained. The clients
-    must be the authors' 40 of CIFAR-10-LT, and answer as `Weighted` do.
+    It says them beforehand, so that the models can be added up where they are trained. All of the
+    40 clients must take part, and answer as `Authors` do.
     """
 
     weights = MappingProxyType({"arrays": "others_examples"})
@@ -68,11 +134,9 @@ class ShuffledWeights(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Deal the clients' numbers of examples out anew."""
+        """Tell each client the number that its model is weighted with."""
         sent = super().configure_train(server_round, arrays, config, grid)
-        y = np.repeat(np.arange(10), [int(5000 * 0.01 ** (c / 9)) for c in range(10)])
-        sizes = np.bincount(clients(y, None, 40, np.random.default_rng()))
-        dealt = generator(self.seed, "shuffled weights", round=server_round).permutation(sizes)
+        dealt = draws().sizes[draws().orders[server_round - 1]]
         return [
             Message(
                 RecordDict({
@@ -87,8 +151,19 @@ class ShuffledWeights(FedAvg):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted(FedLoGe):
-    """FedLoGe's client that reports the weight it was told."""
+class Authors(FedLoGe):
+    """FedLoGe's client with the authors' first weights, which reports the weight it was told.
+
+    The model must be ResNet-18 on images of 3 x 32 x 32 pixels.
+    """
+
+    def initial(self, net: Net, w: Weights, rng: np.random.Generator) -> Weights:
+        """Return the authors' first weights and their fixed classifier."""
+        return dict(first_weights()[0])
+
+    def begin(self, w: Weights, client: Client) -> Weights:
+        """Add the client's personal head, which begins as drawn for it."""
+        return {**w, **first_weights()[1][client.id], **client.state}
 
     def update(self, w: Weights, client: Client) -> Steps:
         """Train as ever."""

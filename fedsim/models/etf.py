@@ -242,7 +242,7 @@ def sparse_etf(
     mask = _draw_mask(features, num_classes, rng, sparsity)
     with one_thread():
         if recipe == "angles":
-            return _fit_angles((dense * mask).float(), mask, norm, steps)
+            return fit_angles((dense * mask).float(), mask, norm, steps)
         fitted = _fit_gram(torch.nn.functional.normalize(dense * mask), mask)
     weight = (norm * torch.nn.functional.normalize(fitted)).float()
     reached = geometry(weight)
@@ -255,6 +255,39 @@ def sparse_etf(
             stacklevel=2,
         )
     return weight
+
+
+def fit_angles(start: Tensor, mask: Tensor, norm: float, steps: int) -> Tensor:
+    """Optimise a masked ETF as FedLoGe's authors do; see `sparse_etf`, recipe "angles".
+
+    Parameters
+    ----------
+    start : float32 [C, D]
+        The ETF with its zeros.
+    mask : bool or float [C, D]
+        Which entries may change.
+    norm : float
+        Norm of each row, aimed at.
+    steps : int
+        Steps of Adam.
+
+    Returns
+    -------
+    float32 [C, D]
+    """
+    mask = mask.to(start.dtype)
+    m = torch.nn.Parameter(start)
+    optimizer = torch.optim.Adam([m], lr=_ANGLES_LR)
+    for _ in range(steps):
+        norms = m.norm(dim=1)
+        unit = m / norms[:, None]
+        nearest = (unit @ unit.T).fill_diagonal_(-1).max(dim=1).values
+        angles = nearest.clamp(-_MAX_COSINE, _MAX_COSINE).arccos()
+        loss = (norms - norm).square().sum() - angles.mean()
+        (gradient,) = torch.autograd.grad(loss, m)
+        m.grad = gradient * mask
+        optimizer.step()
+    return m.detach()
 
 
 def _check_size(features: int, num_classes: int) -> None:
@@ -331,23 +364,6 @@ def _fit_gram(start: Tensor, mask: Tensor) -> Tensor:
             break
         before = optimizer.step(closure)  # type: ignore[no-untyped-call]
         losses.append(float(before))
-    return m.detach()
-
-
-def _fit_angles(start: Tensor, mask: Tensor, norm: float, steps: int) -> Tensor:
-    """Return the authors' own optimum [C, D], starting from the masked ETF as it is."""
-    mask = mask.to(start.dtype)
-    m = torch.nn.Parameter(start)
-    optimizer = torch.optim.Adam([m], lr=_ANGLES_LR)
-    for _ in range(steps):
-        norms = m.norm(dim=1)
-        unit = m / norms[:, None]
-        nearest = (unit @ unit.T).fill_diagonal_(-1).max(dim=1).values
-        angles = nearest.clamp(-_MAX_COSINE, _MAX_COSINE).arccos()
-        loss = (norms - norm).square().sum() - angles.mean()
-        (gradient,) = torch.autograd.grad(loss, m)
-        m.grad = gradient * mask
-        optimizer.step()
     return m.detach()
 
 
