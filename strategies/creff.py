@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedsim.errors import ConfigError
+from fedsim.processor import one_thread
 from fedsim.rng import generator
-from fedsim.threads import one_thread
 from strategies.fedavg import NUM_EXAMPLES, FedAvg, mean_metrics, number, weighted_mean
 
 _EPSILON = 1e-6  # the authors', in the cosine's denominator

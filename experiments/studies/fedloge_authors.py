@@ -34,7 +34,7 @@ from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
 from fedsim.models.etf import fit_angles
 from fedsim.models.resnet import resnet18
-from fedsim.threads import one_thread
+from fedsim.processor import one_thread
 from strategies.fedavg import FedAvg
 
 SEED = 3407

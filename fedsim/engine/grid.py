@@ -48,6 +48,7 @@ from fedsim.errors import EngineError
 from fedsim.metrics import client_metrics, global_metrics
 from fedsim.models import Arrays
 from fedsim.models.net import num_bytes
+from fedsim.processor import flush_denormals
 
 
 @dataclass(slots=True)
@@ -133,6 +134,8 @@ class SimulatedGrid(Grid):
         """About the last training messages."""
         self.evaluated = pd.DataFrame()
         """A row for each client and view of the last evaluate messages; see `client_metrics`."""
+        # As the workers do, so that what is averaged here is what they would make of it.
+        self._flushed = flush_denormals()
 
     # ----- what a backend brings -----------------------------------------------------------
 
@@ -149,9 +152,9 @@ class SimulatedGrid(Grid):
     def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:
         """Call a method of some workers, by their numbers; return each one's answer."""
 
-    @abstractmethod
     def close(self) -> None:
         """Stop the workers; the grid can't be used afterwards."""
+        torch.set_flush_denormal(self._flushed)
 
     # ----- training ------------------------------------------------------------------------
 
@@ -453,7 +456,11 @@ class InlineGrid(SimulatedGrid):
     def __init__(self, task: Task, versions: NDArray[np.int8] | None = None) -> None:
         super().__init__(task, versions)
         self._threads = torch.get_num_threads()
-        self._worker = Worker(task)
+        try:
+            self._worker = Worker(task)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def num_workers(self) -> int:
@@ -472,6 +479,7 @@ class InlineGrid(SimulatedGrid):
     def close(self) -> None:
         """Give PyTorch its threads back: a worker takes one, and this process goes on."""
         torch.set_num_threads(self._threads)
+        super().close()
 
 
 def _by_record(

@@ -271,6 +271,7 @@ class RayGrid(SimulatedGrid):
         """End the workers, and Ray if it was started for them."""
         self._claims.close()
         self._actors.close()
+        super().close()
 
     def _call(self, work: dict[int, tuple[str, tuple[Any, ...]]]) -> dict[int, Any]:
         # A worker that dies is replaced and its call made again.

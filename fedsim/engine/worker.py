@@ -29,6 +29,7 @@ from fedsim.engine.update import Client, ClientUpdate, Config
 from fedsim.engine.uploads import Intake
 from fedsim.models.layers import channels_last
 from fedsim.models.net import Arrays, Model, Net, Weights
+from fedsim.processor import flush_denormals
 
 SIDE_BY_SIDE = 40
 """Most clients that train side by side: enough to hide the overhead of a step, few enough for
@@ -119,6 +120,7 @@ class Worker:
     def __init__(self, task: Task) -> None:
         # One thread a worker: the workers share the cores, and sums come out the same everywhere.
         torch.set_num_threads(1)
+        flush_denormals()
         self._update = task.update
         self._device = torch.device(task.device)
         self._device_share = task.device_share

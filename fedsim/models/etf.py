@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import ConfigError, DataError
-from fedsim.threads import one_thread
+from fedsim.processor import one_thread
 
 WARN_ABOVE = 0.01
 """Degrees: a sparse ETF with an angle further than this from the ideal comes with a warning."""

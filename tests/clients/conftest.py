@@ -17,8 +17,8 @@ from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Client, ClientUpdate, Examples, Upload
 from fedsim.models import Model, Net, Weights
 from fedsim.models.small import cnn
+from fedsim.processor import one_thread
 from fedsim.rng import generator
-from fedsim.threads import one_thread
 
 # Two batches of 6 an epoch: BatchNorm over the few values of a smaller one would make 1e-7 of
 # rounding a thousand times more.

@@ -146,14 +146,27 @@ def test_evaluate_replies_are_the_clients_figures(make_grid, federation):
     )
 
 
-def test_a_closed_grid_gives_the_threads_back(make_grid):
+def denormals():
+    """Whether 1e-39 is a number."""
+    return bool((torch.full((8,), 1e-30) * torch.full((8,), 1e-9)).count_nonzero())
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_threads_and_denormal_numbers_are_given_back(make_grid, breaks):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    torch.set_flush_denormal(False)
     try:
-        grid, _ = make_grid()
-        assert torch.get_num_threads() == 1
-        grid.close()
+        if breaks:
+            with pytest.raises(ZeroDivisionError):
+                make_grid(model=lambda *_: 1 // 0)
+        else:
+            grid, _ = make_grid()
+            assert torch.get_num_threads() == 1
+            assert not denormals()
+            grid.close()
         assert torch.get_num_threads() == 2
+        assert denormals()
     finally:
         torch.set_num_threads(before)
 

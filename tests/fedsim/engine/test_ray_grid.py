@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import ray
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,6 +130,25 @@ def test_clients_are_told_what_the_strategy_sends(make_task, running_ray, monkey
             assert found.read == {"mu", "nu"}
     finally:
         grid.close()
+
+
+class Tiny(LocalSGD):
+    """Multiplies what is too small for a float32 with all its digits."""
+
+    def update(self, w, client):
+        product = torch.full((8,), 1e-30) * torch.full((8,), 1e-9)
+        return Upload({"arrays": w}, 1, {"nonzero": int(product.count_nonzero())})
+        yield
+
+
+def test_denormal_numbers_are_zero_on_workers_which_are_slow_with_them(make_task, running_ray):
+    task = make_task(update=Tiny())
+    grid = RayGrid(task, RayActors(2))
+    try:
+        found, _ = grid.train(initial_arrays(task), 1, [0, 1, 2, 3])
+    finally:
+        grid.close()
+    assert found.metrics["nonzero"] == [0, 0, 0, 0]
 
 
 def assert_equal(one, other):
