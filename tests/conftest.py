@@ -1,7 +1,7 @@
 """What several tests share: a small federation, and the work that workers do on it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+import torch
 
 from fedsim.data.federation import Federation, federate
 from fedsim.data.partition import iid
@@ -50,6 +51,14 @@ def make_source(
         y_test=y_test,
         num_classes=classes,
     )
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers() -> Iterator[None]:
+    """Give denormal numbers back where a worker in this process isn't closed: hypothesis minds."""
+    torch.set_flush_denormal(False)
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -81,17 +81,16 @@ def draws() -> Draws:
 
 @cache
 def first_weights() -> tuple[Weights, list[Weights]]:
-    """Return the first weights of the model, and each client's of its personal head."""
-    with torch.random.fork_rng(devices=()), torch.no_grad():
+    """Return the first weights of the model, and each client's of its personal head.
+
+    Those of the fixed classifier are the ones before it is optimised.
+    """
+    with torch.random.fork_rng(devices=()):
         torch.manual_seed(SEED)
         w = Net(resnet18((3, 32, 32), CLASSES)).initial_weights()
         fixed, aux, *personal = (nn.Linear(FEATURES, CLASSES) for _ in range(2 + CLIENTS))
-    start = draws().start
-    with one_thread():
-        fitted = fit_angles(start.clone(), start != 0, norm=0.1, steps=10_000)
-    psi = {"etf.weight": fitted, "etf.bias": fixed.bias.detach()}
-    heads = [_head("personal", linear) for linear in personal]
-    return {**w, **_head("head", aux), **psi}, heads
+    psi = {**_head("etf", fixed), "etf.weight": draws().start}
+    return {**w, **_head("head", aux), **psi}, [_head("personal", linear) for linear in personal]
 
 
 def _head(name: str, linear: nn.Linear) -> Weights:
@@ -159,11 +158,17 @@ class Authors(FedLoGe):
 
     def initial(self, net: Net, w: Weights, rng: np.random.Generator) -> Weights:
         """Return the authors' first weights and their fixed classifier."""
-        return dict(first_weights()[0])
+        w = first_weights()[0]
+        start = w["etf.weight"]
+        with one_thread():
+            psi = fit_angles(start, start != 0, self.etf_norm, steps=10_000)
+        return {**w, "etf.weight": psi}
 
     def begin(self, w: Weights, client: Client) -> Weights:
         """Add the client's personal head, which begins as drawn for it."""
-        return {**w, **first_weights()[1][client.id], **client.state}
+        device = w["head.weight"].device
+        first = {name: t.to(device) for name, t in first_weights()[1][client.id].items()}
+        return {**w, **first, **client.state}
 
     def update(self, w: Weights, client: Client) -> Steps:
         """Train as ever."""

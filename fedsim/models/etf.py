@@ -276,7 +276,7 @@ def fit_angles(start: Tensor, mask: Tensor, norm: float, steps: int) -> Tensor:
     float32 [C, D]
     """
     mask = mask.to(start.dtype)
-    m = torch.nn.Parameter(start)
+    m = torch.nn.Parameter(start.clone())
     optimizer = torch.optim.Adam([m], lr=_ANGLES_LR)
     for _ in range(steps):
         norms = m.norm(dim=1)
