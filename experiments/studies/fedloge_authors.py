@@ -32,7 +32,7 @@ from clients import FedLoGe
 from fedsim.engine.update import Client, Steps
 from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
-from fedsim.models.etf import fit_angles
+from fedsim.models.etf import fit_angles, simplex
 from fedsim.models.resnet import resnet18
 from fedsim.processor import one_thread
 from strategies.fedavg import FedAvg
@@ -71,8 +71,8 @@ def draws() -> Draws:
     for n in (held / held.sum() * TEST).astype(int).flat:
         legacy.choice(TEST // CLASSES, n, replace=False)  # a client's test examples of a class
 
-    p = torch.tensor(np.linalg.qr(legacy.random_sample((FEATURES, CLASSES)))[0]).float()
-    etf = np.sqrt(CLASSES / (CLASSES - 1)) * p @ (torch.eye(CLASSES) - 1 / CLASSES)
+    p, _ = np.linalg.qr(legacy.random_sample((FEATURES, CLASSES)))
+    etf = simplex(p).float().T.contiguous()  # they lay it out [D, C]
     etf.view(-1)[legacy.choice(etf.numel(), int(0.6 * etf.numel()), replace=False)] = 0
     equal = [1 / CLIENTS] * CLIENTS
     orders = [legacy.choice(CLIENTS, CLIENTS, replace=False, p=equal) for _ in range(ROUNDS)]
@@ -83,14 +83,14 @@ def draws() -> Draws:
 def first_weights() -> tuple[Weights, list[Weights]]:
     """Return the first weights of the model, and each client's of its personal head.
 
-    Those of the fixed classifier are the ones before it is optimised.
+    They lack ``etf.weight``, which `fit_angles` makes.
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(SEED)
         w = Net(resnet18((3, 32, 32), CLASSES)).initial_weights()
         fixed, aux, *personal = (nn.Linear(FEATURES, CLASSES) for _ in range(2 + CLIENTS))
-    psi = {**_head("etf", fixed), "etf.weight": draws().start}
-    return {**w, **_head("head", aux), **psi}, [_head("personal", linear) for linear in personal]
+    w = {**w, **_head("head", aux), "etf.bias": fixed.bias.detach()}
+    return w, [_head("personal", linear) for linear in personal]
 
 
 def _head(name: str, linear: nn.Linear) -> Weights:
@@ -158,11 +158,10 @@ class Authors(FedLoGe):
 
     def initial(self, net: Net, w: Weights, rng: np.random.Generator) -> Weights:
         """Return the authors' first weights and their fixed classifier."""
-        w = first_weights()[0]
-        start = w["etf.weight"]
+        start = draws().start
         with one_thread():
             psi = fit_angles(start, start != 0, self.etf_norm, steps=10_000)
-        return {**w, "etf.weight": psi}
+        return {**first_weights()[0], "etf.weight": psi}
 
     def begin(self, w: Weights, client: Client) -> Weights:
         """Add the client's personal head, which begins as drawn for it."""

@@ -152,7 +152,24 @@ def etf(features: int, num_classes: int, rng: np.random.Generator) -> Tensor:
     _check_size(features, num_classes)
     p, r = np.linalg.qr(rng.standard_normal((features, num_classes)))
     # A QR is only unique up to signs: fixing them makes P uniform on every LAPACK.
-    return _simplex(p * np.sign(np.diag(r)))
+    return simplex(p * np.sign(np.diag(r)))
+
+
+def simplex(p: NDArray[np.float64]) -> Tensor:
+    """Return the simplex ETF of orthonormal columns: sqrt(C/(C-1)) (I - 11^T/C) P^T.
+
+    Parameters
+    ----------
+    p : float64 [D, C]
+        P.
+
+    Returns
+    -------
+    float64 [C, D]
+    """
+    num_classes = p.shape[1]
+    centred = p - p.mean(axis=1, keepdims=True)
+    return torch.from_numpy(math.sqrt(num_classes / (num_classes - 1)) * centred.T)
 
 
 def sparse_etf(
@@ -300,18 +317,11 @@ def _check_size(features: int, num_classes: int) -> None:
         )
 
 
-def _simplex(p: NDArray[np.float64]) -> Tensor:
-    """Return the ETF [C, D] of the orthonormal columns `p` [D, C]."""
-    num_classes = p.shape[1]
-    centred = p - p.mean(axis=1, keepdims=True)
-    return torch.from_numpy(math.sqrt(num_classes / (num_classes - 1)) * centred.T)
-
-
 def _authors_etf(features: int, num_classes: int, rng: np.random.Generator) -> Tensor:
     """Return the ETF [C, D] that the authors' recipe starts from."""
     _check_size(features, num_classes)
     # Householder's reflections make the first column of positive numbers negative in every LAPACK.
-    return _simplex(np.linalg.qr(rng.random((features, num_classes)))[0])
+    return simplex(np.linalg.qr(rng.random((features, num_classes)))[0])
 
 
 def _draw_mask(

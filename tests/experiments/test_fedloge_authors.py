@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from clients.fedloge import LoGeModel
-from experiments.studies.fedloge_authors import COUNTS, Authors, clients, draws, first_weights
+from experiments.studies.fedloge_authors import Authors, clients, draws, first_weights
 from fedsim import Experiment, simulate
 from fedsim.errors import ConfigError
 from fedsim.models import Net
 from fedsim.models.resnet import resnet18
 
+COUNTS = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 SIZES = [215, 141, 207, 171, 243, 132, 178, 751, 618, 173, 602, 559, 821, 446, 221, 157, 127, 436,
          273, 246, 171, 124, 90, 190, 252, 91, 656, 129, 194, 482, 1106, 528, 243, 102, 215, 267,
          348, 153, 172, 176]  # fmt: skip
-"""What their log prints."""
+"""Examples of the classes and of the clients, as their log prints them."""
 
 
 def test_the_clients_hold_what_the_authors_log_prints():
