@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import inf, sqrt
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -32,7 +32,14 @@ from torch.nn import functional as F
 from fedsim.errors import ConfigError
 from fedsim.processor import one_thread
 from fedsim.rng import generator
-from strategies.fedavg import NUM_EXAMPLES, FedAvg, mean_metrics, number, weighted_mean
+from strategies.fedavg import (
+    NUM_EXAMPLES,
+    FedAvg,
+    Sampling,
+    mean_metrics,
+    number,
+    weighted_mean,
+)
 
 _EPSILON = 1e-6  # the authors', in the cosine's denominator
 
@@ -83,21 +90,9 @@ class CReFF(FedAvg):
         crt_epochs: int = 300,
         crt_batch_size: int = 32,
         lr_net: float = 0.01,
-        fraction_train: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        min_train_nodes: int = 1,
-        min_evaluate_nodes: int = 0,
-        min_available_nodes: int = 1,
-        seed: int = 0,
+        **sampling: Unpack[Sampling],
     ) -> None:
-        super().__init__(
-            fraction_train=fraction_train,
-            fraction_evaluate=fraction_evaluate,
-            min_train_nodes=min_train_nodes,
-            min_evaluate_nodes=min_evaluate_nodes,
-            min_available_nodes=min_available_nodes,
-            seed=seed,
-        )
+        super().__init__(**sampling)
         counts = {
             "num_of_feature": num_of_feature,
             "match_epochs": match_epochs,

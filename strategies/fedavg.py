@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO
 from time import sleep
 from types import MappingProxyType
+from typing import TypedDict
 
 import numpy as np
 from flwr.app import (
@@ -42,6 +43,17 @@ from fedsim.rng import generator
 
 NUM_EXAMPLES = "num-examples"
 """Flower's key of a client's weight."""
+
+
+class Sampling(TypedDict, total=False):
+    """How `FedAvg` chooses clients: what a strategy made from it passes on."""
+
+    fraction_train: float
+    fraction_evaluate: float
+    min_train_nodes: int
+    min_evaluate_nodes: int
+    min_available_nodes: int
+    seed: int
 
 
 class FedAvg(Strategy):

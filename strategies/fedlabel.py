@@ -14,11 +14,11 @@ n_k                ``num_pseudo`` in its metrics
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Unpack
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from strategies.fedavg import FedAvg, mean_metrics, number, weighted_mean
+from strategies.fedavg import FedAvg, Sampling, mean_metrics, number, weighted_mean
 
 
 class FedLabel(FedAvg):
@@ -41,21 +41,9 @@ class FedLabel(FedAvg):
         *,
         aggregation: Literal["disjoint", "single"] = "disjoint",
         schedule: Literal["sequential", "joint"] = "sequential",
-        fraction_train: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        min_train_nodes: int = 1,
-        min_evaluate_nodes: int = 0,
-        min_available_nodes: int = 1,
-        seed: int = 0,
+        **sampling: Unpack[Sampling],
     ) -> None:
-        super().__init__(
-            fraction_train=fraction_train,
-            fraction_evaluate=fraction_evaluate,
-            min_train_nodes=min_train_nodes,
-            min_evaluate_nodes=min_evaluate_nodes,
-            min_available_nodes=min_available_nodes,
-            seed=seed,
-        )
+        super().__init__(**sampling)
         self.disjoint = aggregation == "disjoint" and schedule == "sequential"
         disjoint = {"labelled": "has_labels", "unlabelled": "num_pseudo"}
         self.weights = disjoint if self.disjoint else FedAvg.weights
