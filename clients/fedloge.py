@@ -122,6 +122,10 @@ class LoGeModel(ClientUpdate):
         infinity (and a test example of such a class an infinite loss); unlabelled ones may be of
         any class. For the realigned view, each class vector of the auxiliary head is scaled by the
         norm of the personal one.
+
+        The authors' code masks the classes of which a client has no test example, which are more,
+        so that its figures are a little higher; and in its realigned view the personal head's
+        product takes the place of the auxiliary one's.
         """
         f = inputs.features
         n_k = client.class_counts

@@ -31,9 +31,9 @@ class FixMatch(JointUpdate):
     """What the two variants share."""
 
     def label(self, net: Net, w: Weights, batch: Batch) -> Targets:
-        """Take the teacher's most probable class where its probability is above tau."""
+        """Take the teacher's most probable class where its probability is at least tau."""
         q, pseudo_label = self.teacher(net, w, batch.x).softmax(dim=1).max(dim=1)
-        return {"pseudo_label": pseudo_label, "kept": (q > self.threshold).float() * batch.mask}
+        return {"pseudo_label": pseudo_label, "kept": (q >= self.threshold).float() * batch.mask}
 
     def unlabelled_loss(
         self, net: Net, w_k: Weights, batch: Batch, targets: Targets, *given: Weights

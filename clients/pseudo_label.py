@@ -85,7 +85,8 @@ class JointUpdate(ClientUpdate):
     unlabelled_weight : float
         lambda_u, >= 0; 0 means that unlabelled examples have no effect on the gradient.
     threshold : float
-        beta (or tau), in [0, 1]: probability above which a pseudo-label is kept.
+        beta (or tau), in [0, 1]: probability from which on a pseudo-label is kept; in FedLabel it
+        must be larger.
     """
 
     needs_images: ClassVar[bool] = True

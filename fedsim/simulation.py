@@ -143,6 +143,7 @@ def simulate(
         task = make_task(experiment, federation, states)
         if task.device == "cpu" and experiment.training.precision == "tf32":
             warnings.warn("training.precision = 'tf32' changes nothing on a CPU", stacklevel=2)
+        task.update.warn_of(task.training)
         initial = initial_arrays(task)
         _warn_of_running_statistics(experiment, strategy, initial)
         arrays, rounds_before, versions = flower.to_record(initial), 0, None

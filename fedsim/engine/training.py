@@ -99,6 +99,22 @@ class LocalTraining:
             return steps
         return self.steps or self.epochs * in_an_epoch
 
+    def num_draws(self, kind: Examples, *, steps: int | None = None) -> int:
+        """Return how many examples a pass over one kind takes, each as often as it is taken.
+
+        Examples
+        --------
+        >>> training = LocalTraining(epochs=3, batch_size=2, lr=0.1)
+        >>> five = Examples(torch.arange(5).numpy(), labelled=True)
+        >>> training.num_draws(five), training.num_draws(five, steps=4)
+        (15, 7)
+        """
+        in_an_epoch = epoch_steps([len(kind)], self.batch_size)
+        if not in_an_epoch:
+            return 0
+        epochs, more = divmod(self.num_steps(kind, steps=steps), in_an_epoch)
+        return epochs * len(kind) + more * self.batch_size
+
     def steps_of(self, request: SGD) -> int:
         """Return the steps of a pass that was asked for."""
         return self.num_steps(*request.kinds, steps=request.steps, epochs=request.epochs)

@@ -403,6 +403,9 @@ class ClientUpdate(ABC):
             "needs is given to it, sgd(..., given=...)"
         )
 
+    def warn_of(self, training: LocalTraining) -> None:  # noqa: B027
+        """Warn, before a run, of settings that hardly go together with the experiment's."""
+
     @property
     def has_personal_views(self) -> bool:
         """Whether clients have models of their own."""

@@ -11,7 +11,7 @@ from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader
 from fedsim.engine.local import LocalTrainer
 from fedsim.engine.training import LocalTraining
-from fedsim.engine.update import Examples, LocalSGD
+from fedsim.engine.update import Batch, Examples, LocalSGD
 from fedsim.errors import ConfigError
 from fedsim.models import Net
 from fedsim.models.small import cnn
@@ -81,6 +81,17 @@ def test_without_weight_or_without_kept_labels_only_labels_train(model, federati
         if "running" not in name:  # the unlabelled batch also passes through BatchNorm
             torch.testing.assert_close(ignored.arrays["arrays"][name], array)
             torch.testing.assert_close(unsure.arrays["arrays"][name], array)
+
+
+def test_a_probability_equal_to_the_threshold_is_kept(model):
+    """As in the paper's 1(max q_b >= tau): of a model that is certain, even where tau is 1."""
+    w = Net(model).initial_weights()
+    w["head.weight"].zero_()
+    w["head.bias"] = torch.tensor([0.0, 200.0, 0.0])
+    batch = Batch(torch.zeros(2, 1, 4, 4), torch.full((2,), -1), torch.tensor([1.0, 0.0]))
+    targets = FixMatchLocal(threshold=1.0).teach(Net(model), w, batch)
+    assert targets["pseudo_label"].tolist() == [1, 1]
+    assert targets["kept"].tolist() == [1, 0]
 
 
 class TestFixMatchFailure:

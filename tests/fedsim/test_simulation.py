@@ -149,6 +149,7 @@ def test_pseudo_labels_are_recorded_once_there_are_any(tmp_path):
     assert (result.rounds["bytes_up"] == 2 * result.rounds["bytes_down"]).all()
 
 
+@pytest.mark.filterwarnings("ignore:method.warmup_rounds")
 @pytest.mark.parametrize("options", [{"threshold": 1.0}, {"warmup_rounds": 99}])
 def test_fedlabel_without_pseudo_labels_is_half_a_step_of_the_labelled_mean(options, tmp_path):
     """w <- 1/2 mean(w_l) + 1/2 w: equal clients make the labelled mean that of FedAvg."""
@@ -201,6 +202,14 @@ def test_tf32_on_a_processor_is_warned_of():
     training = {"precision": "tf32", "rounds": 1}
     with pytest.warns(UserWarning, match="'tf32' changes nothing on a CPU"):
         fedsim.simulate(experiment(training=training, engine={"device": "cpu"}))
+
+
+def test_a_warm_up_that_never_ends_is_warned_of():
+    method = {"name": "fedlabel", "warmup_rounds": 2}
+    with pytest.warns(UserWarning, match="warmup_rounds = 2, but training.rounds = 2: unlabelled"):
+        fedsim.simulate(experiment(method=method, training={"rounds": 2}))
+    # With a round after it there is nothing to say, and warnings are errors here.
+    fedsim.simulate(experiment(method=method, training={"rounds": 3}))
 
 
 @pytest.mark.parametrize(("participation", "cohort"), [(0.5, 10), (7, 7), (1.0, 20), (0.29, 5)])
@@ -497,7 +506,7 @@ class TestSimulateFailure:
         assert len(fedsim.simulate(experiment(data=vectors["data"])).rounds) == 4
 
     def test_a_strategy_and_clients_that_do_not_belong_together(self):
-        method = {"name": "fedmedian", "client": "clients:FedLabel"}
+        method = {"name": "fedmedian", "client": "clients:FedLabel", "warmup_rounds": 0}
         with pytest.raises(EngineError, match=r"round 1: FedMedian can't average .*ArrayRecord"):
             fedsim.simulate(experiment(method=method))
 
