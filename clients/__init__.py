@@ -13,6 +13,7 @@ from clients.fedprox import FedProx
 from clients.fedrep import FedRep
 from clients.fedrod import FedRoD
 from clients.fixmatch import FixMatchGlobal, FixMatchLocal
+from clients.scaffold import Scaffold
 
 __all__ = [
     "CReFF",
@@ -29,4 +30,5 @@ __all__ = [
     "FedRoD",
     "FixMatchGlobal",
     "FixMatchLocal",
+    "Scaffold",
 ]

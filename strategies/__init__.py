@@ -14,6 +14,7 @@ from strategies.fedprox import FedProx
 from strategies.fedrep import FedRep
 from strategies.fedrod import FedRoD
 from strategies.fixmatch import FixMatch
+from strategies.scaffold import Scaffold
 
 __all__ = [
     "CReFF",
@@ -30,4 +31,5 @@ __all__ = [
     "FedRep",
     "FedRoD",
     "FixMatch",
+    "Scaffold",
 ]

@@ -48,6 +48,7 @@ METHODS = {
     "fedrod": clients.FedRoD(),
     "fedetf": clients.FedETF(),
     "creff": clients.CReFF(),
+    "scaffold": clients.Scaffold(),
     "fedbn": clients.FedBN(),
 }
 SHAPE = (1, 4, 4)
