@@ -1,7 +1,7 @@
 """fedsim: federated learning on long-tailed, partly labelled clients, simulated.
 
-The main entries are `Experiment`, `load` and `simulate`; they are imported on first use, so that
-parts which need neither Flower nor Ray can be used without them.
+The main entries are `Experiment`, `load`, `simulate` and `predict`; they are imported on first
+use, so that parts which need neither Flower nor Ray can be used without them.
 
 Examples
 --------
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from fedsim.config import Experiment
     from fedsim.experiment_file import load
     from fedsim.flower_app import client_app
+    from fedsim.prediction import predict
     from fedsim.recorder import Result
     from fedsim.simulation import simulate
 
-__all__ = ["Experiment", "Result", "client_app", "load", "simulate"]
+__all__ = ["Experiment", "Result", "client_app", "load", "predict", "simulate"]
 
 _HOMES = {
     "Experiment": "fedsim.config",
     "client_app": "fedsim.flower_app",
     "load": "fedsim.experiment_file",
+    "predict": "fedsim.prediction",
     "Result": "fedsim.recorder",
     "simulate": "fedsim.simulation",
 }
@@ -37,3 +39,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

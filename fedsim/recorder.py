@@ -20,6 +20,7 @@ import pandas as pd
 from fedsim import registry
 from fedsim.config import Experiment
 from fedsim.data.federation import Federation
+from fedsim.data.source import Source
 from fedsim.errors import EngineError
 from fedsim.report.run_directory import CHECKPOINT, RunDirectory
 
@@ -100,6 +101,7 @@ class Recorder:
         if out is not None:
             from fedsim.engine.checkpoint import digest
 
+            self._inputs = _inputs(federation.source)
             self._digest = digest(federation)
             self._folder = RunDirectory(Path(out), resumed=resume)
             if begun is not None:
@@ -281,7 +283,20 @@ class Recorder:
                 "cores": len(os.sched_getaffinity(0)),
                 "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             },
+            # Last: it may have two numbers for each feature of thousands.
+            "inputs": self._inputs,
         }
+
+
+def _inputs(source: Source) -> dict[str, Any]:
+    """Return what the model's inputs are made of: (x - mean) / std of a channel or feature."""
+    mean, std = source.normalisation()
+    return {
+        "dtype": source.x_train.dtype.name,
+        "shape": list(source.x_train.shape[1:]),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
 
 
 def _device_name(device: str) -> str:

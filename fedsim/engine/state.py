@@ -230,7 +230,12 @@ class ClientStates:
         return list(zip(now.tolist(), _FREE[now, retained].tolist(), strict=True))
 
     def read(self, client: int) -> dict[str, NDArray[Any]]:
-        """Return copies of a client's committed arrays; none if it has no state."""
+        """Return copies of a client's committed arrays; none if it has no state.
+
+        Raises `EngineError` if there is no such client.
+        """
+        if not 0 <= client < len(self._versions):
+            raise EngineError(f"client {client}: clients are 0..{len(self._versions) - 1}")
         return self.files.read(client, int(self._versions[client]))
 
     def commit(self, clients: Sequence[int]) -> None:
