@@ -98,7 +98,7 @@ def run(
             except KeyboardInterrupt:
                 _err.print(_how_to_go_on(folder), markup=False, soft_wrap=True)
                 raise typer.Exit(130) from None
-        _show(result.rounds, result.clients)
+        _show(result.rounds, result.clients, result.names)
         _out.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
         _out.print(f"results and figures: {folder}", markup=False, soft_wrap=True)
 
@@ -158,9 +158,9 @@ def sweep(
 
 def _run_planned(planned: list[Planned], folder: Path, jobs: int | None) -> dict[int, str]:
     """Run a sweep, and show how; return what stopped the runs that failed, by their numbers."""
+    from fedsim.interrupts import noted_interrupts
     from fedsim.jobs import run_all
     from fedsim.report.progress import Board, RunProgress
-    from fedsim.simulation import noted_interrupts
     from fedsim.sweep import jobs_at_a_time, on_its_cores
 
     jobs = jobs_at_a_time(planned, jobs)
@@ -206,7 +206,7 @@ def report(
 
         run = SavedRun.read(folder)
         page = write_report(run)
-        _show(run.rounds, run.clients)
+        _show(run.rounds, run.clients, run.names)
         _out.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
@@ -243,12 +243,12 @@ def compare(
             _out.print(f"comparison: {page}", markup=False, soft_wrap=True)
 
 
-def _show(rounds: pd.DataFrame, clients: pd.DataFrame) -> None:
+def _show(rounds: pd.DataFrame, clients: pd.DataFrame, names: pd.DataFrame) -> None:
     """Print the table of the clients, and how a run ended."""
     from fedsim.report.tables import client_table, summary_line
 
     if not clients.empty:
-        _out.print(client_table(clients))
+        _out.print(client_table(clients, names))
     _out.print(summary_line(rounds, clients), markup=False, soft_wrap=True)
 
 
@@ -263,15 +263,17 @@ def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = Non
         from fedsim.simulation import load_federation
 
         federation = load_federation(experiment)
-        table = federation.table()
+        table, names = federation.table(), federation.names()
         folder = RunDirectory(out or _run_folder(experiment, suffix="-partition"))
         folder.write_text("experiment.toml", experiment.to_toml())
         folder.write_table("partition.csv", table)
-        num_classes = federation.source.num_classes
+        if len(names):
+            folder.write_table("names.csv", names)
+        shape = federation.num_clients, federation.source.num_classes
         picture = folder.path / "class_counts.png"
-        save(class_counts(table, federation.num_clients, num_classes, experiment.name), picture)
+        save(class_counts(table, *shape, experiment.name, names), picture)
         folder.release()
-        _out.print(partition_table(table, federation.num_clients))
+        _out.print(partition_table(table, federation.num_clients, names))
         _out.print(f"who holds what: {folder.path / 'partition.csv'}", markup=False, soft_wrap=True)
         _out.print(f"picture: {picture}", markup=False, soft_wrap=True)
 

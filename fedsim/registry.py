@@ -28,7 +28,8 @@ from fedsim.errors import ConfigError, own_part
 
 Kind = Literal["method", "client", "dataset", "model", "partition"]
 
-# Filled in by fedsim, never by the user: Flower's sampling and the keys of its records.
+# Filled in by fedsim, never by the user: Flower's sampling and the keys of its records. And what
+# its strategies take but don't use: the clients' learning rate is training.lr.
 _PLUMBING = frozenset(
     {
         "fraction_train",
@@ -42,6 +43,7 @@ _PLUMBING = frozenset(
         "train_metrics_aggr_fn",
         "evaluate_metrics_aggr_fn",
         "seed",
+        "eta_l",
     }
 )
 
@@ -116,7 +118,12 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
     if not callable(getattr(module, attribute, None)):
         # Python's own modules and folders without an __init__.py have no file.
         place = getattr(module, "__file__", None) or module_name
-        raise ConfigError(f"{name!r}: the module {place} has no function or class {attribute!r}")
+        own_file = Path(f"{module_name.replace('.', '/')}.py").absolute()
+        hidden = own_file.is_file() and (place == module_name or not own_file.samefile(place))
+        hint = f"; it hides your own {own_file.name}, which needs another name" if hidden else ""
+        raise ConfigError(
+            f"{name!r}: the module {place} has no function or class {attribute!r}{hint}"
+        )
     own: Callable[..., Any] = getattr(module, attribute)
     return own
 
@@ -168,7 +175,10 @@ def options(function: Callable[..., Any]) -> type[BaseModel]:
         return create_model(name, __config__=ConfigDict(extra="forbid", strict=True), **fields)
     except PydanticUserError as error:
         line = str(error).partition(". ")[0]
-        raise ConfigError(f"{name} has a setting that no file can hold: {line}") from None
+        raise ConfigError(
+            f"{name} has a setting that no file can hold; give the name of a function of your own "
+            f"that makes it: {line}"
+        ) from None
 
 
 def is_partitioner(component: object) -> bool:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fedsim import registry
@@ -24,6 +21,7 @@ from fedsim.data.flower import as_partition
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
 from fedsim.errors import ConfigError, DataError, EngineError, own_part
+from fedsim.interrupts import noted_interrupts
 from fedsim.metrics import GROUPS
 from fedsim.recorder import Recorder, Result
 from fedsim.resume import check_model, last_checkpoint
@@ -135,6 +133,7 @@ def simulate(
             raise ConfigError("resume: say in out which folder's run is to go on")
         begun = last_checkpoint(experiment, Path(out))
     with ExitStack() as leaving:
+        interrupted = leaving.enter_context(noted_interrupts())
         federation, actors = _deal_out_and_start(experiment)
         if actors is not None:
             leaving.callback(actors.close)
@@ -159,23 +158,22 @@ def simulate(
         leaving.callback(grid.close)
         recorder.setup_seconds = time.perf_counter() - started
         try:
-            with noted_interrupts() as interrupted:
-                recorder.begin(arrays, strategy, grid.states)
-                for finished in run_rounds(
-                    strategy,
-                    grid,
-                    arrays,
-                    rounds=experiment.training.rounds,
-                    evaluate_every=experiment.evaluation.every,
-                    seed=experiment.seed,
-                    finished=rounds_before,
-                ):
-                    arrays = finished.arrays
-                    recorder.add(finished, strategy, grid.states)
-                    if observer is not None:
-                        observer(finished.row)
-                    if interrupted.is_set():
-                        raise KeyboardInterrupt
+            recorder.begin(arrays, strategy, grid.states)
+            for finished in run_rounds(
+                strategy,
+                grid,
+                arrays,
+                rounds=experiment.training.rounds,
+                evaluate_every=experiment.evaluation.every,
+                seed=experiment.seed,
+                finished=rounds_before,
+            ):
+                arrays = finished.arrays
+                recorder.add(finished, strategy, grid.states)
+                if observer is not None:
+                    observer(finished.row)
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
         except BaseException:
             # What the finished rounds gave stays; on a full disk the first error is the one that
             # counts.
@@ -201,29 +199,6 @@ def _deal_out_and_start(experiment: Experiment) -> tuple[Federation, RayActors |
         except BaseException:
             actors.close()
             raise
-
-
-@contextmanager
-def noted_interrupts() -> Iterator[threading.Event]:
-    """Note every Ctrl-C, which raises KeyboardInterrupt as usual.
-
-    Python drops the exception where the signal arrives inside a destructor or a callback, and
-    Ray has many of both; the note lets the round loop stop all the same.
-    """
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted  # only the main thread gets signals
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.set()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def make_strategy(experiment: Experiment) -> Strategy:
@@ -252,6 +227,23 @@ def make_strategy(experiment: Experiment) -> Strategy:
         strategy = _made(make, settings)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"method.name = {name!r}: isn't a flwr.serverapp.strategy.Strategy")
+    for key, cohort, accepted in (
+        ("training", train, {"fraction_train", "min_train_nodes"}),
+        ("evaluation", evaluate, {"fraction_evaluate", "min_evaluate_nodes"}),
+    ):
+        if cohort < count and not accepted & settings.keys():
+            warnings.warn(
+                f"method.name = {name!r} doesn't take {' or '.join(sorted(accepted))}, so that "
+                f"{key}.participation has no effect: it chooses the clients by itself. A "
+                "constructor that passes **others on to its parent's takes them",
+                stacklevel=2,
+            )
+    if type(strategy).start is not Strategy.start:
+        warnings.warn(
+            f"method.name = {name!r}: its own start() isn't called; the simulator's round loop "
+            "calls configure_train, aggregate_train, configure_evaluate and aggregate_evaluate",
+            stacklevel=2,
+        )
     return strategy
 
 
@@ -354,6 +346,7 @@ def _trains_stacked(experiment: Experiment, flops: int) -> bool:
 def _new_model(make_model: Callable[[], Model], seed: int) -> Model:
     """Return a model with weights drawn from the experiment's seed."""
     import torch
+    from torch import nn
 
     from fedsim.models import Model
 
@@ -361,7 +354,18 @@ def _new_model(make_model: Callable[[], Model], seed: int) -> Model:
         torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
         model: Model = make_model()
     if not isinstance(model, Model):
-        raise ConfigError(f"the model function must return a fedsim.models.Model, not {model!r}")
+        kind = type(model).__name__
+        raise ConfigError(f"the model function must return a fedsim.models.Model, not a {kind}")
+    if type(model).forward is not Model.forward:
+        raise ConfigError(
+            f"{type(model).__name__}.forward isn't called: a model is the linear head of its "
+            "backbone's features; put what it computes into the backbone"
+        )
+    if not isinstance(model.head, nn.Linear):
+        kind = type(model.head).__name__
+        raise ConfigError(f"the model's head must be a torch.nn.Linear, not a {kind}")
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise ConfigError("the model has lazy layers, such as LazyLinear: give them their sizes")
     return model
 
 

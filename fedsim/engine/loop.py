@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +89,7 @@ def run_rounds(
         clock = Clock()
         with flower.quiet_log():
             with flower.seeded_draws(seed, "configure_train", round):
-                messages = _sequence(strategy.configure_train(round, arrays, ConfigRecord(), grid))
+                messages = _messages(strategy, "configure_train", round, arrays, grid)
             clock.lap("configure")
             grid.report = TrainReport()
             replies = list(grid.send_and_receive(messages))
@@ -97,8 +97,15 @@ def run_rounds(
             _split(clock.seconds, "train", grid.report.seconds)
             _tell_failures(round, grid.report.failures, len(messages))
             with flower.seeded_draws(seed, "aggregate_train", round):
-                new = _aggregate(strategy, round, replies) if _usable(replies) else None
-        arrays = _accept(round, new, arrays)
+                usable = _usable(replies)
+                new = _aggregate(strategy, round, replies) if usable else None
+        if new is None:
+            why = "the strategy returned no model" if usable else (
+                "no client had anything to average" if messages else "the strategy chose no client"
+            )  # fmt: skip
+            warnings.warn(f"round {round}: {why}; the model stays as it was", stacklevel=2)
+        else:
+            arrays = _accept(round, new, arrays)
         clock.lap("aggregate")
         figures: dict[str, float] = {}
         clients: pd.DataFrame | None = None
@@ -110,9 +117,17 @@ def run_rounds(
         yield Round(row, grid.report.metrics, clients, clock.seconds, arrays)
 
 
-def _sequence(messages: Iterable[Message]) -> Sequence[Message]:
-    """Return messages such that they can be counted; what a strategy yields is drawn at once."""
-    return messages if isinstance(messages, Sequence) else list(messages)
+def _messages(
+    strategy: Strategy, configure: str, round: int, arrays: ArrayRecord, grid: SimulatedGrid
+) -> Sequence[Message]:
+    """Return a round's messages such that they can be counted: what is yielded is drawn at once."""
+    try:
+        found = getattr(strategy, configure)(round, arrays, ConfigRecord(), grid)
+        return found if isinstance(found, Sequence) else list(found)
+    except flower.FlowerError as error:
+        raise EngineError(
+            f"round {round}: {type(strategy).__name__}.{configure}: {described(error)}"
+        ) from None
 
 
 def _split(seconds: dict[str, float], part: str, of_part: dict[str, float]) -> None:
@@ -153,13 +168,8 @@ def _usable(replies: list[Message]) -> bool:
     return False
 
 
-def _accept(round: int, new: ArrayRecord | None, old: ArrayRecord) -> ArrayRecord:
-    if new is None:
-        warnings.warn(
-            f"round {round}: no client had anything to average; the model stays as it was",
-            stacklevel=3,
-        )
-        return old
+def _accept(round: int, new: ArrayRecord, old: ArrayRecord) -> ArrayRecord:
+    """Return the strategy's new model, or the old one where that isn't finite."""
     lost = [name for name in old if name not in new]
     if lost:
         raise EngineError(
@@ -176,7 +186,8 @@ def _accept(round: int, new: ArrayRecord | None, old: ArrayRecord) -> ArrayRecor
             )
             raise EngineError(
                 f"round {round}: the strategy's new model has {what}; what clients upload in the "
-                "group 'arrays' must be called and shaped as in the global model"
+                "group 'arrays' must be called and shaped as in the global model. More arrays for "
+                "the clients are added to it by the client update's initial()"
             )
     for name, array in flower.from_record(new).items():
         if not np.isfinite(array).all():
@@ -217,7 +228,7 @@ def _evaluate(
     grid.evaluated = pd.DataFrame()
     with flower.quiet_log():
         with flower.seeded_draws(seed, "configure_evaluate", round):
-            messages = _sequence(strategy.configure_evaluate(round, arrays, ConfigRecord(), grid))
+            messages = _messages(strategy, "configure_evaluate", round, arrays, grid)
         if messages:
             replies = grid.send_and_receive(messages)
             with flower.seeded_draws(seed, "aggregate_evaluate", round):

@@ -23,6 +23,7 @@ from fedsim.engine.claims import Claims
 from fedsim.engine.grid import SimulatedGrid
 from fedsim.engine.worker import Order, Share, Task, fingerprint
 from fedsim.errors import EngineError, UserError
+from fedsim.interrupts import held_interrupts
 from fedsim.models import Arrays
 from fedsim.models.net import num_bytes
 
@@ -35,6 +36,9 @@ ATTEMPTS = 3
 SMALL = 8 << 20
 """Bytes up to which a call carries its arrays along, for all workers together: what goes through
 shared memory arrives ten milliseconds later, and is there once for any number of workers."""
+
+PATIENCE = 10.0
+"""Seconds that actors which are being made are waited for before they are ended."""
 
 SHORT = 0.05
 """Seconds of training below which workers keep to their shares in the next round: to take over from
@@ -67,6 +71,11 @@ class RayActor:
         """Give it its task; returns what `RayWorker.begin` will return."""
         self._begun = self.handle.begin.remote([task], self._address, claims)
         return self._begun
+
+    @property
+    def begun(self) -> ObjectRef[Any]:
+        """What is there once the actor has begun, or failed to; without a task, once it exists."""
+        return self._begun or self.handle.__ray_ready__.remote()
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> None:
         """Call a method, some of whose arguments may be in Ray's memory; `answer` waits for it."""
@@ -149,21 +158,23 @@ class RayActors:
         self._gpu = floor(1e4 * gpu) / 1e4
         self._session: Path | None = None
         """Of the Ray that was started here."""
-        if not self.ray.is_initialized():
-            self._session = _start_ray(self.ray, workers, ceil(workers * self._gpu))
-        elif self.ray.cluster_resources().get("GPU", 0) < workers * self._gpu:
-            raise EngineError(
-                f"{workers} workers need {self._gpu:g} of a GPU each, but the Ray that runs in "
-                "this process has been started without; start it with num_gpus, or not at all"
-            )
         self._folder = TemporaryDirectory(prefix="fedsim-")
         self.claims = Path(self._folder.name) / "claims"
         """A file for `fedsim.engine.claims.Claims`."""
         self._numbers = count()
         self.actors: list[RayActor] = []
         try:
-            for _ in range(workers):
-                self.actors.append(self.start())
+            if not self.ray.is_initialized():
+                with held_interrupts():  # after which SIGTERM isn't Ray's any more
+                    self._session = _start_ray(self.ray, workers, ceil(workers * self._gpu))
+            elif self.ray.cluster_resources().get("GPU", 0) < workers * self._gpu:
+                raise EngineError(
+                    f"{workers} workers need {self._gpu:g} of a GPU each, but the Ray that runs in "
+                    "this process has been started without; start it with num_gpus, or not at all"
+                )
+            with held_interrupts():
+                for _ in range(workers):
+                    self.actors.append(self.start())
         except BaseException:
             self.close()
             raise
@@ -185,6 +196,10 @@ class RayActors:
 
     def close(self) -> None:
         """End the actors, and Ray if it was started here."""
+        # Ray breaks down where it ends while they are being made.
+        begun = [actor.begun for actor in self.actors]
+        if begun:
+            self.ray.wait(begun, num_returns=len(begun), timeout=PATIENCE)
         for actor in self.actors:
             actor.hang_up()
             self.ray.kill(actor.handle)
@@ -224,11 +239,12 @@ class RayGrid(SimulatedGrid):
         self._seconds = inf
         """How long the workers trained in the last round."""
         try:
-            self._task = self._ray.put(task)
-            expected = fingerprint(task.packages)
-            begun = [actor.begin(self._task, actors.claims) for actor in actors.actors]
-            for found in self._ray.get(begun):
-                _check_imports(found, expected)
+            with held_interrupts():
+                self._task = self._ray.put(task)
+                expected = fingerprint(task.packages)
+                begun = [actor.begin(self._task, actors.claims) for actor in actors.actors]
+                for found in self._ray.get(begun):
+                    _check_imports(found, expected)
         except BaseException as error:
             self.close()
             if isinstance(error, self._ray.exceptions.RayTaskError):

@@ -322,7 +322,16 @@ def sgd(
         raise ValueError(f"lr = {lr}: must be at least 0")
     if isinstance(train, str):
         raise TypeError(f"train must be a tuple of parts, such as ({train!r},)")
+    _check_parts("train", train, w)
     return (yield SGD(loss, w, kinds, given, steps, epochs, train, teach, frozen, strong, lr))
+
+
+def _check_parts(what: str, names: tuple[str, ...], w: Weights) -> None:
+    """Raise `ValueError` if some arrays have no part of a name; a model may lack a backbone."""
+    known = {name.partition(".")[0] for name in w} | {"backbone", "head"}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{what} = {names}: no part {name!r}; there are {sorted(known)}")
 
 
 def predict(
@@ -445,6 +454,7 @@ class ClientUpdate(ABC):
 
     def own(self, w_k: Weights, client: Client) -> Weights:
         """Return what a client keeps of its trained weights."""
+        _check_parts("kept", self.kept, w_k)
         return parts(w_k, self.kept)
 
     # ----- its views -----------------------------------------------------------------------

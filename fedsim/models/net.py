@@ -47,7 +47,13 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [B, C] of inputs [B, ...]."""
-        logits: Tensor = self.head(self.backbone(x))
+        features = self.backbone(x)
+        if features.shape[1:] != (self.features,):
+            raise ValueError(
+                f"the backbone turns {len(x)} inputs into features of shape "
+                f"{list(features.shape)}, but the model says [{len(x)}, {self.features}]"
+            )
+        logits: Tensor = self.head(features)
         return logits
 
 
@@ -78,10 +84,10 @@ class Net:
     def __init__(self, model: Model) -> None:
         arrays = [*model.named_parameters(), *model.named_buffers()]
         self._initial = {name: tensor.detach().clone() for name, tensor in arrays}
-        self.trainable = frozenset(name for name, _ in model.named_parameters())
-        """Names of the model's parameters."""
-        self.buffers = frozenset(name for name, _ in model.named_buffers())
-        """Names of its buffers: arrays that are never trained."""
+        self.trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
+        """Names of the model's parameters, but for those that are frozen."""
+        self.buffers = frozenset(name for name, _ in arrays) - self.trainable
+        """Names of its other arrays, which are never trained: buffers, and frozen parameters."""
         self.whole = {
             name: tensor.dtype
             for name, tensor in model.named_buffers()

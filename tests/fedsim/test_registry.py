@@ -144,12 +144,18 @@ class TestRegistryFailure:
             with pytest.raises(ConfigError, match=f"the module {module} has no function or class"):
                 registry.find("model", f"{module}:nothing")
 
+    def test_a_file_of_ones_own_that_is_hidden(self, tmp_path, monkeypatch):
+        (tmp_path / "strategies.py").write_text("class Mine: ...")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ConfigError, match=r"'Mine'; it hides your own strategies\.py, which"):
+            registry.find("method", "strategies:Mine")
+
     @pytest.mark.parametrize(
         ("name", "problem"),
         [
             ("unknown", "the type of its setting 'start' can't be found out: name 'NDArray'"),
             ("number", "the type of its setting 'width' can't be found out: unsupported"),
-            ("strange", "has a setting that no file can hold: .*FedAvg'>$"),
+            ("strange", "has a setting that no file can hold; .*FedAvg'>$"),
         ],
     )
     def test_a_setting_of_a_type_that_cannot_be_used(self, own_module, name, problem):

@@ -350,6 +350,19 @@ def test_an_interrupted_run_keeps_its_finished_rounds(tmp_path):
     assert set(load_file(tmp_path / "run" / "model.safetensors")) == {"head.weight", "head.bias"}
 
 
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.simulate(
+            experiment(),
+            out=tmp_path / "run",
+            observer=lambda row: signal.raise_signal(signal.SIGTERM),
+        )
+    assert pd.read_csv(tmp_path / "run" / "rounds.csv")["round"].tolist() == [1]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["rounds_finished"] == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_python_drops_still_ends_the_run(tmp_path):
     class Signals:
@@ -430,6 +443,30 @@ def test_a_strategy_that_passes_others_on_gets_participation_and_seed(tmp_path, 
     fixes = make_strategy(experiment(seed=7, method={"name": "my_others:Fixes"}))
     assert (fixes.fraction_train, fixes.min_train_nodes, fixes.seed) == (0.25, 2, 7)
     sys.modules.pop("my_others", None)
+
+
+def test_what_is_not_asked_of_a_strategy_of_ones_own_is_warned_of(tmp_path, monkeypatch):
+    (tmp_path / "my_rounds.py").write_text(
+        "from strategies import FedAvg\n"
+        "class Deaf(FedAvg):\n"
+        "    def __init__(self, *, beta: float = 0.5):\n"
+        "        super().__init__()\n"
+        "class Starts(FedAvg):\n"
+        "    def start(self, *args, **others):\n"
+        "        raise AssertionError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    deaf = experiment(method={"name": "my_rounds:Deaf"}, evaluation={"participation": 2})
+    with (
+        pytest.warns(UserWarning, match=r"training\.participation has no effect"),
+        pytest.warns(UserWarning, match=r"evaluation\.participation has no effect"),
+    ):
+        make_strategy(deaf)
+    # Where all take part there is nothing to say, and warnings are errors here.
+    make_strategy(experiment(method={"name": "my_rounds:Deaf"}, training={"participation": 1.0}))
+    with pytest.warns(UserWarning, match=r"its own start\(\) isn't called"):
+        make_strategy(experiment(method={"name": "my_rounds:Starts"}))
+    sys.modules.pop("my_rounds", None)
 
 
 class TestSimulateFailure:
@@ -525,9 +562,26 @@ class TestSimulateFailure:
     @pytest.mark.parametrize(
         ("body", "line"),
         [
-            ("return Model(nn.Flatten(), 5, num_classes)", "RuntimeError: mat1 and mat2 shapes"),
+            (
+                "return Model(nn.Flatten(), 5, num_classes)",
+                r"1 inputs into features of shape \[1, 64\], but the model says \[1, 5\]",
+            ),
+            (
+                "m = Model(nn.Flatten(), 64, num_classes)\n"
+                "    m.head = nn.Sequential(m.head)\n    return m",
+                "the model's head must be a torch.nn.Linear, not a Sequential",
+            ),
+            (
+                "return Model(nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), 5, num_classes)",
+                "the model has lazy layers",
+            ),
+            (
+                "class Own(Model):\n        def forward(self, x): return 2 * super().forward(x)\n"
+                "    return Own(nn.Flatten(), 64, num_classes)",
+                "Own.forward isn't called",
+            ),
             ("return shape.nothing", r"AttributeError: .*\(my_models.py, line 4, in f\)"),
-            ("return 3", "must return a fedsim.models.Model"),
+            ("return 3", "must return a fedsim.models.Model, not a int"),
         ],
     )
     def test_a_model_of_ones_own_that_cannot_be_used(self, tmp_path, monkeypatch, body, line):

@@ -229,12 +229,36 @@ def test_a_round_in_which_nobody_is_asked_keeps_the_model(run):
                 return []
             return super().configure_train(server_round, arrays, config, grid)
 
-    with pytest.warns(UserWarning, match="round 2: no client had anything to average"):
+    with pytest.warns(UserWarning, match="round 2: the strategy chose no client; the model"):
         _, found = run(EverySecond(), rounds=2)
     assert [finished.row["clients"] for finished in found] == [4, 0]
     assert found[1].arrays is found[0].arrays
     assert found[1].row["bytes_up"] == 0
     assert found[1].training == {}
+
+
+def test_a_round_without_a_new_model_keeps_the_old_one(run):
+    class Gives(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            return None, None
+
+    with pytest.warns(UserWarning, match="round 1: the strategy returned no model; the model"):
+        start, (only,) = run(Gives())
+    for name, array in flower.from_record(only.arrays).items():
+        np.testing.assert_array_equal(array, start[name])
+
+
+@pytest.mark.parametrize("configure", ["configure_train", "configure_evaluate"])
+def test_a_strategy_of_flowers_that_gives_up_says_why(run, configure):
+    class GivesUp(FedAvg):
+        pass
+
+    def refuse(*arguments):
+        raise flower.FlowerError("no trees")
+
+    setattr(GivesUp, configure, refuse)
+    with pytest.raises(EngineError, match=f"round 1: GivesUp.{configure}: .*no trees"):
+        run(GivesUp())
 
 
 def test_the_seconds_of_the_parts_add_up(run):

@@ -434,8 +434,24 @@ def test_an_upload_that_is_none(federation, make, line):
 def test_a_part_that_the_model_lacks(federation):
     class Asks(LocalSGD):
         def update(self, w, client):
-            w_k, log = yield from sgd(self.loss, w, client.labelled, train=("heads",))
+            w_k, log = yield from sgd(self.loss, w, client.labelled, train=("backbone",))
             return Upload({"arrays": w_k}, 1, log)
 
-    with pytest.raises(ValueError, match=r"\('heads',\): nothing to train; the parts are head"):
+    with pytest.raises(ValueError, match=r"\('backbone',\): nothing to train; the parts are head"):
         raise run(federation, Asks())[0][0]
+
+
+# ----- parts of the model --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["trained", "kept"])
+def test_a_part_that_there_is_not(federation, name):
+    class Own(LocalSGD):
+        pass
+
+    setattr(Own, name, ("heads",))
+    found, _ = run(federation, Own())
+    what = {"trained": "train", "kept": "kept"}[name]
+    for error in found:
+        line = f"{what} = ('heads',): no part 'heads'; there are ['backbone', 'head']"
+        assert str(error) == line

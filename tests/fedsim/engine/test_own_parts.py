@@ -53,6 +53,18 @@ def assert_same(alone, together, exactly=False):
                 torch.testing.assert_close(found, tensor, rtol=1e-5, atol=1e-5)
 
 
+def test_frozen_parameters_stay_as_they_are(federation):
+    """Those of which the model says that they need no gradient, as after pre-training."""
+    model = small(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8), features=8)
+    model.backbone[1].requires_grad_(False)
+    alone, together = both(federation, model, epochs=5, weight_decay=0.1)
+    assert_same(alone, together)
+    start = Net(model).initial_weights()
+    for upload in alone + together:
+        for name, tensor in upload.arrays["arrays"].items():
+            assert torch.equal(tensor, start[name]) == name.startswith("backbone.1."), name
+
+
 class TestLosses:
     @pytest.mark.parametrize("momentum", [0.0, 0.9])
     def test_weights_that_are_added_up_decay_each_by_itself(self, federation, momentum):

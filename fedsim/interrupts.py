@@ -1,0 +1,60 @@
+"""Ctrl-C, and SIGTERM, with which a queue or a container ends a program: the same here."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[threading.Event]:
+    """Note every interrupt, which raises KeyboardInterrupt as usual.
+
+    Python drops the exception where the signal arrives inside a destructor or a callback, and
+    Ray has many of both; the note lets the round loop stop all the same.
+    """
+    noted = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.set()
+        raise KeyboardInterrupt
+
+    with _handled_by(note):
+        yield noted
+
+
+@contextmanager
+def held_interrupts() -> Iterator[None]:
+    """Let an interrupt wait for the end of the block; a second one doesn't.
+
+    Ray breaks down, or leaves a folder behind, where it is interrupted as it starts.
+    """
+    held = threading.Event()
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held.is_set():
+            raise KeyboardInterrupt
+        held.set()
+
+    with _handled_by(hold):
+        yield
+    if held.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread gets signals
+        return
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, signal.SIG_DFL if was is None else was)
