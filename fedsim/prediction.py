@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim import registry
-from fedsim.config import Experiment, find_update
+from fedsim.config import Experiment
 from fedsim.data.checks import check, is_whole
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer
 from fedsim.engine.state import ClientStates
-from fedsim.engine.training import LocalTraining
-from fedsim.engine.update import Client, ClientUpdate, Examples, Inputs, LocalSGD, Steps
+from fedsim.engine.update import Client, ClientUpdate, Examples, Inputs, Steps
 from fedsim.engine.worker import as_weights
 from fedsim.errors import ConfigError, DataError, own_part
 from fedsim.experiment_file import load
@@ -29,7 +28,7 @@ from fedsim.models import Arrays, Net, Weights
 from fedsim.models.layers import channels_last
 from fedsim.report.run_directory import CHECKPOINT
 from fedsim.report.saved_run import SavedRun
-from fedsim.simulation import load_federation
+from fedsim.simulation import load_federation, local_training, make_update
 
 
 def predict(
@@ -83,9 +82,7 @@ def predict(
     if client is not None:
         known = is_whole(client) and 0 <= client < saved.num_clients
         check(known, "client", client, f"0..{saved.num_clients - 1}")
-    method = experiment.method
-    make_update = find_update(method.name, method.client) or LocalSGD
-    update = make_update(**method.options_of(make_update))
+    update = make_update(experiment)
     view = _chosen_view(update, view, client, saved)
     round, arrays, states = _standing(saved)
     with own_part(f"{saved.path}: view {view!r}"):
@@ -217,8 +214,6 @@ def _client(
     held = saved.partition[saved.partition["client"] == client].groupby("class").sum()
     counts = held["labelled"].reindex(range(saved.num_classes), fill_value=0)
     labelled, unlabelled = (int(held[kind].sum()) for kind in ("labelled", "unlabelled"))
-    settings = experiment.training.model_dump(exclude={"participation"})
-    epochs, steps = settings.pop("local_epochs"), settings.pop("local_steps")
     return Client(
         client,
         round,
@@ -226,7 +221,7 @@ def _client(
         Examples(np.zeros(unlabelled, np.int64), False),
         torch.tensor(counts.to_numpy(np.float32)),
         state,
-        training=LocalTraining(epochs=epochs, steps=steps, **settings).in_round(round),
+        training=local_training(experiment).in_round(round),
         seed=experiment.seed,
     )
 

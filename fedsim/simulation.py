@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from fedsim.engine.grid import SimulatedGrid
     from fedsim.engine.ray_grid import RayActors
+    from fedsim.engine.training import LocalTraining
+    from fedsim.engine.update import ClientUpdate
     from fedsim.engine.worker import Task
     from fedsim.models import Arrays, Model
 
@@ -259,17 +261,14 @@ def _made(make: Callable[..., Any], settings: dict[str, Any]) -> Any:
             settings = {name: value for name, value in settings.items() if name != twice[1]}
 
 
-def make_task(experiment: Experiment, federation: Federation, states: Path) -> Task:
-    """Return what the workers need to know; clients keep their states in folder ``states``."""
-    from fedsim.engine.training import LocalTraining
+def make_update(experiment: Experiment) -> ClientUpdate:
+    """Return the clients' part of the method, with the experiment's hyperparameters."""
     from fedsim.engine.update import ClientUpdate, LocalSGD
-    from fedsim.engine.worker import Task
-    from fedsim.models.net import step_flops
 
     method = experiment.method
-    make_update = find_update(method.name, method.client) or LocalSGD
+    make = find_update(method.name, method.client) or LocalSGD
     with own_part(f"method.client = {method.client!r}"):
-        update = make_update(**method.options_of(make_update))
+        update = make(**method.options_of(make))
     if not isinstance(update, ClientUpdate):
         raise ConfigError(
             f"method.client = {method.client!r}: isn't a fedsim.engine.update.ClientUpdate"
@@ -281,13 +280,31 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
                 "personal, or generic-... or personal-... of small letters, digits and '-', not "
                 f"with {', '.join(GROUPS)} at its end"
             )
+    return update
+
+
+def local_training(experiment: Experiment) -> LocalTraining:
+    """Return how the experiment's clients train."""
+    from fedsim.engine.training import LocalTraining
+
+    settings = experiment.training.model_dump(exclude={"participation"})
+    epochs, steps = settings.pop("local_epochs"), settings.pop("local_steps")
+    return LocalTraining(epochs=epochs, steps=steps, **settings)
+
+
+def make_task(experiment: Experiment, federation: Federation, states: Path) -> Task:
+    """Return what the workers need to know; clients keep their states in folder ``states``."""
+    from fedsim.engine.worker import Task
+    from fedsim.models.net import step_flops
+
+    update = make_update(experiment)
     source = federation.source
     shape = tuple(int(side) for side in source.x_train.shape[1:])
     model = registry.find("model", experiment.model.name)
     training = experiment.training
     for key, value, asks in (
         ("training.augmentation", "weak", training.augmentation == "weak"),
-        ("method.name", method.name, update.needs_images),
+        ("method.name", experiment.method.name, update.needs_images),
     ):
         if asks and len(shape) != 3:
             raise ConfigError(
@@ -304,19 +321,7 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
         statistics=Statistics.of(federation),
         model=make_model,
         update=update,
-        training=LocalTraining(
-            epochs=training.local_epochs,
-            steps=training.local_steps,
-            batch_size=training.batch_size,
-            lr=training.lr,
-            lr_decay=training.lr_decay,
-            lr_schedule=training.lr_schedule,
-            rounds=training.rounds,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            augmentation=training.augmentation,
-            precision=training.precision,
-        ),
+        training=local_training(experiment),
         seed=experiment.seed,
         stacked=_trains_stacked(experiment, flops),
         step_flops=flops,
