@@ -54,6 +54,9 @@ class Result:
         A row for each client that trained and round: examples, loss, and the method's numbers.
     partition : pandas.DataFrame
         A row for each client and class it holds: labelled, unlabelled and test examples.
+    names : pandas.DataFrame
+        A row for each class, and each client, that has a name besides its number: its kind
+        (``class`` or ``client``), number and name.
     arrays : dict of str to ndarray
         The global model after the last finished round.
     path : Path or None
@@ -65,6 +68,7 @@ class Result:
     clients: pd.DataFrame
     training: pd.DataFrame
     partition: pd.DataFrame
+    names: pd.DataFrame
     arrays: Arrays = field(repr=False)
     path: Path | None
 
@@ -88,6 +92,7 @@ class Recorder:
         self._experiment = experiment
         self._federation = federation
         self._partition = federation.table()
+        self._names = federation.names()
         self._rounds: list[dict[str, Any]] = []
         self._clients: list[pd.DataFrame] = []
         self._training: list[dict[str, list[Any]]] = []
@@ -141,6 +146,8 @@ class Recorder:
         if self._folder is not None:
             self._folder.write_text("experiment.toml", self._experiment.to_toml())
             self._folder.write_table("partition.csv", self._partition)
+            if len(self._names):
+                self._folder.write_table("names.csv", self._names)
             self._folder.write_json("run.json", self._description(finished=None))
             # That of a run which goes on would be taken for the new one's.
             (self._folder.path / "report.html").unlink(missing_ok=True)
@@ -249,6 +256,7 @@ class Recorder:
             else pd.DataFrame(),
             training=self._whole_training(),
             partition=self._partition,
+            names=self._names,
             arrays=arrays,
             path=self._folder.path if self._folder is not None else None,
         )

@@ -114,8 +114,8 @@ def check_nulls(part: Part, column: str, values: Any, *, each: int = 1) -> None:
         raise part.error(column, row, "is null" if each == 1 else "has a null")
 
 
-def labels(splits: Splits, column: str) -> tuple[dict[str, NDArray[np.int64]], int]:
-    """Return each split's labels [N], and C; those of training examples may be unknown."""
+def labels(splits: Splits, column: str) -> tuple[dict[str, NDArray[np.int64]], Sequence[Any]]:
+    """Return each split's labels [N], and the C classes; training labels may be unknown."""
     values: dict[str, list[Any]] = {split: [] for split in splits}
     for split, part, found in _names(splits, column, "labels"):
         training = split == "train"
@@ -131,11 +131,13 @@ def labels(splits: Splits, column: str) -> tuple[dict[str, NDArray[np.int64]], i
     known = {value for part in values.values() for value in part if value is not None}
     is_text = any(isinstance(value, str) for value in known)
     classes = sorted(known) if is_text else range(1 + max(known))
-    return {split: numbered(part, classes) for split, part in values.items()}, len(classes)
+    return {split: numbered(part, classes) for split, part in values.items()}, classes
 
 
-def clients(splits: Splits, column: str) -> dict[str, NDArray[np.int64]]:
-    """Return the numbers [N] of the rows' clients, of the splits that have such a column.
+def clients(
+    splits: Splits, column: str
+) -> tuple[dict[str, NDArray[np.int64]], Sequence[str] | Sequence[int]]:
+    """Return the numbers [N] of the rows' clients, of the splits that have such a column; and all.
 
     The clients of both splits are numbered together.
     """
@@ -145,7 +147,7 @@ def clients(splits: Splits, column: str) -> dict[str, NDArray[np.int64]]:
         check_nulls(part, column, found)
         values[split] += found.to_pylist()
     among = sorted({value for part in values.values() for value in part})
-    return {split: numbered(part, among) for split, part in values.items()}
+    return {split: numbered(part, among) for split, part in values.items()}, among
 
 
 def _names(splits: Splits, column: str, what: str) -> Iterator[tuple[str, Part, Any]]:

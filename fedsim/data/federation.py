@@ -24,7 +24,7 @@ from fedsim.data.labels import labelled_counts, labelled_first
 from fedsim.data.local_test import draw_local_tests
 from fedsim.data.longtail import long_tail
 from fedsim.data.segments import Ints, ranks, shuffle_by, sort_by
-from fedsim.data.source import UNKNOWN, Source
+from fedsim.data.source import UNKNOWN, Source, names_of
 from fedsim.errors import DataError, own_part
 from fedsim.rng import generator
 
@@ -55,6 +55,9 @@ class Federation:
     test_index : int32 or int64 [m]
         Indices into ``source.x_test``; no example occurs twice in a client, but two clients may
         share some.
+    client_names : tuple of str [K]
+        The names of the source's groups where the clients are these groups; empty where a client's
+        number says as much.
     """
 
     source: Source
@@ -63,6 +66,7 @@ class Federation:
     num_labelled: Ints
     test_offsets: Ints
     test_index: Index
+    client_names: tuple[str, ...] = ()
 
     @property
     def num_clients(self) -> int:
@@ -155,6 +159,21 @@ class Federation:
             values[np.searchsorted(pairs, present)] = counts
             frame[column] = values
         return frame
+
+    def names(self) -> pd.DataFrame:
+        """Tell what the classes and clients are called.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns kind (``class`` or ``client``), number and name; a row for each class, then for
+            each client, but none of a kind whose numbers are its names.
+        """
+        import pandas as pd
+
+        kinds = {"class": names_of(self.source.class_names), "client": self.client_names}
+        rows = [(kind, *pair) for kind, names in kinds.items() for pair in enumerate(names)]
+        return pd.DataFrame(rows, columns=["kind", "number", "name"])
 
     def _span(self, offsets: Ints, client: int) -> slice:
         if not 0 <= client < self.num_clients:
@@ -253,6 +272,13 @@ def federate(
     y = source.y_train[kept]
     group = None if source.group_train is None else source.group_train[kept]
     by_group = partition is partitions.group
+    client_names: tuple[str, ...] = ()
+    if by_group and group is not None:
+        # Those of whom the long tail leaves nothing are no clients.
+        groups = np.unique(group).tolist()
+        client_names = names_of(
+            (source.client_names[g] for g in groups) if source.client_names else groups
+        )
     if not by_group:
         held_by = f"{source.name} has {len(kept)} training examples after the long tail"
         _check_enough(num_clients, min_examples, len(kept), held_by)
@@ -273,7 +299,7 @@ def federate(
         held_by = f"partition {name} deals out {len(kept)} training examples"
         _check_enough(num_clients, min_examples, len(kept), held_by)
     if by_group:
-        _check_group_sizes(owner, group, min_examples)
+        _check_group_sizes(owner, client_names, min_examples)
     else:
         owner = _fill(owner, num_clients, min_examples, rng)
 
@@ -284,8 +310,10 @@ def federate(
         )
     lacking = np.flatnonzero(np.bincount(y[known], minlength=source.num_classes) == 0)
     if len(lacking) and not known.all():
+        first = lacking[0]
+        called = f" ({source.class_names[first]})" if source.class_names else ""
         warnings.warn(
-            f"{source.name} has no training example that is known to be of class {lacking[0]};"
+            f"{source.name} has no training example that is known to be of class {first}{called};"
             f" {(~known).sum()} of {len(y)} training examples have {UNKNOWN} for a label, which"
             " means that nobody knows it",
             UserWarning,
@@ -325,6 +353,7 @@ def federate(
         num_labelled=num_labelled,
         test_offsets=test_offsets,
         test_index=_narrow(test_index),
+        client_names=client_names,
     )
 
 
@@ -377,13 +406,14 @@ def _check_owner(partition: Partition, owner: NDArray[Any], y: Ints, num_clients
     return owner.astype(np.int64, copy=False)
 
 
-def _check_group_sizes(owner: Ints, group: Ints | None, min_examples: int) -> None:
+def _check_group_sizes(owner: Ints, client_names: Sequence[str], min_examples: int) -> None:
     sizes = np.bincount(owner)
-    if group is not None and sizes.min() < min_examples:
+    if sizes.min() < min_examples:
         smallest = int(sizes.argmin())
+        called = client_names[smallest] if client_names else smallest
         raise DataError(
-            f"clients.min_examples = {min_examples}, but group {np.unique(group)[smallest]} (client"
-            f" {smallest}) has {sizes[smallest]} training examples; at most {sizes[smallest]} with"
+            f"clients.min_examples = {min_examples}, but group {called} (client {smallest}) has"
+            f" {sizes[smallest]} training examples; at most {sizes[smallest]} with"
             ' clients.partition = "group"'
         )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.files import SPLITS, find_file, find_folder, first_line, numbered
 from fedsim.data.images import check_size, decode, stack
-from fedsim.data.source import Source
+from fedsim.data.source import Source, names_of
 from fedsim.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -55,6 +55,7 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
     Source
         Images uint8 [N, 1, H, W] if all are grey, else [N, 3, H, W], sorted by path, unlabelled
         ones after the others; with `group_train`, and `group_test`, if there is clients.csv.
+        Classes and clients have their names.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
         for split, part in files.items()
     }
     x = stack(name, images, lambda split, index: str(files[split][index]), resizes=True)
-    groups = _groups(name, root, files)
+    groups, clients = _groups(name, root, files)
     y = {split: numbered(map(_class_of, part), classes) for split, part in files.items()}
     return Source(
         name=name,
@@ -85,6 +86,8 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
         flip=flip,
         group_train=groups.get("train"),
         group_test=groups.get("test"),
+        class_names=names_of(classes),
+        client_names=names_of(clients),
     )
 
 
@@ -170,11 +173,11 @@ def _is_image(name: str, path: PurePosixPath) -> bool:
 
 def _groups(
     name: str, root: Path, files: dict[str, list[PurePosixPath]]
-) -> dict[str, NDArray[np.int64]]:
-    """Return the numbers of the images' clients, of the splits that clients.csv names."""
+) -> tuple[dict[str, NDArray[np.int64]], Sequence[str]]:
+    """Return the numbers of the images' clients, of the splits that clients.csv names; and all."""
     path = find_file(name, root / _CLIENTS)
     if path is None:
-        return {}
+        return {}, ()
     what = f"{name}: {_CLIENTS}"
     client = _read_clients(what, path, {str(file) for part in files.values() for file in part})
     named = {split: [file for file in part if str(file) in client] for split, part in files.items()}
@@ -186,11 +189,12 @@ def _groups(
                 " and for every test image or none"
             )
     among = _sorted(set(client.values()))
-    return {
+    numbers = {
         split: numbered([client[str(file)] for file in part], among)
         for split, part in named.items()
         if part
     }
+    return numbers, among
 
 
 def _read_clients(what: str, path: Path, known: set[str]) -> dict[str, str]:

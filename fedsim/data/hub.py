@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.files import SPLITS, first_line
 from fedsim.data.images import pixels, stack
-from fedsim.data.source import UNKNOWN, Source
+from fedsim.data.source import UNKNOWN, Source, names_of
 from fedsim.errors import DataError
 
 # Where a data set has several columns of a kind: CIFAR-100 has fine_label and coarse_label.
@@ -38,7 +38,7 @@ def hf(location: str, *, flip: bool = False) -> Source:
     Returns
     -------
     Source
-        Images uint8 [N, 1, H, W] if all are grey, else [N, 3, H, W].
+        Images uint8 [N, 1, H, W] if all are grey, else [N, 3, H, W]; the classes have their names.
 
     Raises
     ------
@@ -84,6 +84,7 @@ def hf(location: str, *, flip: bool = False) -> Source:
         y_test=labels["test"],
         num_classes=features[label].num_classes,
         flip=flip,
+        class_names=names_of(features[label].names),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedsim.data.files import find_file, find_folder
 from fedsim.data.images import check_size
-from fedsim.data.source import Examples, Source
+from fedsim.data.source import Examples, Source, names_of
 from fedsim.errors import DataError
 
 
@@ -55,7 +55,8 @@ def parquet(
     Source
         Images uint8 [N, 1, H, W] if all are grey, else [N, 3, H, W]; or vectors float32 [N, D].
         With `group_train`, and `group_test`, if there is a column of clients. C is the number of
-        texts, or the largest label of both splits + 1.
+        texts, or the largest label of both splits + 1. Texts, and the numbers of clients where they
+        aren't 0, 1, ..., are the names of classes and clients.
 
     Raises
     ------
@@ -93,16 +94,18 @@ def parquet(
         examples = columns.vectors(splits, chosen.x[0])
     else:
         examples = columns.features(splits, chosen.x)
-    y, num_classes = columns.labels(splits, chosen.label)
-    groups = {} if chosen.client is None else columns.clients(splits, chosen.client)
+    y, classes = columns.labels(splits, chosen.label)
+    groups, clients = ({}, ()) if chosen.client is None else columns.clients(splits, chosen.client)
     return Source(
         name=name,
         x_train=examples["train"],
         y_train=y["train"],
         x_test=examples["test"],
         y_test=y["test"],
-        num_classes=num_classes,
+        num_classes=len(classes),
         flip=flip,
         group_train=groups.get("train"),
         group_test=groups.get("test"),
+        class_names=names_of(classes),
+        client_names=names_of(clients),
     )

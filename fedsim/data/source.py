@@ -5,6 +5,9 @@ Shapes: N training examples, M test examples, C classes, D features, [channels, 
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,10 @@ UNKNOWN = -1
 
 MAX_CLASSES = 1_000_000
 """Labels above this are taken for a mistake (a hash, an id) before memory is asked for them."""
+
+# Unicode's categories of what would break a line or can't be written to a file: control characters,
+# surrogates (of file names that are no UTF-8), separators of lines and paragraphs.
+_UNWRITABLE = ("Cc", "Cs", "Zl", "Zp")
 
 # Values worked on at once, so that a pass over the data never copies it as a whole.
 _CHUNK = 1 << 22
@@ -50,6 +57,10 @@ class Source:
         Natural group of each training example, for instance its writer.
     group_test : int64 [M], optional
         The same for the test set; only together with `group_train`.
+    class_names : tuple of str
+        The name of each class, C distinct ones, or empty: the classes are called by their numbers.
+    client_names : tuple of str
+        The same of the G natural groups, which are then numbered 0..G-1 over both splits.
 
     Raises
     ------
@@ -76,6 +87,8 @@ class Source:
     flip: bool = False
     group_train: NDArray[np.int64] | None = None
     group_test: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] = ()
+    client_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not is_whole(self.num_classes) or not 2 <= self.num_classes <= MAX_CLASSES:
@@ -104,6 +117,29 @@ class Source:
             )
         if self.group_test is not None and self.group_train is None:
             raise DataError(f"{self.name}: has group_test but no group_train")
+        self._check_names("class_names", self.num_classes, "classes")
+        if self.client_names:
+            splits = [group for group in (self.group_train, self.group_test) if group is not None]
+            groups = np.unique(np.concatenate([*splits, np.empty(0, np.int64)]))
+            self._check_names("client_names", len(groups), "natural groups")
+            if groups[0] != 0 or groups[-1] != len(groups) - 1:
+                raise DataError(
+                    f"{self.name}: the groups are numbered {groups[0]}..{groups[-1]}; with"
+                    f" client_names they must be 0..{len(groups) - 1}, none left out"
+                )
+
+    def _check_names(self, what: str, count: int, of: str) -> None:
+        names: Any = getattr(self, what)
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{self.name}: {what} is {names!r}; must be a tuple of texts")
+        if names and len(names) != count:
+            raise DataError(
+                f"{self.name}: {what} has {len(names)} names, but there are {count} {of}; must be"
+                " a name for each, or empty"
+            )
+        if len(set(names)) < len(names):
+            twice = Counter(names).most_common(1)[0][0]
+            raise DataError(f"{self.name}: {what} has {twice!r} twice; names must be distinct")
 
     def _check_array(self, what: str, array: object) -> None:
         if not isinstance(array, np.ndarray):
@@ -179,6 +215,38 @@ class Source:
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 0.0)).astype(np.float32)
         return (mean + origin.ravel()).astype(np.float32), np.where(std > 0, std, np.float32(1))
+
+
+def names_of(values: Iterable[Any]) -> tuple[str, ...]:
+    r"""Return what people call things that are numbered 0, 1, ..., in one line each.
+
+    Parameters
+    ----------
+    values : iterable [n]
+        What the data call them, in the order of their numbers.
+
+    Returns
+    -------
+    tuple of str [n]
+        Their texts, or empty where that is no more than each one's number. Line breaks and their
+        like are written as in Python.
+
+    Examples
+    --------
+    >>> names_of([101, 205]), names_of(["cat", "two\nlines"]), names_of(["0", "1"])
+    (('101', '205'), ('cat', 'two\\nlines'), ())
+    """
+    names = tuple(_one_line(str(value)) for value in values)
+    return () if names == tuple(map(str, range(len(names)))) else names
+
+
+def _one_line(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNWRITABLE else c
+        for c in text
+    )
 
 
 def _chunks(x: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.files import find_file, first_line
-from fedsim.data.source import Examples, Source
+from fedsim.data.source import Examples, Source, names_of
 from fedsim.errors import DataError
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -142,7 +142,7 @@ def npz(location: str, *, flip: bool = False) -> Source:
         - ``y_train``, ``y_test``: integer labels [N], from 0; in ``y_train`` -1 where unknown.
         - optional ``num_classes``: C; else it is the largest label of both splits + 1.
         - optional ``group_train``, ``group_test``: natural group of each example [N], integers or
-          strings; they are numbered from 0 in sorted order.
+          strings; they are numbered from 0 in sorted order, and keep their names.
     flip : bool
         Whether a flip left to right keeps an image's meaning.
 
@@ -214,7 +214,7 @@ def _npz_source(name: str, path: Path, *, flip: bool) -> Source:
         )
     x_train, x_test = arrays["x_train"], arrays["x_test"]
     last = x_train.ndim == 4 and x_train.shape[3] in (1, 3) and x_train.shape[1] not in (1, 3)
-    group_train, group_test = _number_groups(name, arrays)
+    group_train, group_test, client_names = _number_groups(name, arrays)
     return Source(
         name=name,
         x_train=_to_examples(f"{name}: x_train", x_train, last),
@@ -225,6 +225,7 @@ def _npz_source(name: str, path: Path, *, flip: bool) -> Source:
         flip=flip,
         group_train=group_train,
         group_test=group_test,
+        client_names=client_names,
     )
 
 
@@ -328,8 +329,8 @@ def _num_classes(name: str, arrays: dict[str, NDArray[Any]]) -> int:
 
 def _number_groups(
     name: str, arrays: dict[str, NDArray[Any]]
-) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
-    """Number the groups of both splits together, so that a writer has one number."""
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None, tuple[str, ...]]:
+    """Number the groups of both splits together, so that a writer has one number; and name them."""
     present = [key for key in ("group_train", "group_test") if key in arrays]
     for key in present:
         if arrays[key].ndim != 1 or arrays[key].dtype.kind not in "iuUS":
@@ -338,7 +339,7 @@ def _number_groups(
                 " or strings [N]"
             )
     if not present:
-        return None, None
+        return None, None, ()
     dtypes = [arrays[key].dtype for key in present]
     # NumPy compares int64 and uint64 as floats, which merges large numbers.
     kinds = {"integer" if dtype.kind in "iu" else dtype.kind for dtype in dtypes}
@@ -347,7 +348,10 @@ def _number_groups(
             f"{name}: group_train is {dtypes[0]} but group_test is {dtypes[1]}; must be integers or"
             " strings of one kind"
         )
-    _, number = np.unique(np.concatenate([arrays[key] for key in present]), return_inverse=True)
+    together = np.concatenate([arrays[key] for key in present])
+    groups, number = np.unique(together, return_inverse=True)
+    if groups.dtype.kind == "S":
+        groups = np.char.decode(groups, "utf-8", "backslashreplace")
     parts = np.split(number.astype(np.int64), np.cumsum([len(arrays[key]) for key in present])[:-1])
     numbers = dict(zip(present, parts, strict=True))
-    return numbers.get("group_train"), numbers.get("group_test")
+    return numbers.get("group_train"), numbers.get("group_test"), names_of(groups)

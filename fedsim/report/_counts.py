@@ -6,6 +6,7 @@ each class, and a last one for the examples whose class nobody knows, if there a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -37,7 +38,7 @@ _SMALLEST = 0.17  # a circle for a single example must still be seen
 class Counts:
     """The training examples of each (client, class) pair that occurs, all int64 [P].
 
-    ``row`` is the class, or C where nobody knows it.
+    ``row`` is the class, or C where nobody knows it. Clients and classes may have names.
     """
 
     num_clients: int
@@ -46,10 +47,18 @@ class Counts:
     row: Ints
     labelled: Ints
     unlabelled: Ints
+    client_names: Mapping[int, str]
+    class_names: Mapping[int, str]
 
     @classmethod
-    def read(cls, partition: pd.DataFrame, num_clients: int, num_classes: int) -> Counts:
-        """Check and take over the frame of partition.csv."""
+    def read(
+        cls,
+        partition: pd.DataFrame,
+        num_clients: int,
+        num_classes: int,
+        names: pd.DataFrame | None = None,
+    ) -> Counts:
+        """Check and take over the frames of partition.csv and names.csv."""
         columns = ("client", "class", "labelled", "unlabelled")
         _frames.require(partition, columns, "partition.csv")
         client, klass, labelled, unlabelled = (
@@ -75,6 +84,8 @@ class Counts:
             row=np.where(klass == UNKNOWN, num_classes, klass),
             labelled=labelled,
             unlabelled=unlabelled,
+            client_names=_frames.names_of(names, "client"),
+            class_names=_frames.names_of(names, "class"),
         )
 
     @property
@@ -89,7 +100,7 @@ class Counts:
 
     def row_name(self, row: float) -> str:
         """Return the class, or a question mark."""
-        return "?" if row >= self.num_classes else f"{row:.0f}"
+        return "?" if row >= self.num_classes else _style.tick(round(row), self.class_names)
 
     def by_row(self, values: Ints) -> Floats:
         """Sum over clients: float64 [R]."""
@@ -117,7 +128,10 @@ def bubbles(counts: Counts, title: str) -> Figure:
     cols, rows = counts.num_clients, counts.num_rows
     cell = float(np.clip(min(10.5 / cols, 6.5 / rows), 0.18, 0.6))
     wide, high = cols * cell, rows * cell
-    left, gap, strip, top_strip, below = 0.8, 0.12, 1.5, 0.7, 0.5
+    clients = _style.ticks(range(cols), counts.client_names, wide)
+    classes = [counts.row_name(row) for row in range(rows)]
+    aside = max(0.0, _style.width(classes) - 0.2) if counts.class_names else 0.0
+    left, gap, strip, top_strip, below = 0.8 + aside, 0.12, 1.5, 0.7, 0.5 + clients.height
     legend = max(0.4, cell + 0.1)
     width = max(left + wide + gap + strip + 0.15, 6.5)
     bottom = 0.1 + legend + below
@@ -135,9 +149,11 @@ def bubbles(counts: Counts, title: str) -> Figure:
     main.set_ylabel("Class")
     main.spines[["left", "bottom"]].set_visible(False)
     main.tick_params(length=0)
-    # Two-digit client numbers need 0.2 inch each.
-    main.set_xticks(np.arange(0, cols, 1 if cell >= 0.2 else 5))
-    main.set_yticks(np.arange(rows), [counts.row_name(row) for row in range(rows)])
+    if counts.client_names:
+        clients.place(main, np.arange(cols))
+    else:  # two-digit numbers need 0.2 inch each
+        main.set_xticks(np.arange(0, cols, 1 if cell >= 0.2 else 5))
+    main.set_yticks(np.arange(rows), classes)
     for k in range(cols):
         main.axvline(k, color=_style.GRID, linewidth=0.5, zorder=0)
     for c in range(rows):
@@ -168,8 +184,8 @@ def bubbles(counts: Counts, title: str) -> Figure:
     top.tick_params(axis="y", length=0)
     top.grid(axis="y")
     top.set_ylabel("Total")
-    for ax, inches in ((main, high), (top, top_strip)):
-        ax.yaxis.set_label_coords(-0.55 / wide, 0.5)
+    for ax, inches, further in ((main, high, aside), (top, top_strip, 0.0)):
+        ax.yaxis.set_label_coords(-(0.55 + further) / wide, 0.5)
         if inches < 0.6:
             ax.yaxis.label.set_fontsize(8)
 
@@ -192,7 +208,12 @@ def heat_maps(counts: Counts, title: str) -> Figure:
     # Four powers of ten are all that the eye tells apart; rarer than that is drawn as rarest.
     norm = LogNorm(max(low, high / 1e4), high if high > low else 10 * low)
 
-    fig = _style.new_figure(10.5, 7.0, title, counts.note())
+    few = counts.num_clients <= MOST_BUBBLES[0]
+    fit = counts.num_clients * 0.13 <= (2.8 if len(panels) > 1 else 7.0)  # inches of a panel
+    clients = _style.ticks(
+        np.argsort(bins).tolist() if few else [], counts.client_names if fit else {}, 0.0
+    )
+    fig = _style.new_figure(10.5, 7.0 + clients.height, title, counts.note())
     grid = fig.add_gridspec(2, 3, width_ratios=[4, 4, 2.2], height_ratios=[2.1, 1])
     heat_axes = [
         fig.add_subplot(grid[0, :2] if len(panels) == 1 else grid[0, i]) for i in range(len(panels))
@@ -208,9 +229,8 @@ def heat_maps(counts: Counts, title: str) -> Figure:
         )
         _style.set_note(ax, f"{name} examples")
         ax.set_xlabel("Clients, by their most frequent class, then size")
-        if counts.num_clients <= MOST_BUBBLES[0]:
-            ax.set_xticks(np.arange(counts.num_clients) + 0.5, [str(k) for k in np.argsort(bins)])
-            ax.tick_params(axis="x", rotation=90, length=0)
+        if few:
+            clients._replace(rotation=90).place(ax, np.arange(counts.num_clients) + 0.5)
         else:
             ax.xaxis.set_major_locator(_style.whole_numbers(5))
             ax.xaxis.set_major_formatter(_style.THOUSANDS)

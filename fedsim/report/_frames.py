@@ -30,6 +30,20 @@ def require(frame: pd.DataFrame, columns: Iterable[str], name: str) -> None:
             )
 
 
+def names_of(names: pd.DataFrame | None, kind: str) -> dict[int, str]:
+    """Return number -> name of the classes or clients, from the frame of names.csv.
+
+    >>> frame = pd.DataFrame({"kind": ["class", "client"], "number": [0, 0], "name": ["cat", "al"]})
+    >>> names_of(frame, "client"), names_of(None, "client")
+    ({0: 'al'}, {})
+    """
+    if names is None or names.empty:
+        return {}
+    require(names, ["kind", "number", "name"], "names.csv")
+    of_kind = names[names["kind"] == kind]
+    return dict(zip(of_kind["number"].tolist(), of_kind["name"].tolist(), strict=True))
+
+
 def views_of(rounds: pd.DataFrame) -> list[str]:
     """Return the views there: ``generic`` and ``personal`` always, a method's own ones last.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -30,6 +32,9 @@ GROUP_COLOURS = {"head": "#08458F", "medium": "#3585C2", "tail": "#70B3DE"}
 LABELLED, UNLABELLED = "#08519C", "#A6CEE4"
 INK, MUTED, GRID, SHADE = "#222222", "#666666", "#E4E4E4", "#F1F1F1"
 DPI = 150
+
+_FONT = FontProperties(family="DejaVu Sans", size=8)  # of tick labels, as in STYLE
+_LONGEST_NAME = 18  # characters of a tick label
 
 # Set for the time of drawing only, so that neither the user's own settings nor ours leak.
 STYLE: dict[Any, Any] = {
@@ -121,6 +126,68 @@ def counted(number: int, what: str) -> str:
     ('1 client', '1,200 clients')
     """
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+class Ticks(NamedTuple):
+    """Labels of ticks in a row, how far they are turned, and the inches below that this takes."""
+
+    labels: list[str]
+    rotation: int
+    height: float
+
+    def place(self, ax: Axes, at: npt.ArrayLike) -> None:
+        """Write them below the x axis of some axes."""
+        ax.set_xticks(np.asarray(at), self.labels)
+        ax.tick_params(axis="x", length=0, rotation=self.rotation)
+
+
+def ticks(numbers: Iterable[int], names: Mapping[int, str], room: float) -> Ticks:
+    """Return the labels of all classes or clients in a row ``room`` inches long.
+
+    Names that don't fit side by side are turned; ``height`` is what they need beyond numbers.
+    """
+    labels = [tick(number, names) for number in numbers]
+    if not names:
+        return Ticks(labels, 0 if len(labels) <= 20 else 90, 0.0)
+    widest = width(labels)
+    if len(labels) * (widest + 0.1) <= room:
+        return Ticks(labels, 0, 0.0)
+    return Ticks(labels, 90, max(0.0, widest - 0.2))
+
+
+def tick(number: int, names: Mapping[int, str]) -> str:
+    """Return the tick label of a class or client: its name, or its number where it has none.
+
+    A long name is cut short, and the number then says which it is. A name that the font can't draw
+    leaves its place to the number. ``$`` starts no mathematics.
+
+    >>> tick(6, {6: "University Hospital"}), tick(7, {6: "University Hospital"})
+    ('University Ho… (6)', '7')
+    """
+    name = names.get(number, "")
+    if len(name) > _LONGEST_NAME:
+        end = f"… ({number})"
+        name = name[: _LONGEST_NAME - len(end)].rstrip() + end
+    if not name.strip() or not _drawable().issuperset(map(ord, name)):
+        return str(number)
+    return name.replace("$", r"\$")
+
+
+@cache
+def _drawable() -> frozenset[int]:
+    """Return the characters of the figures' font."""
+    return frozenset(get_font(findfont(_FONT)).get_charmap())
+
+
+def width(labels: Iterable[str]) -> float:
+    """Return the inches that the widest of some tick labels takes."""
+    font = get_font(findfont(_FONT))
+    font.set_size(_FONT.get_size_in_points(), 72)
+    widest = 0.0
+    for label in labels:
+        font.set_text(label, 0.0)
+        widest = max(widest, font.get_width_height()[0] / 64 / 72)  # 64ths of a point
+    return widest
 
 
 def set_note(ax: Axes, note: str) -> None:

@@ -33,7 +33,13 @@ from fedsim.report.views import (
 __all__ = ["class_counts", "save", "save_figures"]
 
 
-def class_counts(partition: pd.DataFrame, num_clients: int, num_classes: int, title: str) -> Figure:
+def class_counts(
+    partition: pd.DataFrame,
+    num_clients: int,
+    num_classes: int,
+    title: str,
+    names: pd.DataFrame | None = None,
+) -> Figure:
     """Draw how many labelled and unlabelled training examples of each class the clients hold.
 
     Up to 60 clients and 40 classes: a circle for each client and class with area proportional to
@@ -50,13 +56,15 @@ def class_counts(partition: pd.DataFrame, num_clients: int, num_classes: int, ti
         K and C; clients and classes are numbered from 0.
     title : str
         Written above the picture as it is.
+    names : DataFrame, optional
+        The frame of names.csv; what has no name is called by its number.
 
     Raises
     ------
     DataError
         A column is missing, a client or class is out of range, or nobody holds anything.
     """
-    counts = _counts.Counts.read(partition, num_clients, num_classes)
+    counts = _counts.Counts.read(partition, num_clients, num_classes, names)
     with mpl.rc_context(_style.STYLE):
         most_clients, most_classes = _counts.MOST_BUBBLES
         if num_clients <= most_clients and num_classes <= most_classes:
@@ -73,6 +81,7 @@ def save_figures(
     training: pd.DataFrame | None = None,
     norms: pd.DataFrame | None = None,
     etf: npt.NDArray[np.floating] | None = None,
+    names: pd.DataFrame | None = None,
     num_clients: int,
     num_classes: int,
     title: str,
@@ -86,7 +95,7 @@ def save_figures(
     ----------
     folder : path
         Made if it isn't there; files of the same names are replaced.
-    rounds, clients, partition, num_clients, num_classes, title
+    rounds, clients, partition, names, num_clients, num_classes, title
         As for the single figures.
     training : DataFrame, optional
         The frame of training.csv, for `pseudo_labels.pseudo_labels`.
@@ -114,18 +123,21 @@ def save_figures(
     has_groups = not _frames.grouped(rounds).empty
     figures: dict[str, tuple[bool, Callable[[], Figure]]] = {
         "accuracy_over_rounds": (has_overall, lambda: accuracy_over_rounds(rounds, title)),
-        "client_accuracy": (has_clients, lambda: client_accuracy(clients, title)),
-        "class_counts": (True, lambda: class_counts(partition, num_clients, num_classes, title)),
+        "client_accuracy": (has_clients, lambda: client_accuracy(clients, title, names)),
+        "class_counts": (
+            True,
+            lambda: class_counts(partition, num_clients, num_classes, title, names),
+        ),
         "group_accuracy": (has_groups, lambda: group_accuracy(rounds, title)),
     }
     if not gains(clients).empty:
-        figures["personal_gain"] = (True, lambda: personal_gain(clients, title))
+        figures["personal_gain"] = (True, lambda: personal_gain(clients, title, names))
     if training is not None and not by_round(training).empty:
         figures["pseudo_labels"] = (True, lambda: pseudo_labels(training, title))
     if norms is not None and not norms.empty and norms["norm"].notna().any():
-        figures["class_norms"] = (True, lambda: class_norms(norms, title))
+        figures["class_norms"] = (True, lambda: class_norms(norms, title, names))
     if etf is not None:
-        figures["etf"] = (True, lambda: etf_angles(etf, title))
+        figures["etf"] = (True, lambda: etf_angles(etf, title, names))
     paths = []
     for name, (possible, draw) in figures.items():
         if not possible:

@@ -20,12 +20,14 @@ from fedsim.report import _frames, _style
 __all__ = ["class_norms", "etf_angles"]
 
 _MARKED_CLASSES = 40  # up to so many classes each one is marked and its number written
+_LABELLED_CLASSES = 20  # up to so many classes each one has a tick of its own at the cosines
 _WRITTEN_COSINES = 12  # up to so many classes the numbers stand in the cells
 _PANEL_INCHES = (2.9, 1.1)
+_ROW, _SIDE = 5.2, 3.7  # inches, at least: the classes in a row, the side of the square of cosines
 _BARS, _DIAGONAL = "#C9C9C9", "#D9D9D9"
 
 
-def class_norms(norms: pd.DataFrame, title: str) -> Figure:
+def class_norms(norms: pd.DataFrame, title: str, names: pd.DataFrame | None = None) -> Figure:
     """Draw the length of each head's class vectors against how frequent the classes are.
 
     A head that is trained on long-tailed data gets longer vectors for the frequent classes; this
@@ -39,6 +41,8 @@ def class_norms(norms: pd.DataFrame, title: str) -> Figure:
         of the class's weight vector; NaN is a gap in the line).
     title : str
         Written above the picture as it is.
+    names : DataFrame, optional
+        The frame of names.csv; what has no name is called by its number.
 
     Raises
     ------
@@ -62,16 +66,18 @@ def class_norms(norms: pd.DataFrame, title: str) -> Figure:
     sizes = sizes.sort_values(["examples", "class"], ascending=[False, True])
     table = norms.pivot(index="class", columns="head", values="norm").reindex(sizes["class"])
     count = len(sizes)
+    few = count <= _MARKED_CLASSES
+    ticks = _style.ticks(sizes["class"].tolist(), _frames.names_of(names, "class"), _ROW)
     with mpl.rc_context(_style.STYLE):
         note = (
             "Length (L2 norm) of each class's weight vector, "
             "classes from most to least frequent in training"
         )
-        fig = _style.new_figure(7.5, sum(_PANEL_INCHES) + 0.6, title, note)
+        height = sum(_PANEL_INCHES) + 0.6 + few * ticks.height
+        fig = _style.new_figure(7.5, height, title, note)
         panels: tuple[Axes, Axes] = fig.subplots(2, sharex=True, height_ratios=_PANEL_INCHES)
         upper, lower = panels
         x = np.arange(1, count + 1)
-        few = count <= _MARKED_CLASSES
         labels = []
         for head, colour in _head_colours(list(pd.unique(norms["head"]))).items():
             y = _frames.floats(table, head)
@@ -99,8 +105,7 @@ def class_norms(norms: pd.DataFrame, title: str) -> Figure:
         lower.yaxis.set_major_formatter(_style.THOUSANDS)
         lower.set_xlim(0.4, count + 0.6)
         if few:
-            lower.set_xticks(x, [str(c) for c in sizes["class"]])
-            lower.tick_params(axis="x", length=0, rotation=0 if count <= 20 else 90)
+            ticks.place(lower, x)
             lower.set_xlabel("Class, from most to least frequent")
         else:
             lower.xaxis.set_major_locator(_style.whole_numbers(10))
@@ -111,7 +116,9 @@ def class_norms(norms: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
-def etf_angles(weight: npt.NDArray[np.floating], title: str) -> Figure:
+def etf_angles(
+    weight: npt.NDArray[np.floating], title: str, names: pd.DataFrame | None = None
+) -> Figure:
     """Draw the cosines between the class vectors of a classifier, all pairs.
 
     In a simplex equiangular tight frame (ETF) every pair has the same cosine, -1/(C-1), the
@@ -123,6 +130,8 @@ def etf_angles(weight: npt.NDArray[np.floating], title: str) -> Figure:
         A row for each class, none of them zero; C >= 2.
     title : str
         Written above the picture as it is.
+    names : DataFrame, optional
+        The frame of names.csv; what has no name is called by its number.
 
     Raises
     ------
@@ -142,6 +151,10 @@ def etf_angles(weight: npt.NDArray[np.floating], title: str) -> Figure:
     count, ideal = len(rows), -1 / (len(rows) - 1)
     # At least so wide that the ideal isn't the darkest colour.
     limit = min(1.0, max(float(np.nanmax(np.abs(cosines))), -2 * ideal))
+    few = count <= _LABELLED_CLASSES
+    class_names = _frames.names_of(names, "class") if few else {}
+    ticks = _style.ticks(range(count), class_names, _SIDE)
+    aside = max(0.0, _style.width(ticks.labels) - 0.2) if class_names else 0.0
     with mpl.rc_context(_style.STYLE):
         parts = (
             f"{count:,} classes",
@@ -155,7 +168,7 @@ def etf_angles(weight: npt.NDArray[np.floating], title: str) -> Figure:
         # Spaces that don't break: a number stays with its word.
         note = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
         note = note.replace("-", "−")
-        fig = _style.new_figure(6.4, 4.9, title, note)
+        fig = _style.new_figure(6.4 + aside, 4.9 + ticks.height, title, note)
         ax = fig.add_subplot()
         ax.set_facecolor(_DIAGONAL)
         image = ax.imshow(
@@ -169,10 +182,11 @@ def etf_angles(weight: npt.NDArray[np.floating], title: str) -> Figure:
         ax.tick_params(length=0)
         ax.set_xlabel("Class")
         ax.set_ylabel("Class")
-        for axis in (ax.xaxis, ax.yaxis):
-            if count <= 20:
-                axis.set_ticks(np.arange(count))
-            else:
+        if few:
+            ticks.place(ax, np.arange(count))
+            ax.set_yticks(np.arange(count), ticks.labels)
+        else:
+            for axis in (ax.xaxis, ax.yaxis):
                 axis.set_major_locator(_style.whole_numbers(10))
         if count <= _WRITTEN_COSINES:
             for (i, j), value in np.ndenumerate(cosines):

@@ -42,9 +42,7 @@ def class_norms(run: SavedRun) -> pd.DataFrame:
     }
     for norms in own.values():
         heads["personal heads (mean)"] = np.mean(norms, axis=0)
-    train = run.partition["labelled"] + run.partition["unlabelled"]
-    examples = train.groupby(run.partition["class"]).sum()
-    counts = examples.reindex(range(run.num_classes), fill_value=0).to_numpy()
+    counts = run.class_counts
     return pd.DataFrame(
         {
             "head": np.repeat(list(heads), len(counts)),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fedsim.metrics import GROUPS, spread
+from fedsim.metrics import GROUPS, class_groups, spread
 from fedsim.report import _frames
 from fedsim.report.run_directory import write_whole
 from fedsim.report.saved_run import SavedRun
@@ -31,6 +31,7 @@ CAPTIONS = {
 MOST_CLIENTS = MOST_ROUNDS = 1000
 """Of more clients the page lists the best and the worst, of more tested rounds the last."""
 _FOOTER = {"mean": "mean", "std": "std", "worst10": "worst 10 %"}
+_LISTED_CLASSES = 12  # names of a group's classes in a caption
 _WIDEST_BAR = 20.0  # rem
 _WIDE = 1300  # pixels from which a figure has a line of the page to itself
 
@@ -89,15 +90,17 @@ def write_page(run: SavedRun, pictures: Iterable[Path]) -> Path:
         If the page can't be written.
     """
     standing = run.standing
+    classes = _class_table(run)
     page = render(
         "report.html.jinja",
         title=run.name,
         subtitle=_subtitle(run),
         unfinished=_unfinished(run),
         cards=_cards(run),
-        pictures=[Picture.read(file, CAPTIONS[file.stem]) for file in pictures],
+        pictures=[Picture.read(file, _caption(file.stem, classes)) for file in pictures],
         standing=standing,
-        **(_client_table(standing, run.num_clients) if standing else {}),
+        **(_client_table(standing, run) if standing else {}),
+        class_rows=classes,
         **_round_table(run.rounds),
         parts=_parts(run.description["seconds_per_round"]),
         parts_caption=_parts_caption(run),
@@ -170,9 +173,36 @@ def _cards(run: SavedRun) -> list[Card]:
     return cards
 
 
-def _client_table(standing: Standing, num_clients: int) -> dict[str, Any]:
+def _class_table(run: SavedRun) -> list[tuple[str, str, str, str]]:
+    """Return each class's number, name, training examples and group; empty without names."""
+    names = _frames.names_of(run.names, "class")
+    if not names:
+        return []
+    groups = class_groups(run.class_counts)
+    return [
+        (str(c), names.get(c, ""), f"{count:,}", GROUPS[groups[c]])
+        for c, count in enumerate(run.class_counts.tolist())
+    ]
+
+
+def _caption(stem: str, classes: Sequence[tuple[str, str, str, str]]) -> str:
+    """Return what a figure shows; of class groups also which classes these are, by name."""
+    if stem != "group_accuracy":
+        return CAPTIONS[stem]
+    parts = [CAPTIONS[stem]]
+    for group in GROUPS:
+        members = [name or number for number, name, _, of in classes if of == group]
+        more = len(members) - _LISTED_CLASSES
+        listed = [*members[:_LISTED_CLASSES], *([f"{more} more"] if more > 0 else [])]
+        if listed:
+            parts.append(f"{group.capitalize()}: {', '.join(listed)}.")
+    return " ".join(parts)
+
+
+def _client_table(standing: Standing, run: SavedRun) -> dict[str, Any]:
     """Return the table of the clients: headings, rows, closing rows, and who isn't listed."""
-    tested = len(standing.by_client)
+    tested, num_clients = len(standing.by_client), run.num_clients
+    names = _frames.names_of(run.names, "client")
     notes = [f"{tested:,} of {num_clients:,} were tested."] if tested < num_clients else []
     scores = [*standing.views, *GROUP_SCORES]
     shown = standing.shown(MOST_CLIENTS)
@@ -182,6 +212,7 @@ def _client_table(standing: Standing, num_clients: int) -> dict[str, Any]:
     rows = [
         [
             str(client),
+            *([names.get(client, "")] if names else []),
             *(f"{int(row[name]):,}" for name in COUNTS),
             *(percent(row[name]) for name in scores),
             _f1(row[F1]),
@@ -193,6 +224,7 @@ def _client_table(standing: Standing, num_clients: int) -> dict[str, Any]:
     footer = [
         [
             label,
+            *([""] if names else []),
             *(means if key == "mean" else [""] * len(COUNTS)),
             *(percent(spreads[name][key]) for name in scores),
             _f1(spreads[F1][key]),
@@ -200,7 +232,15 @@ def _client_table(standing: Standing, num_clients: int) -> dict[str, Any]:
         for key, label in _FOOTER.items()
     ]
     return {
-        "client_heads": ["client", *COUNTS.values(), *standing.views, *GROUPS, "F1"],
+        "client_names": bool(names),
+        "client_heads": [
+            "client",
+            *(["name"] if names else []),
+            *COUNTS.values(),
+            *standing.views,
+            *GROUPS,
+            "F1",
+        ],
         "client_rows": rows,
         "client_footer": footer,
         "clients_caption": " ".join(notes),

@@ -53,6 +53,7 @@ def write_report(run: SavedRun) -> Path:
         training=run.training,
         norms=norms,
         etf=run.arrays["etf.weight"] if "fixed ETF" in set(norms["head"]) else None,
+        names=run.names,
         num_clients=run.num_clients,
         num_classes=run.num_classes,
         title=run.name,

@@ -22,6 +22,7 @@ CHECKPOINT = "checkpoint/latest.safetensors"
 _FIRST_FILES = {
     "experiment.toml",
     "partition.csv",
+    "names.csv",
     "checkpoint",
     "run.json",
     "model.safetensors",
@@ -49,9 +50,9 @@ def check_no_run(path: Path) -> None:
 class RunDirectory:
     """A folder for one run.
 
-    ``experiment.toml``, ``run.json``, ``partition.csv``, ``rounds.csv``, ``clients.csv``,
-    ``training.csv``, ``model.safetensors``, ``checkpoint/`` and ``figures/``. Rows reach the disk
-    as each round ends.
+    ``experiment.toml``, ``run.json``, ``partition.csv``, ``names.csv`` where there are names,
+    ``rounds.csv``, ``clients.csv``, ``training.csv``, ``model.safetensors``, ``checkpoint/`` and
+    ``figures/``. Rows reach the disk as each round ends.
 
     Parameters
     ----------

@@ -11,7 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from fedsim.errors import DataError
@@ -29,6 +31,7 @@ _ROUNDS = (
     *("seconds", "bytes_up", "bytes_down"),
 )
 _CLIENTS = ("round", "client", "view", "accuracy", *COUNTS, *GROUP_SCORES, F1)
+_NAMES = ("kind", "number", "name")
 _PARTITION = ("client", "class", "labelled", "unlabelled", "test")
 _SETTINGS = {
     "name": str,
@@ -137,9 +140,21 @@ class SavedRun:
         return int(self.description["num_classes"])
 
     @cached_property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Training examples of each class over all clients, labelled or hidden, [C]."""
+        train = self.partition["labelled"] + self.partition["unlabelled"]
+        by_class = train.groupby(self.partition["class"]).sum()
+        return by_class.reindex(range(self.num_classes), fill_value=0).to_numpy(dtype=np.int64)
+
+    @cached_property
     def training(self) -> pd.DataFrame:
         """Its training.csv, as the other tables."""
         return _until(self.rounds, _table(self.path / "training.csv", ("round",)))
+
+    @cached_property
+    def names(self) -> pd.DataFrame:
+        """Its names.csv; empty where classes and clients are called by their numbers."""
+        return _table(self.path / "names.csv", _NAMES, but={"kind", "name"}, gaps=False)
 
     @cached_property
     def tested(self) -> pd.Series[float] | None:
@@ -209,8 +224,13 @@ def _until(rounds: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return table if table.empty else table[table["round"] <= rounds["round"].max()]
 
 
-def _table(file: Path, needed: Iterable[str], but: Collection[str] = ()) -> pd.DataFrame:
-    """Read a CSV file of numbers, ``but`` some columns, without a row that isn't whole."""
+def _table(
+    file: Path, needed: Iterable[str], but: Collection[str] = (), *, gaps: bool = True
+) -> pd.DataFrame:
+    """Read a CSV file of numbers, ``but`` some columns, without a row that isn't whole.
+
+    ``gaps`` says whether what is empty, or NA, is missing; if not, it is a word like others.
+    """
     if not file.exists():
         return pd.DataFrame()
     try:
@@ -218,7 +238,8 @@ def _table(file: Path, needed: Iterable[str], but: Collection[str] = ()) -> pd.D
         header, rows = content.find(b"\n") + 1, content.rfind(b"\n") + 1
         table = pd.DataFrame()
         if rows > header:
-            table = pd.read_csv(io.BytesIO(content[:rows]), dtype=dict.fromkeys(but, str))
+            words = dict.fromkeys(but, str)
+            table = pd.read_csv(io.BytesIO(content[:rows]), dtype=words, na_filter=gaps)
     except (OSError, ValueError) as error:  # pandas' own are ValueErrors, too
         raise DataError(f"{file}: can't be read: {error}") from None
     if not table.empty:

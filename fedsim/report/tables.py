@@ -20,13 +20,17 @@ _FOOTER = {"mean": "mean", "std": "std", "worst10": "worst 10%"}
 _STEP = 6  # characters from one accuracy to the next in a column of several: " 100.0"
 
 
-def client_table(clients: pd.DataFrame, *, limit: int = 40) -> Table:
+def client_table(
+    clients: pd.DataFrame, names: pd.DataFrame | None = None, *, limit: int = 40
+) -> Table:
     """Lay out the last evaluated round, one row for each client.
 
     Parameters
     ----------
     clients : DataFrame
         The frame of clients.csv.
+    names : DataFrame, optional
+        The frame of names.csv; a client without a name is called by its number.
     limit : int
         With more clients than this, only the best and the worst are shown, ``limit`` in all,
         and the caption says so; >= 2.
@@ -42,7 +46,8 @@ def client_table(clients: pd.DataFrame, *, limit: int = 40) -> Table:
         different clients. NaN, and a view that a client has no row of, is shown as "–".
 
         The views generic, generic-realigned, personal and personal-realigned fit together into
-        80 characters, for clients below 1,000,000 and counts below 100,000.
+        80 characters, for clients below 1,000,000 and counts below 100,000. Where there isn't the
+        width for a name its end is left out.
 
     Raises
     ------
@@ -55,34 +60,39 @@ def client_table(clients: pd.DataFrame, *, limit: int = 40) -> Table:
     standing = Standing.of(clients)
     views, several = standing.views, len(standing.views) > 1
     blocks = _blocks(views)
+    called = _frames.names_of(names, "client")
+    # Then only names give way where the width isn't enough.
+    whole = several or bool(called)
 
     title = f"Clients after round {standing.round}, accuracies in %"
     if several:
         title += f"\nhead, medium, tail and F1: {standing.main}"
-    # Without edges and padding a space is left between columns: else four views don't fit.
+    # Without edges and padding a space is left between columns: else four views, or names, don't
+    # fit.
     table = Table(
         title=Text(title),
         box=box.SIMPLE_HEAD,
-        show_edge=not several,
+        show_edge=not whole,
         pad_edge=False,
-        padding=0 if several else (0, 1),
+        padding=0 if whole else (0, 1),
         title_justify="left",
         caption_justify="left",
     )
     # Text, not str: a name from the user's files must not be read as markup.
-    for name in ("client", *COUNTS.values()):
-        table.add_column(Text(name), justify="right", no_wrap=several)
+    _add_clients(table, called, no_wrap=several)
+    for name in COUNTS.values():
+        table.add_column(Text(name), justify="right", no_wrap=whole)
     for block in blocks:
         header = Text(_stacked(block), justify="left") if several else Text("acc.")
-        table.add_column(header, justify="right", no_wrap=several)
+        table.add_column(header, justify="right", no_wrap=whole)
     for name in (*GROUP_SCORES.values(), "F1"):
-        table.add_column(Text(name), justify="right", no_wrap=several)
+        table.add_column(Text(name), justify="right", no_wrap=whole)
 
-    def add(first: str, counts: list[str], scores: Mapping[Any, float]) -> None:
+    def add(first: Text, counts: list[str], scores: Mapping[Any, float]) -> None:
         accuracies = [_side_by_side(percent(scores[view]) for view in block) for block in blocks]
         groups = [percent(scores[name]) for name in GROUP_SCORES]
         f1 = f"{scores[F1]:.3f}" if math.isfinite(scores[F1]) else "–"
-        table.add_row(*map(Text, [first, *counts, *accuracies, *groups, f1]))
+        table.add_row(first, *map(Text, [*counts, *accuracies, *groups, f1]))
 
     by_client, parts = standing.by_client, standing.shown(limit)
     if len(parts) > 1:
@@ -92,16 +102,37 @@ def client_table(clients: pd.DataFrame, *, limit: int = 40) -> Table:
             dots = [_side_by_side("⋯" for _ in block) for block in blocks]
             table.add_row(*["⋯"] * (1 + len(COUNTS)), *dots, *["⋯"] * (len(GROUP_SCORES) + 1))
         for row in part.reset_index().to_dict("records"):
-            add(f"{int(row['client'])}", [f"{int(row[name]):,}" for name in COUNTS], row)
+            first = _called(int(row["client"]), called)
+            add(first, [f"{int(row[name]):,}" for name in COUNTS], row)
     table.add_section()
     spreads = {name: spread(by_client[name]) for name in (*views, *GROUP_SCORES, F1)}
     for key, label in _FOOTER.items():
         counts = [_mean(by_client[name]) if key == "mean" else "" for name in COUNTS]
-        add(label, counts, {name: over[key] for name, over in spreads.items()})
+        add(Text(label), counts, {name: over[key] for name, over in spreads.items()})
     return table
 
 
-def partition_table(partition: pd.DataFrame, num_clients: int, *, limit: int = 40) -> Table:
+def _add_clients(table: Table, names: Mapping[int, str], no_wrap: bool = False) -> None:
+    """Add the column of the clients; their names may be cut down to the width of the last row."""
+    if names:
+        table.add_column(Text("client"), min_width=len(_FOOTER["worst10"]))
+    else:
+        table.add_column(Text("client"), justify="right", no_wrap=no_wrap)
+
+
+def _called(client: int, names: Mapping[int, str]) -> Text:
+    """Return a client's name, in one line, or the number where it has none."""
+    name = names.get(client)
+    return Text(name, no_wrap=True, overflow="ellipsis") if name else Text(f"{client}")
+
+
+def partition_table(
+    partition: pd.DataFrame,
+    num_clients: int,
+    names: pd.DataFrame | None = None,
+    *,
+    limit: int = 40,
+) -> Table:
     """Lay out how much each client holds, one row for each client.
 
     Parameters
@@ -110,6 +141,8 @@ def partition_table(partition: pd.DataFrame, num_clients: int, *, limit: int = 4
         The frame of partition.csv.
     num_clients : int
         K; clients that don't occur in the frame hold nothing.
+    names : DataFrame, optional
+        The frame of names.csv; a client without a name is called by its number.
     limit : int
         With more clients than this, only the largest and the smallest are shown, ``limit`` in
         all, and the caption says so; >= 2.
@@ -150,8 +183,10 @@ def partition_table(partition: pd.DataFrame, num_clients: int, *, limit: int = 4
         title_justify="left",
         caption_justify="left",
     )
-    for header in ("client", *map(str, rows.columns)):
-        table.add_column(Text(header), justify="right")
+    called = _frames.names_of(names, "client")
+    _add_clients(table, called)
+    for header in map(str, rows.columns):
+        table.add_column(Text(header), justify="right", no_wrap=bool(called))
     shown, most = rows, len(rows)
     if num_clients > limit:
         by_size = rows.sort_values("train", ascending=False, kind="stable")
@@ -161,10 +196,10 @@ def partition_table(partition: pd.DataFrame, num_clients: int, *, limit: int = 4
             f"The {most} largest and {limit // 2} smallest of {num_clients:,} clients; "
             f"{num_clients - limit:,} not shown: see partition.csv"
         )
-    for i, (client, row) in enumerate(shown.iterrows()):
+    for i, (client, row) in enumerate(zip(shown.index, shown.to_numpy(), strict=True)):
         if i == most:
             table.add_row(*["⋯"] * (1 + len(rows.columns)))
-        table.add_row(str(client), *(f"{value:,}" for value in row))
+        table.add_row(_called(client, called), *(f"{value:,}" for value in row))
     table.add_section()
     table.add_row("mean", *(_mean(rows[name]) for name in rows.columns))
     # Classes of different clients overlap: their sum means nothing.

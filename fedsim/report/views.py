@@ -23,6 +23,7 @@ __all__ = ["accuracy_over_rounds", "client_accuracy", "gains", "group_accuracy",
 
 _MARKED_ROUNDS = 40  # up to so many evaluated rounds each one is marked
 _NAMED_CLIENTS = 40  # up to so many clients each one's number stands below it
+_ROW = 5.0  # inches, at least, that these have side by side
 _MOST_BARS = 120  # up to so many clients each one has a bar or a mark of its own
 _ON_GLOBAL, _ON_LOCAL = "global test set", "mean over the clients' own test sets"
 
@@ -82,7 +83,7 @@ def accuracy_over_rounds(rounds: pd.DataFrame, title: str) -> Figure:
     return fig
 
 
-def client_accuracy(clients: pd.DataFrame, title: str) -> Figure:
+def client_accuracy(clients: pd.DataFrame, title: str, names: pd.DataFrame | None = None) -> Figure:
     """Draw the accuracy of every client in the last evaluated round, from worst to best.
 
     Parameters
@@ -92,6 +93,8 @@ def client_accuracy(clients: pd.DataFrame, title: str) -> Figure:
         without test examples (NaN) are left out, and the picture says how many.
     title : str
         Written above the picture as it is.
+    names : DataFrame, optional
+        The frame of names.csv; what has no name is called by its number.
 
     Raises
     ------
@@ -111,7 +114,8 @@ def client_accuracy(clients: pd.DataFrame, title: str) -> Figure:
             "worst 10 %"
         )
         note += _untested(rows)
-        fig = _style.new_figure(7.5, 3.7, title, note)
+        ticks = _client_ticks(scored["client"], most, names)
+        fig = _style.new_figure(7.5, 3.7 + (ticks.height if ticks else 0.0), title, note)
         ax = fig.add_subplot()
         # One neutral band for all views: coloured ones would mix to a colour of no view.
         ax.axvspan(0.5, worst_tenth(most) + 0.5, color=_style.SHADE, linewidth=0)
@@ -139,7 +143,7 @@ def client_accuracy(clients: pd.DataFrame, title: str) -> Figure:
             labels.append((over["worst10"], f"{prefix}worst 10 %: {over['worst10']:.1f} %", colour))
             labels.append((over["mean"], f"{prefix}mean {over['mean']:.1f} %", colour))
         _style.percent_axis(ax, 100 * _frames.floats(scored, "accuracy"))
-        _client_axis(ax, scored["client"], most, ordered="from worst to best")
+        _client_axis(ax, ticks, most, ordered="from worst to best")
         _style.label_ends(ax, labels)
     return fig
 
@@ -186,7 +190,7 @@ def gains(clients: pd.DataFrame) -> pd.Series[float]:
     return gain.dropna().sort_index().sort_values(kind="stable")
 
 
-def personal_gain(clients: pd.DataFrame, title: str) -> Figure:
+def personal_gain(clients: pd.DataFrame, title: str, names: pd.DataFrame | None = None) -> Figure:
     """Draw how much better or worse each client's personal model is than the generic one.
 
     Parameters
@@ -195,6 +199,8 @@ def personal_gain(clients: pd.DataFrame, title: str) -> Figure:
         The frame of clients.csv, see `gains`; the picture says how many clients are left out.
     title : str
         Written above the picture as it is.
+    names : DataFrame, optional
+        The frame of names.csv; what has no name is called by its number.
 
     Raises
     ------
@@ -226,7 +232,8 @@ def personal_gain(clients: pd.DataFrame, title: str) -> Figure:
         one_view = rows.loc[rows["accuracy"].notna(), "client"].nunique() - count
         if one_view:
             note += f"; with one of the two views only, left out: {one_view:,}"
-        fig = _style.new_figure(7.5, 3.7, title, note)
+        ticks = _client_ticks(gain.index.to_series(), count, names)
+        fig = _style.new_figure(7.5, 3.7 + (ticks.height if ticks else 0.0), title, note)
         ax = fig.add_subplot()
         for part, colour in ((up, better), (down, worse)):
             if count <= _MOST_BARS:
@@ -244,7 +251,7 @@ def personal_gain(clients: pd.DataFrame, title: str) -> Figure:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _signed(value, "g")))
         ax.set_ylabel("Personal minus generic (points)")
         ax.grid(axis="y")
-        _client_axis(ax, gain.index.to_series(), count, ordered="from least to most gained")
+        _client_axis(ax, ticks, count, ordered="from least to most gained")
         _style.label_ends(ax, [(mean, f"mean {_signed(mean, '.1f')} points", _style.INK)])
     return fig
 
@@ -339,12 +346,20 @@ def _untested(rows: pd.DataFrame) -> str:
     return f"; without test examples, left out: {untested:,}" if untested else ""
 
 
-def _client_axis(ax: Axes, clients: pd.Series, count: int, *, ordered: str) -> None:
-    """Number the places of the clients, or name the clients where they are few and of one row."""
+def _client_ticks(
+    clients: pd.Series, count: int, names: pd.DataFrame | None
+) -> _style.Ticks | None:
+    """Return the labels of the clients where they are few and of one row."""
+    if not len(clients) == count <= _NAMED_CLIENTS:
+        return None
+    return _style.ticks(clients.astype(int).tolist(), _frames.names_of(names, "client"), _ROW)
+
+
+def _client_axis(ax: Axes, ticks: _style.Ticks | None, count: int, *, ordered: str) -> None:
+    """Label the clients, or number their places where they have no labels."""
     ax.set_xlim(0.5, count + 0.5)
-    if len(clients) == count <= _NAMED_CLIENTS:
-        ax.set_xticks(np.arange(1, count + 1), [f"{k:.0f}" for k in clients])
-        ax.tick_params(axis="x", length=0, rotation=0 if count <= 20 else 90)
+    if ticks is not None:
+        ticks.place(ax, np.arange(1, count + 1))
         ax.set_xlabel(f"Client, {ordered}")
     else:
         ax.xaxis.set_major_locator(_style.whole_numbers(8))

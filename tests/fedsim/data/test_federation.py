@@ -276,6 +276,51 @@ class TestGroups:
         assert federation.class_counts.tolist() == [30, 30, 6, 6]
 
 
+class TestNames:
+    NAMED = {  # noqa: RUF012
+        "group_train": np.arange(120) % 3,
+        "class_names": ("a", "b", "c", "two\nlines"),
+        "client_names": ("hosp1", "hosp2", "hosp3"),
+    }
+    CLASSES = ("class,0,a", "class,1,b", "class,2,c", r"class,3,two\nlines")
+
+    def rows(self, source, **options):
+        federation = federate(source, num_clients=3, **options)
+        header, *rows = federation.names().to_csv(index=False).splitlines()
+        assert header == "kind,number,name"
+        return tuple(rows)
+
+    def test_of_classes_and_clients(self):
+        clients = ("client,0,hosp1", "client,1,hosp2", "client,2,hosp3")
+        rows = self.rows(toy(**self.NAMED), partition=partition.group)
+        assert rows == self.CLASSES + clients
+
+    def test_other_partitions_make_clients_without_names(self):
+        assert self.rows(toy(**self.NAMED), partition=partition.iid) == self.CLASSES
+
+    def test_groups_of_other_numbers_are_named_by_them(self):
+        source = toy(group_train=np.arange(120) % 3 * 10)
+        rows = self.rows(source, partition=partition.group)
+        assert rows == ("client,0,0", "client,1,10", "client,2,20")
+
+    def test_none(self):
+        assert self.rows(toy(group_train=np.arange(120) % 3), partition=partition.group) == ()
+
+    def test_a_group_of_which_the_long_tail_leaves_nothing_is_no_client(self):
+        source = Source(
+            name="toy",
+            x_train=np.zeros((22, 1), np.float32),
+            y_train=np.repeat([0, 1], [11, 11]),
+            x_test=np.zeros((2, 1), np.float32),
+            y_test=np.array([0, 1]),
+            num_classes=2,
+            group_train=np.repeat([0, 1, 2, 3], [5, 6, 1, 10]),
+            client_names=("w", "x", "y", "z"),
+        )
+        options = {"partition": partition.group, "imbalance": 0.1, "seed": 1}
+        assert self.rows(source, **options) == ("client,0,w", "client,1,x", "client,2,z")
+
+
 class TestLocalTests:
     def test_clients_without_tests_are_warned_of_once(self):
         source = Source(
@@ -447,6 +492,13 @@ class TestFederateFailure:
             federate(
                 toy(group_train=groups), num_clients=3, partition=partition.group, min_examples=5
             )
+
+    def test_a_named_group_too_small(self):
+        groups = np.repeat([0, 1, 2], [100, 3, 17])
+        source = toy(group_train=groups, client_names=("hosp1", "hosp10", "hosp2"))
+        line = r"= 5, but group hosp10 \(client 1\) has 3 training examples; at most 3"
+        with pytest.raises(DataError, match=line):
+            federate(source, num_clients=3, partition=partition.group, min_examples=5)
 
     def test_groups_of_a_source_without(self):
         with pytest.raises(DataError, match="no groups"):

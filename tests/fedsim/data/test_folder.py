@@ -211,6 +211,14 @@ def groups(root, clients, **options):
 class TestClients:
     def test_names_in_sorted_order(self, root):
         assert groups(root, ["bo", "Zoe", "bo", "al", "Zoe"]) == [[2, 0, 2], [1, 0]]
+        assert folder(str(root)).client_names == ("Zoe", "al", "bo")
+
+    @pytest.mark.parametrize(
+        ("clients", "names"), [([205, 101, 205], ("101", "205")), ([1, 0, 1], ())]
+    )
+    def test_numbers_are_names_where_they_are_others(self, root, clients, names):
+        groups(root, clients)
+        assert folder(str(root)).client_names == names
 
     def test_numbers_by_value(self, root):
         assert groups(root, [10, 9, 10, -1, 9]) == [[2, 1, 2], [0, 1]]

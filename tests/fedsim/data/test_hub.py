@@ -17,8 +17,9 @@ class ImageFeature:
 
 
 class ClassLabel:
-    def __init__(self, num_classes):
+    def __init__(self, num_classes, names=None):
         self.num_classes = num_classes
+        self.names = names or [str(c) for c in range(num_classes)]  # as the library's
 
 
 class Value:
@@ -114,6 +115,14 @@ def test_grey_images_among_coloured_ones_get_three_channels(hub):
     source = hf("me/data")
     np.testing.assert_array_equal(source.x_train, np.repeat(train[:, None], 3, axis=1))
     np.testing.assert_array_equal(source.x_test, np.moveaxis(test, 3, 1))
+
+
+def test_names_of_classes(hub):
+    features = {"img": ImageFeature(), "label": ClassLabel(4, ["ape", "bee", "cat", "dog"])}
+    hub(splits(pictures(pixels(3, 4, 4)), pictures(pixels(2, 4, 4)), features))
+    assert hf("me/data").class_names == ("ape", "bee", "cat", "dog")
+    hub(splits(pictures(pixels(3, 4, 4)), pictures(pixels(2, 4, 4))))
+    assert hf("me/data").class_names == ()
 
 
 def test_fine_labels_come_first(hub):

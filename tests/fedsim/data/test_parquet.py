@@ -214,6 +214,12 @@ class TestLabels:
         assert source.y_train.tolist() == [2, 1, 2]
         assert source.y_test.tolist() == [0, 1]
         assert source.num_classes == 3
+        assert source.class_names == ("ape", "cat", "dog")
+
+    def test_numbers_stay_as_they_are_and_need_no_names(self, tmp_path):
+        source = parquet(write(tmp_path, label=([3, 7, 5], [5, 3])))
+        assert source.y_train.tolist() == [3, 7, 5]
+        assert source.class_names == ()
 
     def test_fine_labels_come_first(self, tmp_path):
         images = [png(np.full((2, 2), value, np.uint8)) for value in range(5)]
@@ -266,6 +272,14 @@ class TestClients:
     def test_texts_in_sorted_order(self, tmp_path):
         place = write(tmp_path, client=(["b", "10", "9"], ["Z", "b"]))
         assert self.groups(place) == [[3, 0, 1], [2, 3]]
+        assert parquet(place).client_names == ("10", "9", "Z", "b")
+
+    @pytest.mark.parametrize(
+        ("clients", "names"), [([205, 101, 205], ("101", "205")), ([1, 0, 1], ())]
+    )
+    def test_numbers_are_names_where_they_are_others(self, tmp_path, clients, names):
+        source = parquet(write(tmp_path, client=(clients, None)))
+        assert source.client_names == names
 
     def test_numbers_by_value(self, tmp_path):
         first = pa.array([10, 9, 2**63], pa.uint64())

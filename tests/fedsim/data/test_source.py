@@ -39,6 +39,13 @@ class TestSource:
         assert source.y_train.tolist() == [0, 1, 2, 1]
         assert source.group_train.tolist() == [5, 5, 1, 0]
 
+    def test_names_of_classes_and_groups(self):
+        groups = {"group_train": np.array([1, 1, 0, 0]), "group_test": np.array([2, 2])}
+        source = toy(class_names=("a", "b", "c"), client_names=("x", "y", "z"), **groups)
+        assert source.class_names == ("a", "b", "c")
+        assert source.client_names == ("x", "y", "z")
+        assert toy().class_names == toy().client_names == ()
+
     def test_a_class_may_be_missing(self):
         assert toy(num_classes=10).num_classes == 10
 
@@ -109,6 +116,15 @@ class TestSourceFailure:
             ({"y_train": np.full(4, -1)}, "y_train has no label: all are -1"),
             ({"group_train": np.array([1, 2, 3])}, "4 examples but group_train has 3"),
             ({"group_test": np.array([1, 2])}, "group_test but no group_train"),
+            ({"class_names": ("a", "b")}, "class_names has 2 names, but there are 3 classes"),
+            ({"class_names": ("a", "b", "a")}, "class_names has 'a' twice; names must be distinct"),
+            ({"class_names": ["a", "b", "c"]}, r"class_names is \[.*; must be a tuple of texts"),
+            ({"class_names": (1, 2, 3)}, r"class_names is \(1, 2, 3\); must be a tuple of texts"),
+            ({"client_names": ("a",)}, "client_names has 1 names, but there are 0 natural groups"),
+            (
+                {"client_names": ("a", "b"), "group_train": np.array([1, 2, 1, 2])},
+                r"the groups are numbered 1\.\.2; with client_names they must be 0\.\.1",
+            ),
         ],
     )
     def test_one_line_names_the_array(self, changes, message):

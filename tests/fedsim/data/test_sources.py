@@ -227,6 +227,21 @@ class TestNpz:
         )
         assert source.group_train.tolist() == [2, 1, 2, 3]
         assert source.group_test.tolist() == [3, 0]
+        assert source.client_names == ("abe", "al", "bo", "cy")
+        assert source.class_names == ()
+
+    @pytest.mark.parametrize(
+        ("group", "names"),
+        [
+            ([205, 101, 205, 101], ("101", "205")),
+            ([1, 0, 1, 0], ()),
+            (["1", "0", "1", "0"], ()),
+            (["10", "9", "10", "9"], ("10", "9")),
+            (["Zoë".encode(), b"\xff", b"a", b"a"], ("Zoë", "\\xff", "a")),
+        ],
+    )
+    def test_groups_keep_their_names_unless_these_are_their_numbers(self, save, group, names):
+        assert set(sources.npz(save(group_train=np.array(group))).client_names) == set(names)
 
     def test_groups_of_integers_of_several_sizes(self, save):
         group = np.array([2**53 + 1, 2**53, 5, 6])

@@ -131,6 +131,47 @@ def unknown_too(frame):
     return pd.concat([frame, partition_frame([(0, -1, 0, 9)])])
 
 
+def names_frame(**kinds):
+    rows = [(kind, *pair) for kind, names in kinds.items() for pair in enumerate(names)]
+    return pd.DataFrame(rows, columns=["kind", "number", "name"])
+
+
+class TestNames:
+    @pytest.mark.parametrize("count", [3, 12, 60])
+    def test_all_clients_and_classes_are_named_and_nothing_overlaps(self, count):
+        clients = [f"the hospital of town {k}" for k in range(count)]
+        names = names_frame(**{"class": ["cat", "$x$ & $y$"], "client": clients})
+        fig = class_counts(SMALL, count, 2, "run", names)
+        fig.draw_without_rendering()
+        main = fig.axes[0]
+        below, left = main.get_xticklabels(), main.get_yticklabels()
+        assert [label.get_text() for label in below] == [
+            f"{'the hospital of town'[: 13 - len(str(k)) + 1].rstrip()}… ({k})"
+            for k in range(count)
+        ]
+        assert [label.get_text() for label in left] == ["cat", r"\$x\$ & \$y\$"]
+        for labels in (below, left):
+            boxes = [label.get_window_extent() for label in labels]
+            assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+            assert all(box.x0 > 0 and box.y0 > 0 for box in boxes)
+        legend = fig.axes[-1].get_window_extent()
+        assert main.xaxis.label.get_window_extent().y0 > legend.y1
+
+    def test_a_name_that_the_font_lacks_leaves_its_place_to_the_number(self):
+        names = names_frame(client=["北京", "", "Zoë"])
+        main = class_counts(SMALL, 3, 2, "run", names).axes[0]
+        assert [label.get_text() for label in main.get_xticklabels()] == ["0", "1", "Zoë"]
+
+    @pytest.mark.parametrize(("count", "named"), [(20, True), (50, False)])
+    def test_beside_a_heat_map_clients_are_named_where_there_is_room(self, count, named):
+        names = names_frame(**{"class": map("c{}".format, range(50)), "client": "a" * count})
+        fig = class_counts(many_clients(count, 50), count, 50, "run", names)
+        fig.draw_without_rendering()
+        below, left = fig.axes[0].get_xticklabels(), fig.axes[0].get_yticklabels()
+        assert (below[0].get_text() == "a") == named
+        assert {"c0", "c5", "c45"} <= {label.get_text() for label in left}
+
+
 class TestUnknownClasses:
     def test_a_row_of_circles(self):
         fig = class_counts(unknown_too(SMALL), 3, 2, "run")

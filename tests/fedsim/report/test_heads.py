@@ -100,6 +100,17 @@ class TestClassNorms:
         assert "a" in texts(fig)
 
 
+def test_classes_are_named():
+    names = pd.DataFrame({"kind": "class", "number": range(3), "name": ["ape", "$bee$", "cat"]})
+    _, lower = class_norms(norms_frame(global_head=[1.0, 2.0, 3.0]), "run", names).axes
+    labels = [label.get_text() for label in lower.get_xticklabels()]
+    assert labels == ["cat", r"\$bee\$", "ape"]
+    ax = etf_angles(simplex(3), "run", names).axes[0]
+    for axis in (ax.xaxis, ax.yaxis):
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        assert labels == ["ape", r"\$bee\$", "cat"]
+
+
 class TestClassNormsFailure:
     @pytest.mark.parametrize(
         ("frame", "message"),

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import fedsim
-from fedsim import Experiment
+from fedsim import Experiment, cli
 from fedsim.errors import DataError
 from fedsim.report import page
 from fedsim.report.report import write_report
@@ -227,6 +227,102 @@ def test_class_norms_are_those_of_the_saved_heads(run):
     partition = pd.read_csv(run / "partition.csv")
     held = (partition["labelled"] + partition["unlabelled"]).groupby(partition["class"]).sum()
     assert norms["examples"].tolist() == held.tolist() * 2
+
+
+@pytest.fixture(scope="module")
+def npz_of_hospitals(tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "hospitals.npz"
+    rng = np.random.default_rng(0)
+    y = {"train": np.arange(120) % 4, "test": np.arange(60) % 4}
+    arrays = {f"y_{split}": labels for split, labels in y.items()}
+    arrays |= {
+        f"x_{s}": rng.normal(labels[:, None], 1, (len(labels), 3)) for s, labels in y.items()
+    }
+    group = np.array(["hosp10", "<i>hosp2</i>", "$3$"])
+    np.savez(file, **arrays, group_train=group[np.arange(120) // 4 % 3])
+    return file
+
+
+def of_hospitals(file, **changes):
+    return Experiment(
+        data={"source": f"npz:{file}"},
+        clients={"count": 3, "partition": "group"} | changes.get("clients", {}),
+        model={"name": "linear"},
+        training={"rounds": changes.get("rounds", 2)},
+        engine={"backend": "inline"},
+    )
+
+
+class TestNames:
+    """Groups in sorted order: $3$, <i>hosp2</i>, hosp10."""
+
+    @pytest.fixture
+    def named(self, npz_of_hospitals, tmp_path):
+        result = fedsim.simulate(of_hospitals(npz_of_hospitals), out=tmp_path / "named")
+        return result, tmp_path / "named"
+
+    def test_a_run_says_whose_numbers_are_whose(self, named):
+        result, folder = named
+        rows = "kind,number,name\nclient,0,$3$\nclient,1,<i>hosp2</i>\nclient,2,hosp10\n"
+        assert (folder / "names.csv").read_text() == rows
+        pd.testing.assert_frame_equal(result.names, SavedRun.read(folder).names, check_dtype=False)
+        assert set(result.clients["client"]) == {0, 1, 2}
+
+    def test_the_page_names_the_clients_whatever_is_in_the_names(self, named):
+        heads, *rows = Page(named[1] / "report.html").tables[0]
+        assert heads[:3] == ["client", "name", "train"]
+        assert [row[:2] for row in rows] == [
+            ["0", "$3$"],
+            ["1", "<i>hosp2</i>"],
+            ["2", "hosp10"],
+            *([label, ""] for label in ("mean", "std", "worst 10 %")),
+        ]
+        assert {len(row) for row in rows} == {len(heads)}
+        assert "<i>hosp2" not in (named[1] / "report.html").read_text()
+
+    def test_the_page_names_the_classes_of_each_group(self, run):
+        names = pd.DataFrame({"kind": "class", "number": range(10), "name": list("abcdefghij")})
+        names.loc[:2, "name"] = ["NA", "<b>dog</b>", ""]
+        names.to_csv(run / "names.csv", index=False)
+        write_report(SavedRun.read(run))
+        shown = Page(run / "report.html")
+        caption = shown.text.partition("rare (tail) classes. Head: ")[2].partition("\n")[0]
+        words = caption.replace("Medium: ", "").replace("Tail: ", "").replace(".", ",").split(", ")
+        words = [word.rstrip(",") for word in words]
+        assert sorted(words) == sorted(["NA", "<b>dog</b>", "2", *"defghij"]), caption
+        heads, *rows = shown.tables[2]
+        assert heads == ["class", "name", "training examples", "group"]
+        assert [row[:2] for row in rows[:3]] == [["0", "NA"], ["1", "<b>dog</b>"], ["2", ""]]
+        counts = pd.read_csv(run / "partition.csv").query("`class` == 0")
+        assert rows[0][2:] == [str(counts[["labelled", "unlabelled"]].to_numpy().sum()), "head"]
+
+    def test_without_names_there_is_no_file_of_names(self, finished, npz_of_hospitals, tmp_path):
+        assert not (finished / "names.csv").exists()
+        assert SavedRun.read(finished).names.empty
+        experiment = of_hospitals(npz_of_hospitals, clients={"partition": "iid"})
+        assert fedsim.simulate(experiment, out=tmp_path / "iid").names.empty
+        assert not (tmp_path / "iid" / "names.csv").exists()
+
+    def test_a_run_from_before_there_were_names_goes_on(self, named, npz_of_hospitals):
+        _, folder = named
+        names = (folder / "names.csv").read_bytes()
+        (folder / "names.csv").unlink()
+        write_report(SavedRun.read(folder))
+        more = of_hospitals(npz_of_hospitals, rounds=3)
+        assert len(fedsim.simulate(more, out=folder, resume=True).rounds) == 3
+        assert (folder / "names.csv").read_bytes() == names
+
+    def test_who_holds_what_by_name(self, npz_of_hospitals, tmp_path, capsys):
+        (tmp_path / "named.toml").write_text(of_hospitals(npz_of_hospitals).to_toml())
+        cli.partition(tmp_path / "named.toml", out=tmp_path / "out")
+        assert "<i>hosp2</i>" in capsys.readouterr().out
+        assert "client,2,hosp10" in (tmp_path / "out" / "names.csv").read_text()
+
+    @pytest.mark.parametrize("content", ["kind,number\nclass,0\n", "kind,number,name\nclass,x,y\n"])
+    def test_names_that_can_not_be_read(self, run, content):
+        (run / "names.csv").write_text(content)
+        with pytest.raises(DataError, match=r"names\.csv: column '(name|number)'"):
+            write_report(SavedRun.read(run))
 
 
 class TestSavedRunFailure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -237,6 +238,36 @@ class TestClientTableOfSeveralViews:
     def test_markup_in_a_name_is_printed_as_it_is(self):
         frame = views_frame({"generic": [0.5], "[red]x[/red]": [0.8]})
         assert any("[red]x[/red]" in line for line in shown(client_table(frame)))
+
+
+class TestNamedClients:
+    NAMES = pd.DataFrame(
+        [
+            ("class", 0, "cat"),
+            ("client", 0, "[b]w10[/b]"),
+            ("client", 1, "University of Rome"),
+        ],
+        columns=["kind", "number", "name"],
+    )
+
+    def test_of_a_run(self):
+        lines = printed(client_table(clients_frame([0.5, 0.6, 0.7]), self.NAMES), 80)
+        first = [re.split(r" (?= )| (?=[\d,]+ )", line.strip())[0] for line in lines]
+        assert {"[b]w10[/b]", "University of Rome", "2", "worst 10%"} <= set(first)
+        assert not any("cat" in line for line in lines)
+
+    def test_of_a_partition(self):
+        lines = printed(partition_table(TestPartitionTable.FRAME, 3, self.NAMES), 80)
+        first = [re.split(r" (?= )| (?=[\d,]+ )", line.strip())[0] for line in lines]
+        assert {"[b]w10[/b]", "University of Rome", "2", "total"} <= set(first)
+
+    def test_only_names_give_way_where_the_terminal_is_narrow(self):
+        frame = views_frame({view: [1.0, 0.5] for view in VIEWS})
+        lines = printed(client_table(frame, self.NAMES), 80)
+        row = next(line for line in lines if line.startswith("Univ"))
+        assert "…" in row
+        assert row.split()[-1] == "0.250"
+        assert max(map(len, lines)) <= 80
 
 
 class TestClientTableFailure:

@@ -234,6 +234,24 @@ class TestClientAccuracy:
             client_accuracy(clients_frame(accuracy), "run")
 
 
+@pytest.mark.parametrize("draw", [client_accuracy, personal_gain])
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["$a", "the second of them", "c$"]])
+def test_few_clients_are_named_in_their_order(draw, names):
+    frame = clients_frame([0.5, 0.9, 0.7])
+    if draw is personal_gain:
+        generic = clients_frame([0.5, 0.5, 0.5])
+        frame = pd.concat([generic, frame.assign(view="personal")])
+    names = pd.DataFrame({"kind": "client", "number": range(3), "name": names})
+    ax = draw(frame, "run", names).axes[0]
+    ax.figure.draw_without_rendering()
+    labels = [label.get_text().replace("\\", "") for label in ax.get_xticklabels()]
+    assert labels == names["name"][[0, 2, 1]].tolist()
+    assert ax.get_window_extent().height > 3 * ax.figure.dpi  # what `label_ends` counts on
+    boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert not boxes[0].overlaps(boxes[1])
+    assert not boxes[1].overlaps(boxes[2])
+
+
 class TestGroupAccuracy:
     def test_bars_of_the_last_evaluated_round(self):
         fig = group_accuracy(rounds_frame(), "run")
