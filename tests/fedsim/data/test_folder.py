@@ -70,6 +70,8 @@ class TestFolder:
         assert source.y_train.tolist() == [1, 1, 2]
         assert source.y_test.tolist() == [0, 2]
         assert source.num_classes == 3
+        assert source.class_names == ("ape", "cat", "dog")
+        assert source.client_names == ()
         assert source.x_train.dtype == np.uint8
         assert source.name == f"folder:{root}"
         assert source.group_train is None

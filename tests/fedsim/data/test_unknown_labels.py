@@ -91,7 +91,10 @@ class TestFederate:
         """Labels may be -1 and 1 by mistake."""
         source = toy()
         source = forgetting(source, source.y_train == 2)
-        with pytest.warns(UserWarning, match="toy has no training example that is known to be of"):
+        names = tuple(f"k{c}" for c in range(source.num_classes))
+        source = replace(source, class_names=names)
+        line = r"toy has no training example that is known to be of class 2 \(k2\)"
+        with pytest.warns(UserWarning, match=line):
             federate(source, num_clients=2, partition=partition.iid)
 
     def test_the_table_has_them_as_class_minus_one(self):
