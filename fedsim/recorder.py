@@ -5,24 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fedsim import registry
 from fedsim.config import Experiment
 from fedsim.data.federation import Federation
 from fedsim.data.source import Source
 from fedsim.errors import EngineError
 from fedsim.report.run_directory import CHECKPOINT, RunDirectory
+from fedsim.resume import own_parts
 
 PATIENCE = 20
 """There is a new checkpoint as soon as so many times as long has passed as writing the last took: a
@@ -98,7 +95,8 @@ class Recorder:
         self._training: list[dict[str, list[Any]]] = []
         self._training_columns: list[str] = []
         self._seconds: dict[str, float] = {}
-        self._own_parts = _own_parts(experiment)
+        self._own_parts = own_parts(experiment)
+        self._earlier_parts: list[dict[str, Any]] = []
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._resumed_after: list[int] = []
         self._next_checkpoint = 0.0
@@ -140,6 +138,11 @@ class Recorder:
         self._seconds = begun.record["seconds"]
         self._started = begun.record["started"]
         self._resumed_after = [*begun.record["resumed_after"], begun.round]
+        self._earlier_parts = begun.record.get("earlier_parts", [])
+        before = begun.record.get("own_parts", self._own_parts)  # an older fedsim wrote none
+        if before != self._own_parts:
+            earlier = {"until_round": begun.round, "own_parts": before}
+            self._earlier_parts = [*self._earlier_parts, earlier]
 
     def begin(self, arrays: ArrayRecord, strategy: Strategy, states: ClientStates) -> None:
         """Write what is known before the first round, or the next one of a resumed run."""
@@ -177,6 +180,8 @@ class Recorder:
                 "seconds": self._seconds,
                 "started": self._started,
                 "resumed_after": self._resumed_after,
+                "own_parts": self._own_parts,
+                "earlier_parts": self._earlier_parts,
             },
         )
         self._folder.write_bytes(CHECKPOINT, checkpoint.to_bytes())
@@ -285,6 +290,7 @@ class Recorder:
             },
             "commit": _commit(),
             "own_parts": self._own_parts,
+            "earlier_parts": self._earlier_parts,
             "hardware": {
                 "machine": platform.machine(),
                 "system": platform.platform(),
@@ -313,25 +319,6 @@ def _device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(device)
-
-
-def _own_parts(experiment: Experiment) -> dict[str, str]:
-    """Return the SHA-256 of the file of each module of the user's own that the experiment names."""
-    named: list[tuple[registry.Kind, str]] = [
-        ("method", experiment.method.name),
-        ("client", experiment.method.client),
-        ("model", experiment.model.name),
-        ("dataset", experiment.data.source),
-        ("partition", experiment.clients.partition),
-    ]
-    found: dict[str, str] = {}
-    for kind, name in named:
-        module, colon, _ = name.partition(":")
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if colon and file is not None and not registry.has(kind, module):
-            with suppress(OSError):
-                found[module] = sha256(Path(file).read_bytes()).hexdigest()
-    return found
 
 
 def _commit() -> str | None:

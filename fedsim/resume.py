@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedsim import registry
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, EngineError
 from fedsim.experiment_file import load
@@ -23,6 +28,8 @@ MAY_CHANGE = ("training.rounds", "evaluation.every", "engine.")
 
 def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
     """Return where the run in a folder stands; None if no run has begun there.
+
+    Warns of modules of the user's own that have changed since.
 
     Raises
     ------
@@ -61,7 +68,19 @@ def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
             f"training.rounds = {experiment.training.rounds}: the run in {folder} has finished "
             f"{found.round} already"
         )
+    _warn_of_changes(folder, found, own_parts(experiment))
     return found
+
+
+def _warn_of_changes(folder: Path, found: Checkpoint, now: Mapping[str, str]) -> None:
+    was = found.record.get("own_parts", {})
+    changed = [module for module in now if module in was and now[module] != was[module]]
+    if changed:
+        warnings.warn(
+            f"{', '.join(changed)} has changed since the run in {folder} was made: its "
+            f"{found.round} rounds are those of the code before; another --out begins anew",
+            stacklevel=3,
+        )
 
 
 def check_model(found: Checkpoint, initial: ArrayRecord) -> None:
@@ -79,3 +98,22 @@ def check_model(found: Checkpoint, initial: ArrayRecord) -> None:
 
 def _described(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"{name} {list(shapes[name])}" if name in shapes else f"no {name}"
+
+
+def own_parts(experiment: Experiment) -> dict[str, str]:
+    """Return the SHA-256 of the file of each module of the user's own that the experiment names."""
+    named: list[tuple[registry.Kind, str]] = [
+        ("method", experiment.method.name),
+        ("client", experiment.method.client),
+        ("model", experiment.model.name),
+        ("dataset", experiment.data.source),
+        ("partition", experiment.clients.partition),
+    ]
+    found: dict[str, str] = {}
+    for kind, name in named:
+        module, colon, _ = name.partition(":")
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if colon and file is not None and not registry.has(kind, module):
+            with suppress(OSError):
+                found[module] = sha256(Path(file).read_bytes()).hexdigest()
+    return found

@@ -1,6 +1,7 @@
 """A run that was interrupted goes on as if nothing had happened."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -319,6 +320,25 @@ def test_a_run_on_ray_that_is_killed_goes_on(tmp_path):
     process.wait()
     subprocess.run([*command, "run", "--resume"], cwd=tmp_path, check=True, capture_output=True)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_module_of_ones_own_that_has_changed_is_warned_of(tmp_path, monkeypatch, each_round):
+    file = tmp_path / "my_client.py"
+    text = "from fedsim.engine.update import LocalSGD\nclass Mine(LocalSGD): ...\n"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = experiment(method={"client": "my_client:Mine"}, model={"name": "linear"})
+    stopped(mine, tmp_path / "run", after=3)
+    was = json.loads((tmp_path / "run" / "run.json").read_text())
+    file.write_text(text + "# otherwise\n")
+    with pytest.warns(UserWarning, match=r"my_client has changed since .*: its 3 rounds are those"):
+        fedsim.simulate(mine, out=tmp_path / "run", resume=True)
+    now = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert now["own_parts"] != was["own_parts"]
+    assert now["earlier_parts"] == [{"until_round": 3, "own_parts": was["own_parts"]}]
+    # What is as it was is no news, and warnings are errors here.
+    fedsim.simulate(mine, out=tmp_path / "run", resume=True)
+    sys.modules.pop("my_client", None)
 
 
 class TestResumeFailure:
