@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fedsim.config import Experiment
-from fedsim.data.federation import Federation
-from fedsim.data.source import Source
 from fedsim.errors import EngineError
 from fedsim.report.run_directory import CHECKPOINT, RunDirectory
 from fedsim.resume import own_parts
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from fedsim.engine.checkpoint import Checkpoint
     from fedsim.engine.loop import Round
     from fedsim.engine.state import ClientStates
+    from fedsim.engine.worker import Task
     from fedsim.models import Arrays
 
 
@@ -76,18 +75,17 @@ class Recorder:
     def __init__(
         self,
         experiment: Experiment,
-        federation: Federation,
+        task: Task,
         workers: int,
-        device: str,
         out: Path | str | None,
         resume: bool = False,
         begun: Checkpoint | None = None,
     ) -> None:
         self.setup_seconds = 0.0
         self._workers = workers
-        self._device = device
+        self._device = task.device
         self._experiment = experiment
-        self._federation = federation
+        self._federation = federation = task.federation
         self._partition = federation.table()
         self._names = federation.names()
         self._rounds: list[dict[str, Any]] = []
@@ -104,7 +102,12 @@ class Recorder:
         if out is not None:
             from fedsim.engine.checkpoint import digest
 
-            self._inputs = _inputs(federation.source)
+            self._inputs = {
+                "dtype": federation.source.x_train.dtype.name,
+                "shape": list(federation.source.x_train.shape[1:]),
+                "mean": task.statistics.mean.tolist(),
+                "std": task.statistics.std.tolist(),
+            }
             self._digest = digest(federation)
             self._folder = RunDirectory(Path(out), resumed=resume)
             if begun is not None:
@@ -297,20 +300,9 @@ class Recorder:
                 "cores": len(os.sched_getaffinity(0)),
                 "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             },
-            # Last: it may have two numbers for each feature of thousands.
+            # (x - mean) / std of each channel or feature; last, for these may be thousands.
             "inputs": self._inputs,
         }
-
-
-def _inputs(source: Source) -> dict[str, Any]:
-    """Return what the model's inputs are made of: (x - mean) / std of a channel or feature."""
-    mean, std = source.normalisation()
-    return {
-        "dtype": source.x_train.dtype.name,
-        "shape": list(source.x_train.shape[1:]),
-        "mean": mean.tolist(),
-        "std": std.tolist(),
-    }
 
 
 def _device_name(device: str) -> str:

@@ -152,9 +152,7 @@ def simulate(
             check_model(begun, arrays)
             restore(strategy, begun.strategy)
             arrays, rounds_before, versions = begun.arrays, begun.round, begun.versions
-        recorder = Recorder(
-            experiment, federation, num_workers(experiment), task.device, out, resume, begun
-        )
+        recorder = Recorder(experiment, task, num_workers(experiment), out, resume, begun)
         leaving.callback(recorder.release)
         grid = make_grid(experiment, task, actors, versions)
         leaving.callback(grid.close)

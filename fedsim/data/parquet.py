@@ -18,6 +18,7 @@ def parquet(
     location: str,
     *,
     flip: bool = False,
+    normalise: bool = True,
     size: int = 0,
     grey: bool = False,
     x: str = "",
@@ -34,6 +35,8 @@ def parquet(
         ``split``, which says train or test.
     flip : bool
         Whether a flip left to right keeps an image's meaning.
+    normalise : bool
+        See `Source`.
     size, grey
         As in the source ``folder``; of images only.
     x : str
@@ -104,6 +107,7 @@ def parquet(
         y_test=y["test"],
         num_classes=len(classes),
         flip=flip,
+        normalise=normalise,
         group_train=groups.get("train"),
         group_test=groups.get("test"),
         class_names=names_of(classes),

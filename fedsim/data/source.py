@@ -53,6 +53,9 @@ class Source:
         C, 2..`MAX_CLASSES`.
     flip : bool
         Whether a horizontal flip keeps an image's meaning.
+    normalise : bool
+        Whether models get the inputs less their mean and over their deviation, or as they are: the
+        numbers of tokens, say, which a model takes by ``x.long()``.
     group_train : int64 [N], optional
         Natural group of each training example, for instance its writer.
     group_test : int64 [M], optional
@@ -85,6 +88,7 @@ class Source:
     y_test: NDArray[np.int64]
     num_classes: int
     flip: bool = False
+    normalise: bool = True
     group_train: NDArray[np.int64] | None = None
     group_test: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
@@ -194,7 +198,7 @@ class Source:
             raise DataError(f"{self.name}: {what} has no label: all are {UNKNOWN}")
 
     def normalisation(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the mean and standard deviation of `x_train`, in raw units.
+        """Return the mean and standard deviation of `x_train`, in raw units: 0 and 1 if not wanted.
 
         Returns
         -------
@@ -202,6 +206,8 @@ class Source:
             Population standard deviation; 1 where a channel or feature is constant.
         """
         x = self.x_train
+        if not self.normalise:
+            return np.zeros(x.shape[1], np.float32), np.ones(x.shape[1], np.float32)
         axes = (0,) if x.ndim == 2 else (0, 2, 3)
         # Sums of differences from the first example: one pass, no cancellation for data far from
         # 0, and exactly 0 for a constant.

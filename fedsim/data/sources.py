@@ -127,7 +127,7 @@ def idx(location: str, *, flip: bool = False) -> Source:
     return _idx_source(f"idx:{location}", Path(location), flip=flip)
 
 
-def npz(location: str, *, flip: bool = False) -> Source:
+def npz(location: str, *, flip: bool = False, normalise: bool = True) -> Source:
     """Return the arrays of an .npz file, as written by `numpy.savez`.
 
     Parameters
@@ -145,6 +145,8 @@ def npz(location: str, *, flip: bool = False) -> Source:
           strings; they are numbered from 0 in sorted order, and keep their names.
     flip : bool
         Whether a flip left to right keeps an image's meaning.
+    normalise : bool
+        See `Source`.
 
     Returns
     -------
@@ -156,7 +158,7 @@ def npz(location: str, *, flip: bool = False) -> Source:
     DataError
         If the file is missing or damaged, an array is missing, or has another shape or type.
     """
-    return _npz_source(f"npz:{location}", Path(location), flip=flip)
+    return _npz_source(f"npz:{location}", Path(location), flip=flip, normalise=normalise)
 
 
 def cifar10(location: str) -> Source:
@@ -205,7 +207,7 @@ def _cifar(name: str, path: Path, num_classes: int) -> Source:
     return source
 
 
-def _npz_source(name: str, path: Path, *, flip: bool) -> Source:
+def _npz_source(name: str, path: Path, *, flip: bool, normalise: bool = True) -> Source:
     arrays = _read_npz(name, path)
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
     if missing:
@@ -223,6 +225,7 @@ def _npz_source(name: str, path: Path, *, flip: bool) -> Source:
         y_test=arrays["y_test"],
         num_classes=_num_classes(name, arrays),
         flip=flip,
+        normalise=normalise,
         group_train=group_train,
         group_test=group_test,
         client_names=client_names,

@@ -168,5 +168,5 @@ def writing(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise EngineError(
-            f"can't write {file}: {error.strerror or error}; what the finished rounds wrote is kept"
+            f"can't write {file}: {error.strerror or error}; what was written before is kept"
         ) from None

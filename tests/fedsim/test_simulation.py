@@ -445,6 +445,43 @@ def test_a_strategy_that_passes_others_on_gets_participation_and_seed(tmp_path, 
     sys.modules.pop("my_others", None)
 
 
+def test_tokens_reach_a_model_of_ones_own_as_they_are(tmp_path, monkeypatch):
+    """The class is which of two rare tokens a sequence holds."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 40, (300, 6)), rng.integers(0, 2, 300)
+    x[:, 3] = 48 + y
+    np.savez(
+        tmp_path / "tokens.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:]
+    )
+    (tmp_path / "my_words.py").write_text(
+        "from torch import nn\n"
+        "from fedsim.models import Model\n"
+        "class Bag(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.embedding = nn.Embedding(50, 8)\n"
+        "    def forward(self, x):\n"
+        "        return self.embedding(x.long()).mean(1)\n"
+        "def bag(shape, num_classes):\n"
+        "    return Model(Bag(), 8, num_classes)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {}
+    for cohort in ("stacked", "one-by-one"):
+        result = fedsim.simulate(
+            experiment(
+                data={"source": f"npz:{tmp_path / 'tokens.npz'}", "normalise": False},
+                clients={"labelled": 1.0},
+                model={"name": "my_words:bag"},
+                training={"lr": 2.0, "participation": 1.0, "rounds": 20},
+                engine={"cohort": cohort},
+            )
+        )
+        found[cohort] = result.rounds["generic_accuracy"].iloc[-1]
+    assert found["stacked"] == found["one-by-one"] > 0.9
+    sys.modules.pop("my_words", None)
+
+
 def test_what_is_not_asked_of_a_strategy_of_ones_own_is_warned_of(tmp_path, monkeypatch):
     (tmp_path / "my_rounds.py").write_text(
         "from strategies import FedAvg\n"

@@ -76,6 +76,11 @@ class TestNormalisation:
         np.testing.assert_allclose(mean, x.astype(np.float64).mean(axis=0), rtol=1e-6)
         np.testing.assert_allclose(std, x.astype(np.float64).std(axis=0), rtol=1e-5)
 
+    def test_of_inputs_that_stay_as_they_are(self):
+        mean, std = toy(normalise=False).normalisation()
+        assert (set(mean), set(std)) == ({0.0}, {1.0})
+        assert len(mean) == len(std) == toy().x_train.shape[1]
+
     @given(hnp.arrays(np.float32, (4, 3), elements=st.floats(-1e6, 1e6, width=32)))
     def test_std_is_never_zero_or_nan(self, x):
         mean, std = toy(x_train=x).normalisation()
