@@ -264,6 +264,12 @@ def accepts(function: Callable[..., Any], name: str) -> bool:
     return False
 
 
+def passes_on(function: Callable[..., Any]) -> bool:
+    """Tell whether it is a function that takes ``**others``, for what it makes."""
+    kinds = [parameter.kind for parameter in _parameters(function)]
+    return not inspect.isclass(function) and inspect.Parameter.VAR_KEYWORD in kinds
+
+
 @cache
 def check_packages() -> None:
     """Make sure that ``strategies`` and ``clients`` are those that came with fedsim.

@@ -6,7 +6,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -222,9 +222,10 @@ def make_strategy(experiment: Experiment) -> Strategy:
         "seed": experiment.seed,
     }
     settings = experiment.method.options_of(make)
-    settings |= {key: value for key, value in plumbing.items() if registry.accepts(make, key)}
+    every = registry.passes_on(make)
+    settings |= {k: value for k, value in plumbing.items() if every or registry.accepts(make, k)}
     with own_part(f"method.name = {name!r}"), flower.quiet_log():
-        strategy = _made(make, settings)
+        strategy = _made(make, settings, plumbing)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"method.name = {name!r}: isn't a flwr.serverapp.strategy.Strategy")
     for key, cohort, accepted in (
@@ -247,16 +248,16 @@ def make_strategy(experiment: Experiment) -> Strategy:
     return strategy
 
 
-def _made(make: Callable[..., Any], settings: dict[str, Any]) -> Any:
-    """Call a strategy's constructor; what it gives its parent itself, it needn't be given."""
+def _made(make: Callable[..., Any], settings: dict[str, Any], plumbing: Container[str]) -> Any:
+    """Call a strategy's constructor, without what its parent is given already, or doesn't take."""
     while True:
         try:
             return make(**settings)
         except TypeError as error:
-            twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
-            if twice is None or twice[1] not in settings:
+            found = re.search(r"(?:multiple values for|unexpected).* argument '(\w+)'", str(error))
+            if found is None or found[1] not in settings or found[1] not in plumbing:
                 raise
-            settings = {name: value for name, value in settings.items() if name != twice[1]}
+            settings = {name: value for name, value in settings.items() if name != found[1]}
 
 
 def make_update(experiment: Experiment) -> ClientUpdate:

@@ -436,12 +436,19 @@ def test_a_strategy_that_passes_others_on_gets_participation_and_seed(tmp_path, 
         "class Fixes(FedAvg):\n"
         "    def __init__(self, **others):\n"
         "        super().__init__(fraction_train=0.25, min_train_nodes=2, **others)\n"
+        "from flwr.serverapp import strategy\n"
+        "def private(*, clip: float = 1.0, **others):\n"
+        "    inner = strategy.FedAvg(**others)\n"
+        "    return strategy.DifferentialPrivacyServerSideFixedClipping(inner, 0.1, clip, 3)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     passes = make_strategy(experiment(seed=7, method={"name": "my_others:Passes", "beta": 0.1}))
     assert (passes.fraction_train, passes.min_train_nodes, passes.seed) == (0.5, 3, 7)
     fixes = make_strategy(experiment(seed=7, method={"name": "my_others:Fixes"}))
     assert (fixes.fraction_train, fixes.min_train_nodes, fixes.seed) == (0.25, 2, 7)
+    # A function's may be Flower's, which takes no seed.
+    private = make_strategy(experiment(method={"name": "my_others:private", "clip": 2.0}))
+    assert (private.strategy.fraction_train, private.clipping_norm) == (0.5, 2.0)
     sys.modules.pop("my_others", None)
 
 
