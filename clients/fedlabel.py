@@ -170,10 +170,11 @@ class FedLabel(JointUpdate):
         num_examples = len(client.labelled) + len(client.unlabelled)
         if self.aggregation == "single":
             single = _mean(self.shared(w_l), self.shared(w_u))
-            # An example may have been kept in several epochs, and counts once.
+            # An example may have been kept in each of several epochs, and counts once.
             steps = self.unlabelled_steps or None
             draws = client.training.num_draws(client.unlabelled, steps=steps)
-            pseudo = round(len(client.unlabelled) * num_kept / max(draws, 1))
+            epochs = max(draws / max(len(client.unlabelled), 1), 1)
+            pseudo = round(num_kept / epochs)
             return Upload({"arrays": single}, len(client.labelled) + pseudo, metrics, own)
         groups = {"labelled": self.shared(w_l), "unlabelled": self.shared(w_u)}
         return Upload(groups, num_examples, metrics, own)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 @contextmanager
 def noted_interrupts() -> Iterator[threading.Event]:
@@ -41,20 +39,27 @@ def held_interrupts() -> Iterator[None]:
             raise KeyboardInterrupt
         held.set()
 
-    with _handled_by(hold):
-        yield
-    if held.is_set():
-        raise KeyboardInterrupt
+    try:
+        with _handled_by(hold):
+            yield
+    finally:
+        if held.is_set():
+            raise KeyboardInterrupt
 
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle the signals for a while; not SIGTERM where the program has a handler of its own."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread gets signals
         return
-    before = {number: signal.signal(number, handler) for number in _SIGNALS}
+    numbers = [signal.SIGINT]
+    of_term = signal.getsignal(signal.SIGTERM)
+    if of_term is signal.SIG_DFL or getattr(of_term, "__module__", None) == __name__:
+        numbers.append(signal.SIGTERM)
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
         for number, was in before.items():
-            signal.signal(number, signal.SIG_DFL if was is None else was)
+            signal.signal(number, was)

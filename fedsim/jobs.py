@@ -20,7 +20,7 @@ from fedsim.config import Experiment
 from fedsim.errors import UserError, described
 
 _SPAWN = multiprocessing.get_context("spawn")  # Ray and PyTorch don't survive a fork
-_CTRL_C = {signal.SIGINT}
+_INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class _Child:
     def __init__(self) -> None:
         self.connection, there = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_work, args=(there,))
-        # Until the child is ready for it, Ctrl-C waits.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _CTRL_C)
+        # Until the child is ready for it, an interrupt waits.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
         try:
             self.process.start()
         finally:
@@ -125,7 +125,9 @@ class _Child:
         self.process.join()
         code = self.process.exitcode
         assert code is not None
-        if code >= 0:
+        if code == 0:
+            return "it was interrupted"
+        if code > 0:
             return f"its process ended with exit code {code}"
         try:
             name = signal.Signals(-code).name
@@ -170,7 +172,7 @@ def _work(connection: Connection) -> None:
     warnings.showwarning = show_warning
     # The sweep may have been killed; then a run stops after its round.
     with suppress(KeyboardInterrupt, EOFError, OSError):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CTRL_C)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
         while True:
             text, folder = connection.recv()
             send("ended", _run(text, folder, send))
@@ -178,7 +180,7 @@ def _work(connection: Connection) -> None:
 
 def _run(text: str, folder: Path, send: Callable[[str, Any], None]) -> str | None:
     """Run an experiment, or the rest of it; return what stopped it."""
-    from fedsim.resume import last_checkpoint
+    from fedsim.resume import last_checkpoint, warn_of_changes
     from fedsim.simulation import simulate
 
     try:
@@ -189,6 +191,8 @@ def _run(text: str, folder: Path, send: Callable[[str, Any], None]) -> str | Non
         if not done or not (folder / "report.html").exists():
             send("begun", None)
             simulate(experiment, out=folder, resume=True, observer=partial(send, "round"))
+        elif begun is not None:
+            warn_of_changes(experiment, begun, folder)
     except UserError as error:
         return str(error)
     except (Exception, SystemExit) as error:  # a strategy of the user's own may raise all kinds

@@ -24,11 +24,12 @@ from fedsim.engine.update import Client, ClientUpdate, Examples, Inputs, Steps
 from fedsim.engine.worker import as_weights
 from fedsim.errors import ConfigError, DataError, own_part
 from fedsim.experiment_file import load
+from fedsim.method import local_training, make_update
 from fedsim.models import Arrays, Net, Weights
 from fedsim.models.layers import channels_last
 from fedsim.report.run_directory import CHECKPOINT
 from fedsim.report.saved_run import SavedRun
-from fedsim.simulation import load_federation, local_training, make_update
+from fedsim.simulation import load_federation
 
 
 def predict(
@@ -36,8 +37,9 @@ def predict(
 ) -> NDArray[np.float32]:
     """Return the class probabilities that a run's model gives new examples.
 
-    Works on the processor, from the run's folder alone. Only where a client's personal model is
-    made by training (``fedbabu``) are the data named in its experiment.toml read, too.
+    Works on the processor, from the run's folder, and the modules of one's own that its
+    experiment.toml names. Only where a client's personal model is made by training (``fedbabu``)
+    are the data read, too.
 
     Parameters
     ----------

@@ -28,8 +28,7 @@ from fedsim.errors import ConfigError, own_part
 
 Kind = Literal["method", "client", "dataset", "model", "partition"]
 
-# Filled in by fedsim, never by the user: Flower's sampling and the keys of its records. And what
-# its strategies take but don't use: the clients' learning rate is training.lr.
+# Filled in by fedsim, never by the user: Flower's sampling and the keys of its records.
 _PLUMBING = frozenset(
     {
         "fraction_train",
@@ -43,7 +42,6 @@ _PLUMBING = frozenset(
         "train_metrics_aggr_fn",
         "evaluate_metrics_aggr_fn",
         "seed",
-        "eta_l",
     }
 )
 

@@ -29,8 +29,6 @@ MAY_CHANGE = ("training.rounds", "evaluation.every", "engine.")
 def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
     """Return where the run in a folder stands; None if no run has begun there.
 
-    Warns of modules of the user's own that have changed since.
-
     Raises
     ------
     ConfigError
@@ -68,16 +66,16 @@ def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
             f"training.rounds = {experiment.training.rounds}: the run in {folder} has finished "
             f"{found.round} already"
         )
-    _warn_of_changes(folder, found, own_parts(experiment))
     return found
 
 
-def _warn_of_changes(folder: Path, found: Checkpoint, now: Mapping[str, str]) -> None:
-    was = found.record.get("own_parts", {})
+def warn_of_changes(experiment: Experiment, found: Checkpoint, folder: Path) -> None:
+    """Warn of modules of the user's own that have changed since a checkpoint was written."""
+    was, now = found.record.get("own_parts", {}), own_parts(experiment)
     changed = [module for module in now if module in was and now[module] != was[module]]
     if changed:
         warnings.warn(
-            f"{', '.join(changed)} has changed since the run in {folder} was made: its "
+            f"{', '.join(changed)}: changed since the run in {folder} was made, whose "
             f"{found.round} rounds are those of the code before; another --out begins anew",
             stacklevel=3,
         )

@@ -198,17 +198,19 @@ class RayActors:
         """End the actors, and Ray if it was started here."""
         # Ray breaks down where it ends while they are being made.
         begun = [actor.begun for actor in self.actors]
-        if begun:
-            self.ray.wait(begun, num_returns=len(begun), timeout=PATIENCE)
-        for actor in self.actors:
-            actor.hang_up()
-            self.ray.kill(actor.handle)
-        self.actors = []
-        self._folder.cleanup()
-        if self._session is not None:
-            self.ray.shutdown()
-            # Ray never takes it away itself.
-            rmtree(self._session, ignore_errors=True)
+        try:
+            if begun:
+                self.ray.wait(begun, num_returns=len(begun), timeout=PATIENCE)
+        finally:
+            for actor in self.actors:
+                actor.hang_up()
+                self.ray.kill(actor.handle)
+            self.actors = []
+            self._folder.cleanup()
+            if self._session is not None:
+                self.ray.shutdown()
+                # Ray never takes it away itself.
+                rmtree(self._session, ignore_errors=True)
 
 
 class RayGrid(SimulatedGrid):

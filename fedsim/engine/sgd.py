@@ -187,7 +187,7 @@ class _Loop:
         self._w = w
         self._given = given
         net = setting.net.side_by_side if lead else setting.net
-        trained = parts(w, request.train).keys() - net.buffers
+        trained = parts(w, request.train).keys() - net.buffers - net.frozen
         if not trained:
             known = ", ".join(sorted({name.partition(".")[0] for name in w}))
             raise ValueError(f"train = {request.train}: nothing to train; the parts are {known}")

@@ -328,6 +328,8 @@ def sgd(
 
 def _check_parts(what: str, names: tuple[str, ...], w: Weights) -> None:
     """Raise `ValueError` if some arrays have no part of a name; a model may lack a backbone."""
+    if {"backbone", "head"}.issuperset(names):
+        return
     known = {name.partition(".")[0] for name in w} | {"backbone", "head"}
     for name in names:
         if name not in known:

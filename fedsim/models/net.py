@@ -86,8 +86,10 @@ class Net:
         self._initial = {name: tensor.detach().clone() for name, tensor in arrays}
         self.trainable = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         """Names of the model's parameters, but for those that are frozen."""
-        self.buffers = frozenset(name for name, _ in arrays) - self.trainable
-        """Names of its other arrays, which are never trained: buffers, and frozen parameters."""
+        self.frozen = frozenset(n for n, p in model.named_parameters() if not p.requires_grad)
+        """Names of those."""
+        self.buffers = frozenset(name for name, _ in model.named_buffers())
+        """Names of its buffers: arrays that are never trained."""
         self.whole = {
             name: tensor.dtype
             for name, tensor in model.named_buffers()

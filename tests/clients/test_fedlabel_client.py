@@ -183,6 +183,12 @@ def test_the_single_upload_is_the_middle_of_the_two_models(model, half):
     # 17 unlabelled examples are drawn, of 12.
     assert 0 < both.metrics["num_pseudo"] < 17
     assert single.num_examples == 8 + round(12 * both.metrics["num_pseudo"] / 17)
+    # In less than an epoch each is drawn once.
+    once = {**options, "unlabelled_steps": 1, "threshold": 0.6}
+    both, _ = run(model, half, FedLabel(**once))
+    single, _ = run(model, half, FedLabel(aggregation="single", **once))
+    assert 1 < both.metrics["num_pseudo"] <= 5
+    assert single.num_examples == 8 + both.metrics["num_pseudo"]
 
 
 @pytest.mark.parametrize("threshold", [0.4, 0.75, 1.0])

@@ -287,6 +287,27 @@ def test_ray_listens_on_the_loopback_only(here):
     assert done.stdout.splitlines()[-1] in ("['127.0.0.1', '::ffff:127.0.0.1']", "['127.0.0.1']")
 
 
+def test_ctrl_c_as_ray_starts_leaves_nothing(here):
+    code = (
+        "import signal\n"
+        "from fedsim.engine import ray_grid\n"
+        "start, found = ray_grid._start_ray, []\n"
+        "def interrupted(*arguments):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    found.append(start(*arguments))\n"
+        "    return found[0]\n"
+        "ray_grid._start_ray = interrupted\n"
+        "try:\n"
+        "    ray_grid.RayActors(1)\n"
+        "except KeyboardInterrupt:\n"
+        "    print(ray_grid._import_ray().is_initialized(), found[0].exists())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1:] == ["False False"], done.stderr
+
+
 class TestCommandFailure:
     @pytest.mark.parametrize(
         ("arguments", "line"),

@@ -331,7 +331,7 @@ def test_a_module_of_ones_own_that_has_changed_is_warned_of(tmp_path, monkeypatc
     stopped(mine, tmp_path / "run", after=3)
     was = json.loads((tmp_path / "run" / "run.json").read_text())
     file.write_text(text + "# otherwise\n")
-    with pytest.warns(UserWarning, match=r"my_client has changed since .*: its 3 rounds are those"):
+    with pytest.warns(UserWarning, match=r"my_client: changed since .*, whose 3 rounds are those"):
         fedsim.simulate(mine, out=tmp_path / "run", resume=True)
     now = json.loads((tmp_path / "run" / "run.json").read_text())
     assert now["own_parts"] != was["own_parts"]
@@ -435,7 +435,7 @@ class TestResumeFailure:
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "write_bytes", full)
-            line = r"can't write .*latest.safetensors: No space left on device; what the finished"
+            line = r"can't write .*latest.safetensors: No space left on device; what was written"
             self.fails(run, EngineError, line)
         assert Checkpoint.read(run / CHECKPOINT).round == 3
         assert not list(run.rglob("*.part"))

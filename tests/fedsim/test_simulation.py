@@ -16,7 +16,8 @@ import fedsim
 from fedsim import simulation
 from fedsim.errors import ConfigError, DataError, EngineError
 from fedsim.experiment_file import load
-from fedsim.simulation import initial_arrays, load_federation, make_strategy, make_task
+from fedsim.method import make_strategy
+from fedsim.simulation import initial_arrays, load_federation, make_task
 
 SMALL = {
     "name": "small",
@@ -444,7 +445,8 @@ def test_a_strategy_that_passes_others_on_gets_participation_and_seed(tmp_path, 
     monkeypatch.syspath_prepend(tmp_path)
     passes = make_strategy(experiment(seed=7, method={"name": "my_others:Passes", "beta": 0.1}))
     assert (passes.fraction_train, passes.min_train_nodes, passes.seed) == (0.5, 3, 7)
-    fixes = make_strategy(experiment(seed=7, method={"name": "my_others:Fixes"}))
+    with pytest.warns(UserWarning, match=r"or sets it itself, so that training\.participation has"):
+        fixes = make_strategy(experiment(seed=7, method={"name": "my_others:Fixes"}))
     assert (fixes.fraction_train, fixes.min_train_nodes, fixes.seed) == (0.25, 2, 7)
     # A function's may be Flower's, which takes no seed.
     private = make_strategy(experiment(method={"name": "my_others:private", "clip": 2.0}))
@@ -495,19 +497,25 @@ def test_what_is_not_asked_of_a_strategy_of_ones_own_is_warned_of(tmp_path, monk
         "class Deaf(FedAvg):\n"
         "    def __init__(self, *, beta: float = 0.5):\n"
         "        super().__init__()\n"
+        "def wrapped(**others):\n"
+        "    return Deaf(**others)\n"
         "class Starts(FedAvg):\n"
         "    def start(self, *args, **others):\n"
         "        raise AssertionError\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    deaf = experiment(method={"name": "my_rounds:Deaf"}, evaluation={"participation": 2})
-    with (
-        pytest.warns(UserWarning, match=r"training\.participation has no effect"),
-        pytest.warns(UserWarning, match=r"evaluation\.participation has no effect"),
-    ):
-        make_strategy(deaf)
+    for name in ("Deaf", "wrapped"):
+        deaf = experiment(method={"name": f"my_rounds:{name}"}, evaluation={"participation": 2})
+        with (
+            pytest.warns(UserWarning, match=r"training\.participation has no effect"),
+            pytest.warns(UserWarning, match=r"evaluation\.participation has no effect"),
+        ):
+            make_strategy(deaf)
     # Where all take part there is nothing to say, and warnings are errors here.
     make_strategy(experiment(method={"name": "my_rounds:Deaf"}, training={"participation": 1.0}))
+    with pytest.warns(UserWarning, match=r"method.eta_l = 0.5 has no effect"):
+        make_strategy(experiment(method={"name": "fedadam", "eta_l": 0.5}))
+    make_strategy(experiment(method={"name": "fedadam"}))
     with pytest.warns(UserWarning, match=r"its own start\(\) isn't called"):
         make_strategy(experiment(method={"name": "my_rounds:Starts"}))
     sys.modules.pop("my_rounds", None)

@@ -298,7 +298,7 @@ def test_the_source_is_registered_and_needs_a_location():
     loader, arguments = registry.find_dataset("parquet:some/place")
     assert (loader, arguments) == (parquet, ("some/place",))
     assert set(registry.options(loader).model_fields) == {
-        *("flip", "size", "grey"),
+        *("flip", "normalise", "size", "grey"),
         *("x", "label", "client"),
     }
 
