@@ -59,8 +59,9 @@ def make_strategy(experiment: Experiment) -> Strategy:
                 "itself. A constructor that passes **others on to its parent's takes them",
                 stacklevel=2,
             )
+    is_flowers = getattr(make, "__module__", "").startswith("flwr.")
     unused = registry.options(make).model_fields.get("eta_l")
-    if make.__module__.startswith("flwr.") and unused and taken["eta_l"] != unused.default:
+    if is_flowers and unused and taken["eta_l"] != unused.default:
         warnings.warn(
             f"method.eta_l = {taken['eta_l']} has no effect: Flower's strategies only say it; the "
             "clients' learning rate is training.lr",
