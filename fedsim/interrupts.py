@@ -49,13 +49,17 @@ def held_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle the signals for a while; not SIGTERM where the program has a handler of its own."""
+    """Handle the signals for a while; not SIGTERM where the program has a handler of its own.
+
+    Ray's, which only exits, isn't one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread gets signals
         return
     numbers = [signal.SIGINT]
     of_term = signal.getsignal(signal.SIGTERM)
-    if of_term is signal.SIG_DFL or getattr(of_term, "__module__", None) == __name__:
+    whose = getattr(of_term, "__module__", "").partition(".")[0]
+    if of_term is signal.SIG_DFL or whose in ("fedsim", "ray"):
         numbers.append(signal.SIGTERM)
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
