@@ -204,7 +204,10 @@ class ClientStates:
                 raise ValueError
         except Exception as error:  # the parser of a broken header lets all kinds through
             reason = f"missing or broken ({type(error).__name__})"
-            raise EngineError(f"{file} is {reason}: it must hold int8 [K], -1 to 2") from None
+            raise EngineError(
+                f"{file} is {reason}: it must hold int8 [K], -1 to 2; a run whose clients keep "
+                "nothing has none"
+            ) from None
         return cls(folder, len(versions), versions)
 
     @cached_property
