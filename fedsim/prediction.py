@@ -88,11 +88,13 @@ def predict(
     view = _chosen_view(update, view, client, saved)
     round, arrays, states = _standing(saved)
     with own_part(f"{saved.path}: view {view!r}"):
+        cpu = torch.device("cpu")
         net = _net(experiment, normalise.shape, saved.num_classes)
-        w = _weights(net, arrays)
+        w = as_weights(net, arrays, cpu)
         w_k, me = w, None
         if client is not None and view.startswith("personal"):
-            state = _weights(net, states.read(client) if states is not None else {})
+            kept = states.read(client) if states is not None else {}
+            state = as_weights(net, kept, cpu)
             me = _client(saved, experiment, int(client), round, state)
             w_k = _personal_weights(net, update, w, me, saved, experiment)
         probabilities = np.empty((len(x), saved.num_classes), np.float32)
@@ -197,12 +199,6 @@ def _net(experiment: Experiment, shape: tuple[int, ...], num_classes: int) -> Ne
     with torch.random.fork_rng(devices=[]):  # the weights that it is made with don't matter
         model = registry.find("model", experiment.model.name)
         return Net(model(shape, num_classes, **experiment.model.options))
-
-
-def _weights(net: Net, arrays: Arrays) -> Weights:
-    w = as_weights(arrays, torch.device("cpu"))
-    # In averages all are floating-point numbers.
-    return {n: t.round().to(net.whole[n]) if n in net.whole else t for n, t in w.items()}
 
 
 def _inputs(net: Net, w: Weights, x: Tensor) -> Inputs:

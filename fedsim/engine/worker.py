@@ -229,11 +229,7 @@ class Worker:
 
     def weights(self, arrays: Arrays) -> Weights:
         """Return copies of arrays as tensors on the worker's device, laid out for speed."""
-        w = as_weights(arrays, self._device)
-        for name, dtype in self._trainer.net.whole.items():
-            if name in w:  # on the way, and in averages, all are floating-point numbers
-                w[name] = w[name].round().to(dtype)
-        return w
+        return as_weights(self._trainer.net, arrays, self._device)
 
     def train_client(
         self,
@@ -417,6 +413,10 @@ def extend_path(folders: Iterable[str]) -> None:
     sys.path.extend(folder for folder in folders if folder not in sys.path)
 
 
-def as_weights(arrays: Arrays, device: torch.device) -> Weights:
+def as_weights(net: Net, arrays: Arrays, device: torch.device) -> Weights:
     """Return copies of arrays as tensors on a device, laid out as `channels_last` says."""
-    return {n: channels_last(torch.tensor(array, device=device)) for n, array in arrays.items()}
+    w = {n: channels_last(torch.tensor(array, device=device)) for n, array in arrays.items()}
+    for name, dtype in net.whole.items():
+        if name in w:  # on the way, and in averages, all are floating-point numbers
+            w[name] = w[name].round().to(dtype)
+    return w
