@@ -21,11 +21,13 @@ from fedsim.data.statistics import Statistics
 from fedsim.data.transfer import brought
 from fedsim.engine.clock import Clock
 from fedsim.engine.loader import Loader
-from fedsim.engine.sgd import Pass, Setting, alike, run_alone, run_stacked
+from fedsim.engine.sgd import Pass, Setting, alike, code_of, run_alone, run_stacked
 from fedsim.engine.tally import Counts
 from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import (
     SGD,
+    AddUp,
+    Batch,
     Client,
     ClientUpdate,
     Config,
@@ -65,6 +67,19 @@ def _failure(error: Exception | SystemExit) -> Exception:
     if isinstance(error, SystemExit):
         return RuntimeError(f"it called sys.exit({error.code!r})")
     return error
+
+
+def _why_not_stacked(failure: Exception) -> str:
+    """Return why passes can't run side by side; ``vmap`` says it in terms of its own."""
+    text = f"{failure}"
+    for said, meant in (
+        ("data-dependent control flow", "a Python branch on a tensor's numbers; use torch.where"),
+        (".item()", "a number is taken out of a tensor"),
+        ("random operation", "random numbers are drawn"),
+    ):
+        if "vmap" in text and said in text:
+            return meant
+    return text
 
 
 @contextmanager
@@ -157,6 +172,7 @@ class LocalTrainer:
         self.most: int | None = None
         """How many clients to train side by side at most, once more of them have not fitted."""
         self._together = 0
+        self._warned_of_own_functions = False
         self.clock = Clock()
         """Where the time of the updates goes; the owner reads it and starts it anew."""
         self.loader = Loader(
@@ -261,10 +277,10 @@ class LocalTrainer:
             for run in runs:
                 try:
                     request = run.requests.send(run.answer)
-                    if not isinstance(request, SGD | Predict):
+                    if not isinstance(request, Request):
                         raise TypeError(
                             f"it yields {type(request).__name__}: write `yield from sgd(...)`, "
-                            "or `yield from predict(...)`"
+                            "predict(...) or add_up(...)"
                         )
                     asked.append((run, request))
                 except StopIteration as finished:
@@ -277,9 +293,22 @@ class LocalTrainer:
                 if stacked and isinstance(request, SGD):
                     key = alike(request)
                 together.setdefault(key, []).append((run, request))
+            self._warn_of_own_functions(list(together))
             for group in together.values():
                 self._answer(group, purpose, round)
             runs = [run for run, _ in asked if run.error is None]
+
+    def _warn_of_own_functions(self, keys: list[Any]) -> None:
+        """Warn, once, where passes are apart for nothing but losses that are the same text."""
+        losses = {key[0] for key in keys if isinstance(key, tuple)}
+        texts = {code_of(loss) for loss in losses}
+        if len(losses) > len(texts) and not self._warned_of_own_functions:
+            self._warned_of_own_functions = True
+            warnings.warn(
+                "clients go one by one, for each has a loss of its own (a function inside update, "
+                "or a lambda); make it a method, and give it a client's tensors by given=",
+                stacklevel=2,
+            )
 
     def _answer(self, group: list[tuple[_Run, Request]], purpose: str, round: int) -> None:
         """Carry out one client's request, or the passes of several side by side."""
@@ -305,7 +334,8 @@ class LocalTrainer:
         if not any(run.error for run, _ in group):
             self.stacked = False
             warnings.warn(
-                f"clients go one by one, for their passes can't run side by side ({failure}); "
+                f"clients go one by one, for their passes can't run side by side: "
+                f"{_why_not_stacked(failure)}; "
                 "stackable = False in the client update says so beforehand",
                 stacklevel=2,
             )
@@ -316,6 +346,9 @@ class LocalTrainer:
             first, request = group[0]
             if isinstance(request, Predict):
                 first.answer = self._predict(request)
+                return None
+            if isinstance(request, AddUp):
+                first.answer = self._add_up(request)
                 return None
             passes = self._passes(group, purpose, round)
             self.clock.lap("train")  # predictions, and the methods' own steps
@@ -385,6 +418,26 @@ class LocalTrainer:
                 for block in torch.split(self.loader.inputs(request.examples), PREDICT_BLOCK)
             ]
         )
+
+    @torch.no_grad()
+    @_tf32(False)
+    def _add_up(self, request: AddUp) -> dict[str, Tensor]:
+        w, *given = (self.net.with_own_buffers(one) for one in (request.w, *request.given))
+        index = np.asarray(request.examples.index)
+        sums: dict[str, Tensor] = {}
+        for start in range(0, len(index), PREDICT_BLOCK):
+            some = Examples(index[start : start + PREDICT_BLOCK], request.examples.labelled)
+            y = self.loader.train.labels(some.index)
+            y = y if some.labelled else torch.full_like(y, -1)
+            mask = torch.ones(len(some), device=self.device)
+            batch = Batch(self.loader.inputs(some), y, mask, padded=False)
+            found: Any = request.function(self.net, w, batch, *given)
+            tensors = found.values() if isinstance(found, dict) else [None]
+            if not all(isinstance(one, Tensor) for one in tensors):
+                raise TypeError("what is added up must be a dict of tensors")
+            for name, tensor in found.items():
+                sums[name] = sums[name] + tensor if name in sums else tensor
+        return sums
 
     @torch.no_grad()
     @_tf32(False)

@@ -23,7 +23,7 @@ from torch import Tensor
 from fedsim.engine.clock import Clock
 from fedsim.engine.graph import Outputs
 from fedsim.engine.loader import Loader
-from fedsim.engine.padding import check_padding
+from fedsim.engine.loss_check import check_loss
 from fedsim.engine.stacks import Stacks
 from fedsim.engine.step import Computation, goes, laid_out
 from fedsim.engine.tally import Counts, Rows, Tally, audit
@@ -63,8 +63,9 @@ class Setting:
     stacks : Stacks
         Memory for the arrays of clients side by side.
     checked : dict
-        Round in which was last looked at whether a loss and its teacher leave padding out: when a
-        pass is new, and in rounds 1, 2, 4, 8 ..., for terms of a loss may come in late.
+        Round in which was last looked at whether a loss and its teacher are what they must be, see
+        `check_loss`: when a pass is new, and of clients side by side, where padding may count, in
+        rounds 1, 2, 4, 8 ..., for terms of a loss may come in late.
     """
 
     net: Net
@@ -97,9 +98,14 @@ def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
     w = {name: tensor.detach().clone() for name, tensor in request.w.items()}
     given = tuple(setting.net.with_own_buffers(arrays) for arrays in request.given)
     loop = _Loop(setting, request, w, given, ())
+    known = code_of(request.loss), code_of(request.teach)
     for found in zip(*streams, strict=True):
         setting.clock.lap("gather")
-        loop.take_block([block for block, _, _ in found], found[-1][1], [s for _, _, s in found])
+        blocks, sizes = [block for block, _, _ in found], [s for _, _, s in found]
+        if known not in setting.checked:
+            loop.check([next(b.split(s)) for b, s in zip(blocks, sizes, strict=True)])
+            setting.checked[known] = 0
+        loop.take_block(blocks, found[-1][1], sizes)
         setting.clock.lap("train")
     loop.end()
     return loop.result(())
@@ -131,7 +137,7 @@ def run_stacked(
     for step in setting.loader.stacked(chosen, steps[order], requests[0].strong):
         setting.clock.lap("gather")
         if is_due:
-            loop.check_padding(step)
+            loop.check(step[0])
             setting.checked[known], is_due = round, False
         loop.take(step)
         setting.clock.lap("train")
@@ -319,10 +325,12 @@ class _Loop:
         compute = partial(of.compute, how)
         return self._tapes.call(form, compute, [*own.flat, *rest], own.still)
 
-    def check_padding(self, step: Step) -> None:
-        """Raise `TypeError` if a step depends on examples that its mask leaves out."""
-        arrays = [one[:1] for one in self._last.flat[: self._computation.num_arrays]]
-        check_padding(self._computation, arrays, step[0])
+    def check(self, batches: list[Batch]) -> None:
+        """Raise `TypeError` if a step on them depends on what it mustn't."""
+        arrays = self._last.flat[: self._computation.num_arrays]
+        if self._lead:
+            arrays = [one[:1] for one in arrays]
+        check_loss(self._computation, arrays, batches)
 
     def end(self) -> None:
         """Add up what was noted, once for all rows."""
@@ -339,6 +347,13 @@ class _Loop:
         counts = {f"pseudo_{name}": float(total[row]) for name, total in self._audited.items()}
         w = {name: tensor[row] for name, tensor in self._w.items()} if self._lead else self._w
         return Trained(w, log), counts
+
+
+def code_of(function: Callable[..., Any] | None) -> Hashable:
+    """Return what functions have in common that are one text, made anew for each client."""
+    while isinstance(function, partial):
+        function = function.func
+    return function.__code__ if isinstance(function, FunctionType) else function
 
 
 def _known(function: Callable[..., Any] | None) -> Hashable:

@@ -10,8 +10,9 @@ Shapes: K clients side by side, B examples in a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -105,6 +106,17 @@ class Computation:
             tuple(islice(found, count))
             for count in (self.num_arrays, self.velocities, self.has_rate, len(tensors))
         )
+        with self._given_unchanged(arrays):
+            return self._compute(how, arrays, velocity, rate, rest)
+
+    def _compute(
+        self,
+        how: How,
+        arrays: tuple[Tensor, ...],
+        velocity: tuple[Tensor, ...],
+        rate: tuple[Tensor, ...],
+        rest: tuple[Tensor, ...],
+    ) -> Outputs:
         if not how.descends:
             return self.targets(how, arrays, rest)
         moving = [arrays[place] for place in self.moving]
@@ -161,12 +173,45 @@ class Computation:
             w, *given, of_teacher = ({name: next(found) for name in one} for one in names)
             kinds = tuple(_batch(how.padded, *islice(found, width)) for width in how.widths)
             batch = kinds if len(kinds) > 1 else kinds[0]
+            were = list(w.values())
             with self.net.padding.of(_masks(kinds)):
                 of_teachers = (of_teacher,) if how.targets else ()
                 made = function(self.net, w, batch, *of_teachers, *given)
+            self._warn_of_lost(function, w, were)
             return _checked_loss(made) if how.descends else _checked_targets(made)
 
         return vmap(of_one) if self.stacked else of_one
+
+    def _warn_of_lost(
+        self, function: Callable[..., Any], w: Mapping[str, Tensor], were: Sequence[Tensor]
+    ) -> None:
+        """Warn of untrained arrays that a loss has put others in place of: the step has its own."""
+        for place, (name, was) in enumerate(zip(self.names[0], were, strict=True)):
+            if place not in self.trained and w.get(name) is not was:
+                warnings.warn(
+                    f"{getattr(function, '__qualname__', 'a loss')} sets {name!r} of the weights, "
+                    "which lasts for this step only; to change it for the next steps, too, change "
+                    f"it in place, as w[{name!r}].copy_(...) does; else put it into another dict",
+                    stacklevel=2,
+                )
+
+    @contextmanager
+    def _given_unchanged(self, arrays: Sequence[Tensor]) -> Iterator[None]:
+        """Refuse a loss that changes in place what it is given: other clients may be given that."""
+        first = len(self.names[0])
+        names = [name for names in self.names[1:] for name in names]
+        # BatchNorm's statistics are the pass's own.
+        given = [
+            (name, tensor)
+            for name, tensor in zip(names, arrays[first:], strict=True)
+            if name not in self.net.buffers
+        ]
+        before = [tensor._version for _, tensor in given]
+        yield
+        for (name, tensor), was in zip(given, before, strict=True):
+            if tensor._version != was:
+                whose = getattr(self.loss, "__qualname__", "the loss")
+                raise TypeError(f"{whose} changes {name!r} in place, which it is given: clone it")
 
 
 def goes(step: Tensor) -> Tensor:

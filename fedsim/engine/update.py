@@ -253,7 +253,17 @@ class Predict:
     given: tuple[Weights, ...]
 
 
-Request: TypeAlias = SGD | Predict
+@dataclass(frozen=True, slots=True)
+class AddUp:
+    """Request of sums over examples: see `add_up`."""
+
+    function: Callable[..., dict[str, Tensor]]
+    w: Weights
+    examples: Examples
+    given: tuple[Weights, ...]
+
+
+Request: TypeAlias = SGD | Predict | AddUp
 Steps: TypeAlias = Generator[Request, Any, Upload]
 
 
@@ -314,9 +324,7 @@ def sgd(
         With ``yield from``: ``w_k, log = yield from sgd(...)``.
     """
     kinds = examples if isinstance(examples, tuple) else (examples,)
-    passed: Any = given
-    if not isinstance(passed, tuple) or not all(isinstance(one, dict) for one in passed):
-        raise TypeError("given must be a tuple of dicts of tensors, such as given=(w,)")
+    _check_given(given)
     lr = lr if lr is None else float(lr)
     if lr is not None and not 0 <= lr < inf:
         raise ValueError(f"lr = {lr}: must be at least 0")
@@ -324,6 +332,18 @@ def sgd(
         raise TypeError(f"train must be a tuple of parts, such as ({train!r},)")
     _check_parts("train", train, w)
     return (yield SGD(loss, w, kinds, given, steps, epochs, train, teach, frozen, strong, lr))
+
+
+def _check_given(given: Any) -> None:
+    if not isinstance(given, tuple) or not all(isinstance(one, dict) for one in given):
+        raise TypeError("given must be a tuple of dicts of tensors, such as given=(w,)")
+    for place, one in enumerate(given):
+        for name, value in one.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"given[{place}][{name!r}] must be a tensor, not {type(value).__name__}: "
+                    "torch.tensor(...) makes one"
+                )
 
 
 def _check_parts(what: str, names: tuple[str, ...], w: Weights) -> None:
@@ -350,7 +370,44 @@ def predict(
     torch.Tensor
         The function's results [len(examples), ...] in the order of ``examples``.
     """
+    _check_given(given)
     return (yield Predict(function, w, examples, given))
+
+
+def add_up(
+    function: Callable[..., dict[str, Tensor]],
+    w: Weights,
+    examples: Examples,
+    *,
+    given: tuple[Weights, ...] = (),
+) -> Generator[AddUp, dict[str, Tensor], dict[str, Tensor]]:
+    """Return what ``function(net, w, batch, *given)`` gives over all examples, added up.
+
+    For what a method needs to know about a client's examples and their labels: the mean features
+    of its classes, say, or the gradient over all of them (with ``torch.func.grad``; there are no
+    gradients else). Nothing is augmented or padded; ``batch.y`` is -1 for unlabelled examples.
+
+    Returns
+    -------
+    dict of torch.Tensor
+        The sum over the batches of each tensor that the function returns by name; nothing without
+        examples.
+
+    Examples
+    --------
+    The mean features of each class, as prototype methods have them::
+
+        def update(self, w, client):
+            ...
+            found = yield from add_up(self.by_class, w_k, client.labelled)
+            prototypes = found["features"] / client.class_counts.clamp(min=1)[:, None]
+
+        def by_class(self, net, w, batch):
+            has = F.one_hot(batch.y, net.num_classes).float()  # [B, C]
+            return {"features": has.T @ net.predict_features(w, batch.x)}  # [C, D]
+    """
+    _check_given(given)
+    return (yield AddUp(function, w, examples, given))
 
 
 class Inputs:

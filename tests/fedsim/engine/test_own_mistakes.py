@@ -1,8 +1,10 @@
 """What goes wrong in client updates of a user's own: told, or without consequence for others."""
 
+import itertools
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,10 +14,10 @@ from fedsim.data.federation import federate
 from fedsim.data.partition import dirichlet
 from fedsim.data.statistics import Statistics
 from fedsim.engine.clock import Clock
-from fedsim.engine.update import LocalSGD, Upload, cross_entropy, label_losses, predict, sgd
+from fedsim.engine.update import LocalSGD, Upload, add_up, cross_entropy, label_losses, predict, sgd
 from fedsim.engine.uploads import Intake
 from fedsim.errors import EngineError, described
-from fedsim.models import Model
+from fedsim.models import Model, parts
 from fedsim.models.small import cnn, linear
 from tests.fedsim.engine.test_local import make_trainer
 from tests.fedsim.engine.test_own_parts import assert_same, both
@@ -114,6 +116,160 @@ def test_statistics_of_a_given_model_are_a_clients_own(federation, update):
     assert not any(w[n].any() for n in w if n.endswith("running_mean"))
 
 
+def untrained(client_update, name="seen"):
+    """Return the update with an array that nobody trains, which counts examples."""
+
+    class Own(client_update):
+        def update(self, w, client):
+            own = {**w, name: torch.zeros(3)}
+            w_k, log = yield from sgd(self.loss, own, client.labelled, given=self.given(w, client))
+            return Upload({"arrays": parts(w_k, self.trained)}, 1, {**log, "seen": w_k[name].sum()})
+
+    return Own()
+
+
+class Rebinds(LocalSGD):
+    def loss(self, net, w_k, batch):
+        w_k["seen"] = w_k["seen"] + 1
+        return super().loss(net, w_k, batch)
+
+
+class Normalises(LocalSGD):
+    def loss(self, net, w_k, batch):
+        w_k["head.weight"] = w_k["head.weight"] / w_k["head.weight"].norm()
+        return super().loss(net, w_k, batch)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_an_array_put_in_place_of_another_is_lost_which_is_said(federation, stacked):
+    with pytest.warns(UserWarning, match=r"Rebinds\.loss sets 'seen' of the weights.*copy_"):
+        uploads, _ = run(federation, untrained(Rebinds), stacked=stacked)
+    assert [upload.metrics["seen"] for upload in uploads] == [0] * federation.num_clients
+    run(federation, Normalises(), stacked=stacked)  # of a trained one the gradient needs it
+
+
+class ChangesGiven(LocalSGD):
+    def given(self, w, client):
+        return ({"own": torch.zeros(3)},)
+
+    def loss(self, net, w_k, batch, given):
+        given["own"] += 1
+        return super().loss(net, w_k, batch)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_loss_must_not_change_what_it_is_given(federation, stacked):
+    found, _ = run(federation, ChangesGiven(), stacked=stacked)
+    for error in found:
+        assert isinstance(error, TypeError)
+        assert "changes 'own' in place, which it is given" in str(error)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(
+    "draw", [lambda: float(np.random.default_rng().random()), lambda: next(COUNTER)]
+)
+def test_a_loss_that_is_no_function_of_its_arguments_is_refused(federation, draw, stacked):
+    class Own(LocalSGD):
+        def loss(self, net, w_k, batch):
+            loss, counts = super().loss(net, w_k, batch)
+            return (1 + draw()) * loss, counts
+
+    found, _ = run(federation, Own(), stacked=stacked)
+    for error in found:
+        assert isinstance(error, TypeError)
+        assert "gives other numbers for the same arguments" in str(error)
+
+
+COUNTER = itertools.count()
+
+
+def test_a_loss_may_draw_from_pytorch(federation):
+    class Noise(LocalSGD):
+        def loss(self, net, w_k, batch):
+            return cross_entropy(net(w_k, batch.x + torch.randn_like(batch.x)), batch), {}
+
+    first, _ = run(federation, Noise())
+    with pytest.warns(UserWarning, match="side by side: random numbers are drawn; stackable"):
+        again, _ = run(federation, Noise(), stacked=True)
+    assert_same(first, again, exactly=True)
+
+
+def test_a_branch_on_numbers_is_named(federation):
+    class Branches(LocalSGD):
+        def loss(self, net, w_k, batch):
+            logits = net(w_k, batch.x)
+            return cross_entropy(logits if logits.sum() > 0 else 2 * logits, batch), {}
+
+    with pytest.warns(
+        UserWarning, match=r"a Python branch on a tensor's numbers; use torch\.where"
+    ):
+        run(federation, Branches(), stacked=True)
+
+
+def test_losses_made_for_each_client_are_told_to_be_slow(federation):
+    class Lambdas(LocalSGD):
+        def update(self, w, client):
+            loss = lambda net, w_k, batch: self.loss(net, w_k, batch)  # noqa: E731
+            w_k, log = yield from sgd(loss, w, client.labelled)
+            return Upload({"arrays": w_k}, len(client.labelled), log)
+
+    with pytest.warns(UserWarning, match="each has a loss of its own") as told:
+        found, _ = run(federation, Lambdas(), stacked=True)
+    assert len(told) == 1
+    plain, _ = run(federation, LocalSGD(), stacked=True)
+    assert_same(found, plain)
+
+
+# ----- sums ----------------------------------------------------------------------------------
+
+
+class Prototypes(LocalSGD):
+    def update(self, w, client):
+        found = yield from add_up(
+            self.by_class, w, client.labelled, given=({"by": torch.tensor(2.0)},)
+        )
+        return Upload({"arrays": w, "sums": found}, len(client.labelled))
+
+    def by_class(self, net, w, batch, given):
+        has = F.one_hot(batch.y, net.num_classes).float()
+        return {"x": has.T @ batch.x.flatten(1) * given["by"], "n": has.sum(0)}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_sums_over_a_clients_examples(federation, stacked, monkeypatch):
+    monkeypatch.setattr("fedsim.engine.local.PREDICT_BLOCK", 5)  # several blocks
+    uploads, _ = run(federation, Prototypes(), stacked=stacked)
+    x, y = federation.source.x_train, federation.source.y_train
+    scaled = (x - x.mean()) / x.std()
+    for client, upload in enumerate(uploads):
+        mine = federation.labelled(client)
+        sums = np.zeros((3, scaled[0].size))
+        np.add.at(sums, y[mine], 2 * scaled[mine].reshape(len(mine), -1))
+        np.testing.assert_allclose(upload.arrays["sums"]["x"], sums, rtol=1e-4, atol=1e-4)
+        counts = np.bincount(y[mine], minlength=3)
+        np.testing.assert_array_equal(upload.arrays["sums"]["n"], counts)
+
+
+def test_sums_know_no_labels_of_unlabelled_examples(federation):
+    class Looks(LocalSGD):
+        def update(self, w, client):
+            found = yield from add_up(lambda net, w, b: {"y": b.y.sum()}, w, client.unlabelled)
+            return Upload({"arrays": w}, 1, {"y": float(found["y"])})
+
+    uploads, _ = run(federation, Looks(), clients=[1])
+    assert uploads[0].metrics["y"] == -len(federation.unlabelled(1)) < 0
+
+
+def test_what_is_added_up_must_be_tensors_by_name(federation):
+    class Wrong(LocalSGD):
+        def update(self, w, client):
+            yield from add_up(lambda net, w, batch: batch.x.sum(), w, client.labelled)
+
+    (found,), _ = run(federation, Wrong(), clients=[1])
+    assert "what is added up must be a dict of tensors" in str(found)
+
+
 # ----- padding -------------------------------------------------------------------------------
 
 
@@ -123,6 +279,18 @@ class TestPadding:
     class Plain(LocalSGD):
         def loss(self, net, w, batch):
             return F.cross_entropy(net(w, batch.x), batch.y), {}
+
+    class Summing(LocalSGD):
+        """Adds features up in an array that nobody trains."""
+
+        def update(self, w, client):
+            own = {**w, "seen": torch.zeros(())}
+            w_k, log = yield from sgd(self.loss, own, client.labelled)
+            return Upload({"arrays": parts(w_k, self.trained)}, len(client.labelled), log)
+
+        def loss(self, net, w, batch):
+            w["seen"].add_(batch.x.sum())
+            return cross_entropy(net(w, batch.x), batch), {}
 
     class Counting(LocalSGD):
         def loss(self, net, w, batch):
@@ -179,7 +347,8 @@ class TestPadding:
             return (label_losses(net(w, batch.x), batch.y) * batch.mask).mean(), {}
 
     @pytest.mark.parametrize(
-        "update", [Plain(), Counting(), Distant(), Keeping(), Faint(), Recording(), Dividing()]
+        "update",
+        [Plain(), Summing(), Counting(), Distant(), Keeping(), Faint(), Recording(), Dividing()],
     )
     def test_it_is_told_and_gives_the_right_numbers(self, federation, update):
         name = rf"{type(update).__qualname__}\.\w+"
