@@ -32,6 +32,8 @@ def own_part(what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except SystemExit as error:
+        raise ConfigError(f"{what}: it called sys.exit({error.code!r})") from error
     except Exception as error:
         raise ConfigError(f"{what}: {described(error)}") from error
 

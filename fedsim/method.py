@@ -105,6 +105,8 @@ def make_update(experiment: Experiment) -> ClientUpdate:
         raise ConfigError(
             f"method.client = {method.client!r}: isn't a fedsim.engine.update.ClientUpdate"
         )
+    if not update.views:
+        raise ConfigError(f"method.client = {method.client!r}: has no views; generic is the usual")
     for view in update.views:
         if not _VIEW.fullmatch(view) or view.endswith(GROUPS):
             raise ConfigError(

@@ -81,7 +81,14 @@ def weights_of(strategy: Strategy) -> Mapping[str, str] | None:
         return {"arrays": strategy.weighted_by_key}
     for part in (strategy, *type(strategy).__mro__):
         if "weights" in vars(part):
-            weights: Mapping[str, str] | None = vars(part)["weights"]
+            weights: Any = vars(part)["weights"]
+            if weights is None:
+                return None
+            if not isinstance(weights, Mapping) or {*map(type, weights.values())} - {str}:
+                raise EngineError(
+                    f"{type(strategy).__name__}.weights = {weights!r}: must be a dict of metrics "
+                    'by group of arrays, such as {"arrays": "num_examples"}'
+                )
             return weights
         if "aggregate_train" in vars(part):
             return None

@@ -448,6 +448,9 @@ class SimulatedGrid(Grid):
                 f"a message goes to node {unknown[0]}, but the clients are "
                 f"0..{self._federation.num_clients - 1}"
             )
+        if len(set(clients)) < len(clients):
+            twice = next(k for place, k in enumerate(clients) if k in clients[:place])
+            raise EngineError(f"client {twice} gets the same message twice in a round")
 
 
 class InlineGrid(SimulatedGrid):

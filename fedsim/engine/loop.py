@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,15 @@ import pandas as pd
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.broadcast import Broadcast
 from fedsim.engine import flower
 from fedsim.engine.clock import Clock
 from fedsim.engine.grid import SimulatedGrid, TrainReport
-from fedsim.errors import EngineError, described
+from fedsim.errors import EngineError, UserError, described
 from fedsim.metrics import GROUPS, column
 
-FAILURES_SHOWN = 3
-"""Failed clients named in a round's warning."""
+REASONS_SHOWN = CLIENTS_SHOWN = 3
+"""Reasons for failures that a round's warning says, and clients that it names with each."""
 
 MEASURES = {"": "accuracy"} | {group: f"{group}_accuracy" for group in GROUPS}
 """Group of classes, or all of them -> the metric of a view; see `column`."""
@@ -92,20 +94,21 @@ def run_rounds(
                 messages = _messages(strategy, "configure_train", round, arrays, grid)
             clock.lap("configure")
             grid.report = TrainReport()
-            replies = list(grid.send_and_receive(messages))
+            replies = _with_examples(grid.send_and_receive(messages))
             clock.lap("train")
             _split(clock.seconds, "train", grid.report.seconds)
             _tell_failures(round, grid.report.failures, len(messages))
             with flower.seeded_draws(seed, "aggregate_train", round):
-                usable = _usable(replies)
+                usable = any(reply.has_content() for reply in replies)
                 new = _aggregate(strategy, round, replies) if usable else None
-        if new is None:
-            why = "the strategy returned no model" if usable else (
-                "no client had anything to average" if messages else "the strategy chose no client"
-            )  # fmt: skip
-            warnings.warn(f"round {round}: {why}; the model stays as it was", stacklevel=2)
-        else:
+        if new is not None:
             arrays = _accept(round, new, arrays)
+        elif usable:
+            _tell_unchanged(round, "the strategy returned no model")
+        elif messages:
+            _tell_unchanged(round, "no client had anything to average")
+        else:
+            _tell_unchanged(round, "the strategy chose no client")
         clock.lap("aggregate")
         figures: dict[str, float] = {}
         clients: pd.DataFrame | None = None
@@ -117,17 +120,36 @@ def run_rounds(
         yield Round(row, grid.report.metrics, clients, clock.seconds, arrays)
 
 
+def _tell_unchanged(round: int, why: str) -> None:
+    warnings.warn(f"round {round}: {why}; the model stays as it was", stacklevel=3)
+
+
+@contextmanager
+def _strategys(strategy: Strategy, method: str, round: int) -> Iterator[None]:
+    """Turn whatever a strategy raises into an EngineError that says where."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EngineError(
+            f"round {round}: {type(strategy).__name__}.{method}: {described(error)}"
+        ) from error
+
+
 def _messages(
     strategy: Strategy, configure: str, round: int, arrays: ArrayRecord, grid: SimulatedGrid
 ) -> Sequence[Message]:
     """Return a round's messages such that they can be counted: what is yielded is drawn at once."""
-    try:
-        found = getattr(strategy, configure)(round, arrays, ConfigRecord(), grid)
-        return found if isinstance(found, Sequence) else list(found)
-    except flower.FlowerError as error:
-        raise EngineError(
-            f"round {round}: {type(strategy).__name__}.{configure}: {described(error)}"
-        ) from None
+    with _strategys(strategy, configure, round):
+        found: Any = getattr(strategy, configure)(round, arrays, ConfigRecord(), grid)
+        if isinstance(found, Broadcast):
+            return found
+        messages = list(found) if isinstance(found, Iterable) else [found]
+        for one in messages:
+            if not isinstance(one, Message):
+                raise TypeError(f"must return messages, not {type(one).__name__}")
+        return messages
 
 
 def _split(seconds: dict[str, float], part: str, of_part: dict[str, float]) -> None:
@@ -137,14 +159,15 @@ def _split(seconds: dict[str, float], part: str, of_part: dict[str, float]) -> N
 
 
 def _aggregate(strategy: Strategy, round: int, replies: list[Message]) -> ArrayRecord | None:
-    try:
-        found: Any = strategy.aggregate_train(round, replies)
-    except (flower.FlowerError, KeyError) as error:
-        # Flower's strategies refuse replies of another form than theirs, ours miss a group.
-        raise EngineError(
-            f"round {round}: {type(strategy).__name__} can't average what the clients upload "
-            f"({described(error)}); do method.name and method.client belong together?"
-        ) from None
+    with _strategys(strategy, "aggregate_train", round):
+        try:
+            found: Any = strategy.aggregate_train(round, replies)
+        except (flower.FlowerError, KeyError) as error:
+            # Flower's strategies refuse replies of another form than theirs, ours miss a group.
+            raise EngineError(
+                f"round {round}: {type(strategy).__name__} can't average what the clients upload "
+                f"({described(error)}); do method.name and method.client belong together?"
+            ) from error
     match found:
         case (None | ArrayRecord() as new, None | MetricRecord()):
             return new
@@ -155,17 +178,18 @@ def _aggregate(strategy: Strategy, round: int, replies: list[Message]) -> ArrayR
     )
 
 
-def _usable(replies: list[Message]) -> bool:
-    """Tell whether any client answered and had something to train on.
+def _with_examples(replies: Iterable[Message]) -> list[Message]:
+    """Return the errors and the answers of clients that had something to train on.
 
-    Flower's own strategies divide by the sum of the weights.
+    Of the others there is only the model that was sent to them: weighted means leave it out, but a
+    median, say, would be drawn to it.
     """
-    for reply in replies:
-        if reply.has_content():
-            metrics = next(iter(reply.content.metric_records.values()))
-            if metrics[flower.NUM_EXAMPLES]:
-                return True
-    return False
+    return [
+        reply
+        for reply in replies
+        if not reply.has_content()
+        or next(iter(reply.content.metric_records.values()))[flower.NUM_EXAMPLES]
+    ]
 
 
 def _accept(round: int, new: ArrayRecord, old: ArrayRecord) -> ArrayRecord:
@@ -189,6 +213,11 @@ def _accept(round: int, new: ArrayRecord, old: ArrayRecord) -> ArrayRecord:
                 "group 'arrays' must be called and shaped as in the global model. More arrays for "
                 "the clients are added to it by the client update's initial()"
             )
+        if "float" in old[name].dtype and "float" not in new[name].dtype:
+            raise EngineError(
+                f"round {round}: the strategy's new {name} is of {new[name].dtype}; the model's is "
+                f"of {old[name].dtype}, and would lose its fractions"
+            )
     for name, array in flower.from_record(new).items():
         if not np.isfinite(array).all():
             warnings.warn(
@@ -210,15 +239,29 @@ def _tell_failures(round: int, failures: dict[int, str], asked: int) -> None:
     """
     if not failures:
         return
-    shown = [f"client {k}: {why}" for k, why in sorted(failures.items())[:FAILURES_SHOWN]]
-    more = len(failures) - len(shown)
-    whose = f"{'; '.join(shown)}{f'; and {more} more' if more else ''}"
+    by_reason: dict[str, list[int]] = {}
+    for client in sorted(failures):
+        by_reason.setdefault(failures[client], []).append(client)
+    shown = [f"{_named(clients)}: {why}" for why, clients in by_reason.items()]
+    more = len(shown) - REASONS_SHOWN
+    whose = "; ".join(shown[:REASONS_SHOWN]) + (f"; and {more} more reasons" if more > 0 else "")
     if round == 1 and 1 < asked == len(failures):
         raise EngineError(f"round 1: all {asked} clients failed: {whose}")
     warnings.warn(
         f"round {round}: {len(failures)} of {asked} clients failed and are left out: {whose}",
         stacklevel=3,
     )
+
+
+def _named(clients: Sequence[int]) -> str:
+    """Name the first of some clients.
+
+    >>> _named([4]), _named([0, 2, 5]), _named(range(9))
+    ('client 4', 'clients 0, 2, 5', 'clients 0, 1, 2 and 6 more')
+    """
+    first = ", ".join(map(str, clients[:CLIENTS_SHOWN]))
+    more = len(clients) - CLIENTS_SHOWN
+    return f"client{'s' * (len(clients) > 1)} {first}" + (f" and {more} more" if more > 0 else "")
 
 
 def _evaluate(
@@ -231,7 +274,10 @@ def _evaluate(
             messages = _messages(strategy, "configure_evaluate", round, arrays, grid)
         if messages:
             replies = grid.send_and_receive(messages)
-            with flower.seeded_draws(seed, "aggregate_evaluate", round):
+            with (
+                flower.seeded_draws(seed, "aggregate_evaluate", round),
+                _strategys(strategy, "aggregate_evaluate", round),
+            ):
                 strategy.aggregate_evaluate(round, replies)
     return grid.test(arrays), grid.evaluated
 

@@ -157,7 +157,10 @@ def _checked(
     if taken := (_RESERVED | audit.keys()) & upload.metrics.keys():
         return ValueError(f"a metric can't be called {min(taken)!r}: the records have one already")
     try:
-        num_examples = float(upload.num_examples)
+        count: Any = upload.num_examples
+        if isinstance(count, str | bytes):
+            raise TypeError(f"num_examples is {count!r}")
+        num_examples = float(count)
         if any(type(value) not in (int, float) for value in upload.metrics.values()):
             metrics = {name: float(value) for name, value in upload.metrics.items()}
             upload = replace(upload, metrics=metrics)
@@ -221,7 +224,8 @@ def _weights_of(
             )
         if name not in numbers:
             raise EngineError(
-                f"the strategy weights by {name!r}, but the clients report {', '.join(numbers)}"
+                f"the strategy weights by {name!r}, but the clients report {', '.join(numbers)}; "
+                "do method.name and method.client belong together?"
             )
         found[group] = float(numbers[name])
     if unused := groups.keys() - weights.keys() - {STATE}:

@@ -1,5 +1,8 @@
 """The round loop: Flower's strategies, failures, and what is recorded."""
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -147,10 +150,9 @@ def test_a_round_in_which_all_fail_keeps_the_model_and_names_them(run):
     with pytest.warns(UserWarning, match="round") as caught:
         _, found = run(FlowerFedAvg(), rounds=3, update=Broken())
     texts = [str(warning.message) for warning in caught]
-    why = "RuntimeError: no power (test_loop.py, line 24, in update)"
+    why = "RuntimeError: no power (test_loop.py, line 27, in update)"
     assert texts[0] == (
-        f"round 2: 4 of 4 clients failed and are left out: client 0: {why}; client 1: {why}; "
-        f"client 2: {why}; and 1 more"
+        f"round 2: 4 of 4 clients failed and are left out: clients 0, 1, 2 and 1 more: {why}"
     )
     assert "the model stays as it was" in texts[1]
     assert [finished.row["failures"] for finished in found] == [0, 4, 4]
@@ -161,7 +163,7 @@ def test_a_round_in_which_all_fail_keeps_the_model_and_names_them(run):
 
 
 def test_a_method_in_which_all_clients_fail_at_once_stops(run):
-    why = r"round 1: all 4 clients failed: client 0: RuntimeError: no power \(test_loop\.py"
+    why = r"round 1: all 4 clients failed: clients 0, 1, 2 and 1 more: RuntimeError: no power \("
     with pytest.raises(EngineError, match=why):
         run(FlowerFedAvg(), rounds=2, update=BrokenAtOnce())
 
@@ -199,6 +201,72 @@ def test_a_key_error_of_a_strategys_own_is_told_with_its_line(run):
     line = r"\(KeyError: 'lambda' \(test_loop\.py, line \d+, in aggregate_train\)\)"
     with pytest.raises(EngineError, match=line):
         run(Own())
+
+
+def raises(*arguments):
+    raise ValueError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("method", "does", "line"),
+    [
+        ("configure_train", raises, r"ValueError: no luck \(test_loop\.py, line \d+, in raises"),
+        ("aggregate_train", raises, r"ValueError: no luck \(test_loop\.py, line \d+, in raises"),
+        ("configure_evaluate", raises, "ValueError: no luck"),
+        ("aggregate_evaluate", raises, "ValueError: no luck"),
+        ("configure_train", lambda *_: None, "must return messages, not NoneType"),
+        ("configure_train", lambda *_: [1, 2], "must return messages, not int"),
+        ("configure_evaluate", lambda *_: (raises() for _ in range(2)), "ValueError: no luck"),
+        ("aggregate_train", lambda *_: sys.exit(0), "SystemExit: 0"),
+    ],
+)
+def test_whatever_a_strategy_raises_is_told_with_its_round(run, method, does, line):
+    own = type("Own", (FedAvg,), {method: does})
+    with pytest.raises(EngineError, match=rf"^round 1: Own\.{method}: .*{line}"):
+        run(own())
+
+
+@pytest.mark.parametrize("weights", ["arrays", {"arrays": 1}])
+def test_weights_must_be_metrics_by_group(run, weights):
+    own = type("Own", (FedAvg,), {"weights": weights})
+    with pytest.raises(EngineError, match=r"Own\.weights = .*must be a dict of metrics by group"):
+        run(own())
+
+
+def test_clients_without_examples_are_no_part_of_a_median(run):
+    """Three of four have nothing to train on, and would send back what they got."""
+
+    class Sparse(Plus):
+        def update(self, w, client):
+            upload = yield from super().update(w, client)
+            nothing = replace(upload, arrays={"arrays": w}, num_examples=0)
+            return upload if client.id == 3 else nothing
+
+    start, (only,) = run(FedMedian(), update=Sparse())
+    for name, array in flower.from_record(only.arrays).items():
+        np.testing.assert_allclose(array, start[name] + 4, rtol=1e-6)
+    assert only.row["clients"] == 4
+    assert only.row["failures"] == 0
+
+
+def test_weights_that_would_lose_their_fractions_are_refused(run):
+    class Whole(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            whole = {name: Array(a.numpy().astype(np.int32)) for name, a in arrays.items()}
+            return ArrayRecord(whole), metrics
+
+    with pytest.raises(EngineError, match=r"new \S+ is of int32; the model's is of float32"):
+        run(Whole())
+
+
+def test_a_client_that_is_asked_twice_is_refused(run):
+    class Twice(FlowerFedAvg):
+        def configure_train(self, *arguments):
+            return [*super().configure_train(*arguments)] * 2
+
+    with pytest.raises(EngineError, match=r"client \d gets the same message twice in a round"):
+        run(Twice())
 
 
 def test_a_strategy_that_diverges_keeps_the_model(run):
