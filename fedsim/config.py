@@ -41,21 +41,28 @@ def find_update(method: str, client: str) -> Callable[..., Any] | None:
     Parameters
     ----------
     method : str
-        The method's name; its client update is the one of the same name.
+        The method's name; its client update is the one of the same name, or what a strategy of
+        the user's own says it is, by an attribute ``client``.
     client : str
         A client update of the user's own, which comes first, or "".
     """
-    if client:
-        update = registry.find("client", client)
+    update = registry.find("client", client) if client else None
+    if update is None and registry.has("client", method):
+        update = registry.find("client", method)
+    if update is None:
+        update = getattr(registry.find("method", method), "client", None)
+        if update is not None and not callable(update):
+            raise ConfigError(f"{method!r}: its client is {update!r}, not a client update's class")
+    if update is not None:
         own = vars(update).get("__annotations__", {}) if isinstance(update, type) else {}
         settings = [name for name, kind in own.items() if "ClassVar" not in str(kind)]
         if settings and "__dataclass_fields__" not in vars(update):
             raise ConfigError(
-                f"{client!r} has settings ({', '.join(settings)}) but is no dataclass; write "
+                f"'{update.__module__}:{update.__qualname__}' has settings "
+                f"({', '.join(settings)}) but is no dataclass; write "
                 "@dataclass(frozen=True, kw_only=True) above it"
             )
-        return update
-    return registry.find("client", method) if registry.has("client", method) else None
+    return update
 
 
 class Data(OpenTable):

@@ -99,18 +99,19 @@ def make_update(experiment: Experiment) -> ClientUpdate:
 
     method = experiment.method
     make = find_update(method.name, method.client) or LocalSGD
-    with own_part(f"method.client = {method.client!r}"):
+    what = f"method.client = {method.client!r}"
+    if not method.client:
+        what = f"method.name = {method.name!r}: its client {getattr(make, '__name__', make)!r}"
+    with own_part(what):
         update = make(**method.options_of(make))
     if not isinstance(update, ClientUpdate):
-        raise ConfigError(
-            f"method.client = {method.client!r}: isn't a fedsim.engine.update.ClientUpdate"
-        )
+        raise ConfigError(f"{what}: isn't a fedsim.engine.update.ClientUpdate")
     if not update.views:
-        raise ConfigError(f"method.client = {method.client!r}: has no views; generic is the usual")
+        raise ConfigError(f"{what}: has no views; generic is the usual one")
     for view in update.views:
         if not _VIEW.fullmatch(view) or view.endswith(GROUPS):
             raise ConfigError(
-                f"method.client = {method.client!r}: calls a view {view!r}; must be generic, "
+                f"{what}: calls a view {view!r}; must be generic, "
                 "personal, or generic-... or personal-... of small letters, digits and '-', not "
                 f"with {', '.join(GROUPS)} at its end"
             )

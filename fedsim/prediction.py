@@ -78,7 +78,10 @@ def predict(
     """
     saved = SavedRun.read(run)
     normalise = _Normalisation.of(saved)
-    x = np.asarray(x)
+    try:
+        x = np.asarray(x)
+    except ValueError as error:
+        raise DataError(f"x is no array of examples: {error}") from None
     normalise.check(x)
     experiment = load(saved.path / "experiment.toml")
     if client is not None:

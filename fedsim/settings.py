@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,7 +59,11 @@ class OpenTable(Table):
         """Check the component's settings against its signature and fill in its defaults."""
         if not isinstance(table, dict):
             return table
-        fixed = {key: value for key, value in table.items() if key in cls.model_fields}
+        fixed = {
+            key: _name(key, value) if inspect.isroutine(value) or inspect.isclass(value) else value
+            for key, value in table.items()
+            if key in cls.model_fields
+        }
         given = {key: value for key, value in table.items() if key not in fixed}
         complete = {name: field.default for name, field in cls.model_fields.items()} | fixed
         resolved: dict[str, Any] = {}
@@ -76,12 +81,26 @@ class OpenTable(Table):
                 raise OptionError(key, value, problem) from None
             for key, value in settings.items():
                 _check_written(key, value, model.model_fields[key].default)
+                if key in resolved and value != resolved[key]:
+                    problem = (
+                        f"by default, while the strategy's default is {resolved[key]!r}: what both "
+                        "have is one setting; set it, or give both the same default"
+                    )
+                    raise OptionError(key, value, problem)
             resolved |= settings
         for key in given:
             if key not in resolved:
                 allowed = [*cls.model_fields, *resolved]
                 raise OptionError(key, given[key], _unknown_key(key, allowed))
         return fixed | resolved
+
+
+def _name(key: str, component: Any) -> str:
+    """Return how a file names a class or function."""
+    name: str = component.__qualname__
+    if not name.isidentifier():
+        raise OptionError(key, component, "must stand at the top of a module, not inside another")
+    return f"{component.__module__}:{name}"
 
 
 def _check_written(key: str, value: Any, default: Any) -> None:
@@ -121,7 +140,7 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, 
         value: Any = item["input"]
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, OptionError):
-            path, value = [*path, cause.key], cause.value
+            path, value = [*path, str(cause.key)], cause.value
         elif isinstance(cause, ConfigError):
             path = []
         if item["type"] == "extra_forbidden":
@@ -156,8 +175,8 @@ def _known_keys(model: Any, path: Sequence[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _unknown_key(key: str, allowed: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, allowed, n=1)
+def _unknown_key(key: Any, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(key), allowed, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"unknown key; {hint}allowed: {', '.join(allowed)}"
 

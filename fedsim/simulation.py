@@ -124,6 +124,13 @@ def simulate(
     from fedsim.engine.loop import run_rounds
 
     started = time.perf_counter()
+    given: Any = experiment
+    if not isinstance(given, Experiment):
+        raise ConfigError(f"experiment must be a fedsim.Experiment, not {type(given).__name__}")
+    # Once more, since pydantic's model_copy doesn't look at what it changes.
+    experiment = Experiment(**experiment.model_dump())
+    if observer is not None and not callable(observer):
+        raise ConfigError(f"observer = {observer!r}: must be a function")
     strategy = make_strategy(experiment)
     begun = None
     if resume:

@@ -1,14 +1,19 @@
 """Experiment files: what is accepted, what is said about mistakes."""
 
+import importlib
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
+import fedsim
 from fedsim.config import Experiment
+from fedsim.engine.update import LocalSGD
 from fedsim.errors import ConfigError
 from fedsim.experiment_file import load
+from fedsim.method import make_strategy, make_update
+from fedsim.models.small import mlp
 
 FILES = sorted(Path(__file__).parents[2].glob("experiments/*.toml"))
 
@@ -272,3 +277,108 @@ def test_a_client_update_that_is_not_frozen_is_one_line(tmp_path, monkeypatch):
     line = r"Thawed: AttributeError: Thawed\.mu can't be set: a client update is a frozen dataclass"
     with pytest.raises(ConfigError, match=line):
         Experiment(method={"client": "my_thawed:Thawed"})
+
+
+OWN_METHOD = """
+from dataclasses import dataclass
+import sys
+from fedsim.engine.update import LocalSGD
+from fedsim.models.small import linear
+from strategies import FedAvg
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(LocalSGD):
+    alpha: float = 0.1
+
+class Outer:
+    class Inner(LocalSGD):
+        pass
+
+class Server(FedAvg):
+    client = Mine
+
+class Same(FedAvg):
+    client = Mine
+    def __init__(self, *, alpha: float = 0.1, **others):
+        super().__init__(**others)
+        self.alpha = alpha
+
+class Other(Same):
+    def __init__(self, *, alpha: float = 0.5, **others):
+        super().__init__(alpha=alpha, **others)
+
+class Text(FedAvg):
+    client = "my_method:Mine"
+
+class NoUpdate(FedAvg):
+    client = Outer
+
+def leaves(*arguments):
+    sys.exit(0)
+"""
+
+
+@pytest.fixture
+def own_method(tmp_path, monkeypatch):
+    (tmp_path / "my_method.py").write_text(OWN_METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("my_method")
+    del sys.modules["my_method"]
+
+
+class TestOwnMethod:
+    def test_a_strategy_may_say_its_client(self, own_method):
+        experiment = Experiment(method={"name": "my_method:Server", "alpha": 0.3})
+        assert make_update(experiment) == own_method.Mine(alpha=0.3)
+        again = Experiment(**tomllib.loads(experiment.to_toml()))
+        assert make_update(again) == own_method.Mine(alpha=0.3)
+        plain = Experiment(
+            method={"name": "my_method:Server", "client": "fedsim.engine.update:LocalSGD"}
+        )
+        assert type(make_update(plain)) is LocalSGD
+
+    def test_a_setting_of_both_goes_to_both(self, own_method):
+        experiment = Experiment(method={"name": "my_method:Same", "alpha": 0.3})
+        assert make_update(experiment).alpha == make_strategy(experiment).alpha == 0.3
+        assert Experiment(method={"name": "my_method:Other", "alpha": 0.3}).method.options == {
+            "alpha": 0.3
+        }
+        problem = r"method\.alpha = 0\.1: by default, while the strategy's default is 0\.5"
+        with pytest.raises(ConfigError, match=problem):
+            Experiment(method={"name": "my_method:Other"})
+
+    @pytest.mark.parametrize(
+        ("name", "line"),
+        [
+            ("Text", "'my_method:Text': its client is 'my_method:Mine', not a client update's"),
+            ("NoUpdate", "'my_method:NoUpdate': its client 'Outer': isn't a fedsim.engine.update"),
+        ],
+    )
+    def test_a_client_that_is_none(self, own_method, name, line):
+        with pytest.raises(ConfigError, match=line):
+            make_update(Experiment(method={"name": f"my_method:{name}"}))
+
+    def test_classes_and_functions_stand_for_their_names(self, own_method):
+        experiment = Experiment(method={"name": own_method.Server}, model={"name": mlp})
+        assert experiment.method.name == "my_method:Server"
+        assert experiment.model.name == "fedsim.models.small:mlp"
+        with pytest.raises(ConfigError, match=r"Inner.*must stand at the top of a module"):
+            Experiment(method={"client": own_method.Outer.Inner})
+
+    @pytest.mark.parametrize("key", ["data.source", "model.name", "clients.partition"])
+    def test_a_function_that_leaves(self, own_method, key):
+        table, _, name = key.partition(".")
+        experiment = Experiment(**{table: {name: "my_method:leaves"}})
+        with pytest.raises(ConfigError, match=r"leaves.*it called sys\.exit\(0\)"):
+            fedsim.simulate(experiment)
+
+    def test_a_module_that_leaves(self, tmp_path, monkeypatch):
+        (tmp_path / "my_script.py").write_text("import sys\nsys.exit(0)\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ConfigError, match=r"my_script can't be imported: it called sys\.exit"):
+            Experiment(model={"name": "my_script:model"})
+
+
+def test_a_key_that_is_no_name():
+    with pytest.raises(ConfigError, match=r"data\.1 = 2: unknown key"):
+        Experiment(data={1: 2})

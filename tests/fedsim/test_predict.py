@@ -189,6 +189,10 @@ class TestExamples:
         assert torch.equal(torch.get_rng_state(), before)
         np.testing.assert_array_equal(x, given)
 
+    def test_of_unequal_lengths(self, run):
+        with pytest.raises(DataError, match="x is no array of examples"):
+            fedsim.predict(run("fedavg").path, [[1], [1, 2]])
+
     @pytest.mark.parametrize(
         "change",
         [

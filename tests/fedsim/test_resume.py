@@ -201,7 +201,7 @@ class TestResume:
         out = tmp_path / "run"
         with monkeypatch.context() as patch:
             patch.setattr(FedAvg, "configure_train", lambda *_: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
+            with pytest.raises(EngineError, match=r"FedAvg\.configure_train: ZeroDivision"):
                 fedsim.simulate(of("fedavg"), out=out)
         fedsim.simulate(of("fedavg"), out=out, resume=True)
         assert_same_run(out, whole / "fedavg")

@@ -522,6 +522,20 @@ def test_what_is_not_asked_of_a_strategy_of_ones_own_is_warned_of(tmp_path, monk
 
 
 class TestSimulateFailure:
+    @pytest.mark.parametrize("given", [None, {}, "experiment.toml"])
+    def test_what_is_no_experiment(self, given):
+        with pytest.raises(ConfigError, match=r"must be a fedsim\.Experiment, not "):
+            fedsim.simulate(given)
+
+    def test_a_copy_with_a_mistake(self):
+        wrong = fedsim.Experiment().model_copy(update={"seed": -1})
+        with pytest.raises(ConfigError, match="seed = -1: must be greater than or equal to 0"):
+            fedsim.simulate(wrong)
+
+    def test_an_observer_that_is_none(self):
+        with pytest.raises(ConfigError, match="observer = 3: must be a function"):
+            fedsim.simulate(fedsim.Experiment(), observer=3)
+
     @pytest.mark.parametrize("name", ["Tail", "Low"])
     def test_views_that_tables_could_not_tell_apart(self, own_views, name):
         line = r"calls a view 'generic.(tail|low)'; must be generic, personal, or"
