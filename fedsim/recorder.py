@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ import pandas as pd
 
 from fedsim.config import Experiment
 from fedsim.errors import EngineError
+from fedsim.metrics import column
 from fedsim.report.run_directory import CHECKPOINT, RunDirectory
 from fedsim.resume import own_parts
 
@@ -65,8 +66,20 @@ class Result:
     training: pd.DataFrame
     partition: pd.DataFrame
     names: pd.DataFrame
-    arrays: Arrays = field(repr=False)
+    arrays: Arrays
     path: Path | None
+
+    def __repr__(self) -> str:
+        """Say in a line what was run and what came out."""
+        asked = self.experiment.training.rounds
+        told = [f"{self.experiment.name}: {len(self.rounds)} of {asked} rounds"]
+        for kind in ("generic", "personal"):
+            measured = self.rounds[column(kind)].dropna()
+            if len(measured):
+                told.append(f"{kind} accuracy {100 * measured.iloc[-1]:.1f} %")
+        if self.path is not None:
+            told.append(f"in {self.path}")
+        return f"<Result of {', '.join(told)}>"
 
 
 class Recorder:

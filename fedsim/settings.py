@@ -206,4 +206,4 @@ def named(key: str, value: str) -> str:
     >>> named("method.name", "fedavg"), named("training.lr", "0.1")
     ('fedavg', 'lr=0.1')
     """
-    return value if key in COMPONENTS and value else f"{key.rpartition('.')[2]}={value}"
+    return value if key in COMPONENTS else f"{key.rpartition('.')[2]}={value}"

@@ -73,7 +73,9 @@ def plan(
     mistakes: list[str] = []
     for values in itertools.product(*(values for _, values in axes)):
         chosen = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-        name = ",".join(named(key, value) for key, value in zip(keys, values, strict=True))
+        # A client update that is none of one's own has no name.
+        told = [(key, value) for key, value in zip(keys, values, strict=True) if value]
+        name = ",".join(named(key, value) for key, value in told)
         try:
             first = load(file, [*overrides, *chosen])
             others = range(first.seed + 1, first.seed + seeds)

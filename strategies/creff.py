@@ -131,7 +131,7 @@ class CReFF(FedAvg):
             self.features = torch.from_numpy(drawn)
         # The clients' gradients are those of the classifier that they were sent.
         weight, bias = (
-            torch.from_numpy(self._arrays[f"retrained.{part}"].numpy().copy())
+            torch.from_numpy(self.sent[f"retrained.{part}"].numpy().copy())
             for part in ("weight", "bias")
         )
         with one_thread():

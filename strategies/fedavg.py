@@ -90,7 +90,8 @@ class FedAvg(Strategy):
 
     That a strategy has this says that weighted means are all it needs. The simulator then adds the
     clients' arrays up where they are trained, and hands over one reply for all of them: the means,
-    and the sums of the weights.
+    the sums of the weights and of the examples, and of the other metrics means weighted by
+    examples. A subclass with an `aggregate_train` of its own must say it anew, or gets every reply.
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class FedAvg(Strategy):
         self.min_evaluate_nodes = min_evaluate_nodes
         self.min_available_nodes = min_available_nodes
         self.seed = seed
-        self._arrays = ArrayRecord()
+        self.sent = ArrayRecord()
+        """w_t, the arrays that the clients of this round were sent; for `aggregate_train`."""
 
     def summary(self) -> None:
         """Log the strategy's settings."""
@@ -122,7 +124,7 @@ class FedAvg(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Sequence[Message]:
         """Choose S_t at random and send it w_t."""
-        self._arrays = arrays
+        self.sent = arrays
         clients = self.cohort(
             self._population(grid),
             self.fraction_train,
@@ -172,9 +174,9 @@ class FedAvg(Strategy):
     def complete(self, arrays: ArrayRecord) -> ArrayRecord:
         """Return new arrays with, in their old places, those of w_t that nobody uploads.
 
-        That is the last use of w_t, which is then forgotten.
+        That is the last use of ``sent``, which is then forgotten.
         """
-        w, self._arrays = self._arrays, ArrayRecord()
+        w, self.sent = self.sent, ArrayRecord()
         return ArrayRecord({**w, **arrays})
 
     def _population(self, grid: Grid) -> Sequence[int]:

@@ -67,6 +67,6 @@ class FedLabel(FedAvg):
                 [number(content, "has_labels") for content in some],
             )
         else:
-            labelled = ArrayRecord({name: self._arrays[name] for name in unlabelled})
+            labelled = ArrayRecord({name: self.sent[name] for name in unlabelled})
         mean = weighted_mean([labelled, unlabelled], [0.5, 0.5])
         return self.complete(mean), mean_metrics(contents, n)

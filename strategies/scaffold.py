@@ -88,7 +88,7 @@ class Scaffold(FedAvg):
         new, share = dict(y), sum(in_s) / self.num_clients
         for name in change:  # of trainable arrays only: statistics take no step of eta_g
             of = name.removeprefix("control.")
-            x, c = self._arrays[of].numpy(), self._arrays[name].numpy()
+            x, c = self.sent[of].numpy(), self.sent[name].numpy()
             new[of] = _moved(x, self.global_lr, y[of].numpy().astype(np.float64) - x)  # line 16
             new[name] = _moved(c, share, change[name].numpy().astype(np.float64))  # line 17
         n = [number(content, NUM_EXAMPLES) for content in contents]

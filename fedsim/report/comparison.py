@@ -137,10 +137,15 @@ def compare(runs: Sequence[SavedRun], targets: Sequence[float] = ()) -> list[Ser
             warnings.warn(f"{run.path}: {_progress(run)} have finished", stacklevel=2)
     series = []
     for told, by_seed in together.items():
-        label = ", ".join(named(key, value) for key, value in zip(keys, told, strict=True))
         of_one = [by_seed[seed] for seed in sorted(by_seed)]
+        first = of_one[0]
+        # Without a client update of one's own it is the method's.
+        told_of = [(key, value) for key, value in zip(keys, told, strict=True) if value]
+        label = ", ".join(named(key, value) for key, value in told_of)
+        if not label:
+            label = first.settings["method"]["name"] if "method.client" in keys else first.name
         rows = pd.DataFrame([figures_of(run, targets) for run in of_one])
-        series.append(Series(label or of_one[0].name, of_one, rows))
+        series.append(Series(label, of_one, rows))
     return series
 
 

@@ -521,6 +521,23 @@ def test_what_is_not_asked_of_a_strategy_of_ones_own_is_warned_of(tmp_path, monk
     sys.modules.pop("my_rounds", None)
 
 
+def test_a_result_says_in_a_line_what_came_out():
+    result = fedsim.simulate(
+        fedsim.Experiment(
+            name="mine",
+            clients={"count": 4},
+            model={"name": "linear"},
+            training={"rounds": 2},
+            engine={"backend": "inline"},
+        )
+    )
+    generic, personal = 100 * result.rounds[["generic_accuracy", "personal_accuracy"]].iloc[-1]
+    assert repr(result) == (
+        f"<Result of mine: 2 of 2 rounds, generic accuracy {generic:.1f} %, "
+        f"personal accuracy {personal:.1f} %>"
+    )
+
+
 class TestSimulateFailure:
     @pytest.mark.parametrize("given", [None, {}, "experiment.toml"])
     def test_what_is_no_experiment(self, given):

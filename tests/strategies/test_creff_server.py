@@ -124,7 +124,7 @@ class TestAggregation:
     def test_a_round_matches_at_the_classifier_that_was_sent_and_re_trains(self):
         strategy = start(seed=5)
         replies = [answer(3, [1, 1, 0]), answer(1, [0, 1, 0], 1)]
-        sent = strategy._arrays
+        sent = strategy.sent
         arrays, _ = strategy.aggregate_train(1, replies)
         classifier = [
             torch.tensor(sent[name].numpy()) for name in ("retrained.weight", "retrained.bias")
