@@ -1,6 +1,6 @@
 """How good a model is: overall, for each client, and on frequent and rare classes.
 
-K clients, N examples of the global test set, M entries of all local test sets, C classes.
+K clients, M entries of all local test sets, C classes.
 """
 
 from __future__ import annotations
@@ -87,31 +87,25 @@ def client_metrics(
     loss: npt.NDArray[np.floating],
     y: npt.NDArray[np.int64],
     offsets: npt.NDArray[np.integer],
-    index: npt.NDArray[np.integer],
     groups: npt.NDArray[np.int64],
-    num_classes: int,
 ) -> pd.DataFrame:
     """Score one model on the local test set of every client.
 
-    The model has run once over the global test set; each local test set is a part of it.
+    The local test sets stand one after the other; an example may be in several of them.
     Memory grows with M and K, never with K x C.
 
     Parameters
     ----------
-    predicted : int64 [N]
-        Predicted class of each global test example, in [0, C).
-    loss : float [N]
-        Cross-entropy of each global test example, in nats.
-    y : int64 [N]
-        True class, in [0, C).
+    predicted : int64 [M]
+        Predicted class of each entry, in [0, C).
+    loss : float [M]
+        Its cross-entropy, in nats.
+    y : int64 [M]
+        Its true class, in [0, C).
     offsets : int [K + 1]
-        Client k's local test set is ``index[offsets[k]:offsets[k + 1]]``.
-    index : int [M]
-        Positions in the global test set, in [0, N); a position may serve several clients.
+        Client k's local test set are the entries ``offsets[k]:offsets[k + 1]``.
     groups : int64 [C]
         Head, medium or tail, see `class_groups`.
-    num_classes : int
-        C.
 
     Returns
     -------
@@ -131,22 +125,20 @@ def client_metrics(
     --------
     >>> client_metrics(
     ...     predicted=np.array([0, 1, 1]), loss=np.array([0.1, 0.2, 0.9]), y=np.array([0, 1, 0]),
-    ...     offsets=np.array([0, 2, 3, 3]), index=np.array([0, 1, 2]),
-    ...     groups=np.array([0, 2]), num_classes=2,
+    ...     offsets=np.array([0, 2, 3, 3]), groups=np.array([0, 2]),
     ... )[["num_test", "accuracy", "tail_accuracy", "f1_macro"]]
        num_test  accuracy  tail_accuracy  f1_macro
     0         2       1.0            1.0       1.0
     1         1       0.0            NaN       0.0
     2         0       NaN            NaN       NaN
     """
-    _check(predicted, loss, y, offsets, index, groups, num_classes)
+    _check(predicted, loss, y, offsets, groups)
     num_clients = len(offsets) - 1
     num_test = np.diff(offsets).astype(np.int64)
     client = np.repeat(np.arange(num_clients), num_test)
-    truth, guess = y[index], predicted[index]
-    right = truth == guess
+    right = y == predicted
 
-    cell = client * len(GROUPS) + groups[truth]
+    cell = client * len(GROUPS) + groups[y]
     cells = num_clients * len(GROUPS)
     group_accuracy = _ratio(
         np.bincount(cell[right], minlength=cells), np.bincount(cell, minlength=cells)
@@ -155,9 +147,9 @@ def client_metrics(
         {
             "num_test": num_test,
             "accuracy": _ratio(np.bincount(client[right], minlength=num_clients), num_test),
-            "loss": _ratio(np.bincount(client, loss[index], minlength=num_clients), num_test),
+            "loss": _ratio(np.bincount(client, loss, minlength=num_clients), num_test),
             **{f"{name}_accuracy": group_accuracy[:, g] for g, name in enumerate(GROUPS)},
-            "f1_macro": _f1_macro(client, truth, guess, num_clients, num_classes),
+            "f1_macro": _f1_macro(client, y, predicted, num_clients, len(groups)),
         }
     )
 
@@ -168,7 +160,6 @@ def global_metrics(
     loss: npt.NDArray[np.floating],
     y: npt.NDArray[np.int64],
     groups: npt.NDArray[np.int64],
-    num_classes: int,
 ) -> dict[str, float]:
     """Score one model on the whole global test set.
 
@@ -179,7 +170,7 @@ def global_metrics(
     --------
     >>> scores = global_metrics(
     ...     predicted=np.array([0, 1, 1, 1]), loss=np.array([0.1, 0.2, 0.9, 0.4]),
-    ...     y=np.array([0, 1, 0, 1]), groups=np.array([0, 2]), num_classes=2,
+    ...     y=np.array([0, 1, 0, 1]), groups=np.array([0, 2]),
     ... )
     >>> scores["accuracy"], scores["head_accuracy"], scores["tail_accuracy"]
     (0.75, 0.5, 1.0)
@@ -189,9 +180,7 @@ def global_metrics(
         loss=loss,
         y=y,
         offsets=np.array([0, len(y)]),
-        index=np.arange(len(y)),
         groups=groups,
-        num_classes=num_classes,
     )
     return {str(name): float(scores[name].iloc[0]) for name in scores.columns}
 
@@ -282,9 +271,7 @@ def _check(
     loss: npt.NDArray[np.floating],
     y: npt.NDArray[np.int64],
     offsets: npt.NDArray[np.integer],
-    index: npt.NDArray[np.integer],
     groups: npt.NDArray[np.int64],
-    num_classes: int,
 ) -> None:
     """Raise `DataError` where the arrays don't fit together."""
     if not len(predicted) == len(loss) == len(y):
@@ -292,11 +279,9 @@ def _check(
             f"test scores: {len(predicted)} predictions and {len(loss)} losses "
             f"for {len(y)} test examples; give one of each for every example"
         )
-    if len(groups) != num_classes:
-        raise DataError(f"class groups: {len(groups)} for {num_classes} classes; give one each")
-    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(index):
+    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(y):
         ends = f"{offsets[0]} to {offsets[-1]}" if len(offsets) else "nothing"
-        raise DataError(f"local test sets: offsets run from {ends}; must be 0 to {len(index)}")
+        raise DataError(f"local test sets: offsets run from {ends}; must be 0 to {len(y)}")
     if (np.diff(offsets) < 0).any():
         k = int(np.argmax(np.diff(offsets) < 0))
         raise DataError(
@@ -304,9 +289,8 @@ def _check(
             "offsets must not fall"
         )
     for what, values, stop in (
-        ("predicted classes", predicted, num_classes),
-        ("test labels", y, num_classes),
-        ("local test sets", index, len(y)),
+        ("predicted classes", predicted, len(groups)),
+        ("test labels", y, len(groups)),
         ("class groups", groups, len(GROUPS)),
     ):
         outside = (values < 0) | (values >= stop)

@@ -270,15 +270,9 @@ class SimulatedGrid(Grid):
 
     def test(self, record: ArrayRecord) -> dict[str, dict[str, float]]:
         """Return for each generic view its metrics on the global test set: `global_metrics`."""
-        source = self._federation.source
+        y = self._federation.source.y_test
         return {
-            view: global_metrics(
-                predicted=predicted,
-                loss=loss,
-                y=source.y_test,
-                groups=self._groups,
-                num_classes=source.num_classes,
-            )
+            view: global_metrics(predicted=predicted, loss=loss, y=y, groups=self._groups)
             for view, (predicted, loss) in self._test_once(record).scores.items()
         }
 
@@ -317,9 +311,7 @@ class SimulatedGrid(Grid):
                 loss=loss,
                 y=source.y_test[index],
                 offsets=np.cumsum([0, *map(len, parts)]),
-                index=np.arange(len(index)),
                 groups=self._groups,
-                num_classes=source.num_classes,
             )
             frame.insert(0, "client", clients)
             frame.insert(1, "view", view)
