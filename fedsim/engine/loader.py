@@ -31,19 +31,6 @@ GPU_LOOK_AHEAD = 2**27
 to begin; strong augmentation works with some ten times as much."""
 
 
-def epoch_steps(counts: list[int], batch_size: int) -> int:
-    """Return the steps of an epoch over one or several kinds of examples.
-
-    The largest kind is gone through once; without examples of any one kind there is no step.
-
-    Examples
-    --------
-    >>> epoch_steps([5], 2), epoch_steps([5, 12], 2), epoch_steps([0, 12], 2)
-    (3, 6, 0)
-    """
-    return ceil(max(counts) / batch_size) if min(counts) else 0
-
-
 def epochs(
     rng: np.random.Generator, count: int, batch_size: int, steps: int
 ) -> Iterator[tuple[NDArray[np.int64], int]]:

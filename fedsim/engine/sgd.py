@@ -90,7 +90,7 @@ def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
         Pseudo-labels against the hidden truth, see `audit`; empty without a teacher.
     """
     request, rngs = one
-    steps = setting.training.steps_of(request)
+    steps = _num_steps(setting, request)
     streams = [
         setting.loader.blocks(kind, rng, steps, request.strong and not kind.labelled)
         for kind, rng in zip(request.kinds, rngs, strict=True)
@@ -120,7 +120,7 @@ def run_stacked(
     that finish first leave the stack. Batches are padded to one size, which losses and BatchNorm
     leave out by their masks.
     """
-    steps = np.array([setting.training.steps_of(request) for request, _ in passes])
+    steps = np.array([_num_steps(setting, request) for request, _ in passes])
     # Longest first: those still at it are always the first rows, which needs no copies.
     order = np.argsort(-steps, kind="stable")
     chosen = [passes[i] for i in order]
@@ -347,6 +347,10 @@ class _Loop:
         counts = {f"pseudo_{name}": float(total[row]) for name, total in self._audited.items()}
         w = {name: tensor[row] for name, tensor in self._w.items()} if self._lead else self._w
         return Trained(w, log), counts
+
+
+def _num_steps(setting: Setting, request: SGD) -> int:
+    return setting.training.num_steps(*request.kinds, steps=request.steps, epochs=request.epochs)
 
 
 def code_of(function: Callable[..., Any] | None) -> Hashable:

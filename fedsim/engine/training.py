@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fedsim.engine.loader import epoch_steps
-from fedsim.engine.update import SGD, Examples
+
+def epoch_steps(counts: list[int], batch_size: int) -> int:
+    """Return the steps of an epoch over one or several kinds of examples.
+
+    The largest kind is gone through once; without examples of any one kind there is no step.
+
+    Examples
+    --------
+    >>> epoch_steps([5], 2), epoch_steps([5, 12], 2), epoch_steps([0, 12], 2)
+    (3, 6, 0)
+    """
+    return math.ceil(max(counts) / batch_size) if min(counts) else 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +94,7 @@ class LocalTraining:
             lr *= (1 + math.cos(math.pi * gone)) / 2
         return replace(self, lr=lr, lr_decay=1.0, lr_schedule="constant")
 
-    def num_steps(
-        self, *kinds: Examples, steps: int | None = None, epochs: int | None = None
-    ) -> int:
+    def num_steps(self, *kinds: Sized, steps: int | None = None, epochs: int | None = None) -> int:
         """Return the steps of a pass over examples; 0 where there is nothing to train on.
 
         ``steps`` and ``epochs`` are those that the pass asks for, see `fedsim.engine.update.sgd`.
@@ -99,14 +108,13 @@ class LocalTraining:
             return steps
         return self.steps or self.epochs * in_an_epoch
 
-    def num_draws(self, kind: Examples, *, steps: int | None = None) -> int:
+    def num_draws(self, kind: Sized, *, steps: int | None = None) -> int:
         """Return how many examples a pass over one kind takes, each as often as it is taken.
 
         Examples
         --------
         >>> training = LocalTraining(epochs=3, batch_size=2, lr=0.1)
-        >>> five = Examples(torch.arange(5).numpy(), labelled=True)
-        >>> training.num_draws(five), training.num_draws(five, steps=4)
+        >>> training.num_draws(range(5)), training.num_draws(range(5), steps=4)
         (15, 7)
         """
         in_an_epoch = epoch_steps([len(kind)], self.batch_size)
@@ -114,10 +122,6 @@ class LocalTraining:
             return 0
         epochs, more = divmod(self.num_steps(kind, steps=steps), in_an_epoch)
         return epochs * len(kind) + more * self.batch_size
-
-    def steps_of(self, request: SGD) -> int:
-        """Return the steps of a pass that was asked for."""
-        return self.num_steps(*request.kinds, steps=request.steps, epochs=request.epochs)
 
     def descend(
         self,

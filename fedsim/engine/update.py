@@ -27,7 +27,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import starmap
 from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -35,11 +35,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedsim.engine.training import LocalTraining
 from fedsim.models.net import Net, Weights, parts
 from fedsim.rng import generator
-
-if TYPE_CHECKING:
-    from fedsim.engine.training import LocalTraining
 
 
 class Batch(NamedTuple):

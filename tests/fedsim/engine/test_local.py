@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fedsim.data.statistics import Statistics
-from fedsim.engine.loader import epoch_steps, plan
+from fedsim.engine.loader import plan
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer
-from fedsim.engine.training import LocalTraining
+from fedsim.engine.training import LocalTraining, epoch_steps
 from fedsim.engine.update import (
     Batch,
     Client,
