@@ -324,7 +324,7 @@ def make_grid(
     ``versions`` says from which states the clients go on, if they do.
     """
     if experiment.engine.backend == "inline":
-        from fedsim.engine.grid import InlineGrid
+        from fedsim.engine.inline_grid import InlineGrid
 
         return InlineGrid(task, versions)
     from fedsim.engine.ray_grid import RayGrid

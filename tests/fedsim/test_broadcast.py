@@ -7,7 +7,7 @@ from flwr.serverapp.strategy import FedAvg
 import strategies
 from fedsim.broadcast import Broadcast
 from fedsim.engine import flower
-from fedsim.engine.grid import InlineGrid
+from fedsim.engine.inline_grid import InlineGrid
 from fedsim.simulation import initial_arrays
 
 

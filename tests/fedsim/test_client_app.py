@@ -7,7 +7,7 @@ from ray import cloudpickle
 
 import fedsim
 from fedsim.engine import flower
-from fedsim.engine.grid import InlineGrid
+from fedsim.engine.inline_grid import InlineGrid
 from fedsim.errors import EngineError
 from fedsim.simulation import initial_arrays, load_federation, make_task
 

@@ -9,7 +9,7 @@ from fedsim.data.federation import federate
 from fedsim.data.partition import iid
 from fedsim.data.statistics import Statistics
 from fedsim.engine import flower
-from fedsim.engine.grid import InlineGrid
+from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.loop import run_rounds
 from fedsim.errors import ConfigError
 from fedsim.simulation import initial_arrays

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.engine import flower
-from fedsim.engine.grid import InlineGrid
+from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.update import ClientUpdate, Config, LocalSGD, Upload
 from fedsim.errors import EngineError
 from fedsim.simulation import initial_arrays

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvgM, FedMedian, FedTrimmedAvg, 
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from fedsim.engine import flower
-from fedsim.engine.grid import InlineGrid
+from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.loop import run_rounds
 from fedsim.engine.update import LocalSGD, Upload
 from fedsim.errors import EngineError

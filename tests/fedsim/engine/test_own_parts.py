@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedsim.engine import local
 from fedsim.engine.clock import Clock
-from fedsim.engine.grid import InlineGrid
+from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.local import LocalTrainer
 from fedsim.engine.update import LocalSGD, Upload, cross_entropy, sgd
 from fedsim.engine.uploads import Intake

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from clients import FedLoGe
 from fedsim.engine import ray_grid
-from fedsim.engine.grid import InlineGrid
+from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.ray_grid import RayActors, RayGrid, _import_ray, _start_ray
 from fedsim.engine.reduction import balance
 from fedsim.engine.update import LocalSGD, Upload

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import strategies
 from fedsim.engine import flower
-from fedsim.engine.grid import InlineGrid
+from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.loop import run_rounds
 from fedsim.engine.reduction import DEPTH, Sum, balance, flatten, merge, share_out, tree
 from fedsim.errors import EngineError

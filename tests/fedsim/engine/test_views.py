@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 import fedsim
 from fedsim.engine import flower
-from fedsim.engine.grid import InlineGrid
+from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.loop import run_rounds
 from fedsim.engine.state import ClientStates
 from fedsim.engine.update import ClientUpdate, Upload
