@@ -1,7 +1,7 @@
 """Where fedsim touches Flower's inside: messages outside a Flower runtime, and its log.
 
-Everything that depends on undocumented parts of ``flwr`` is in this file; its test fails with a
-clear message on a release where they changed.
+Whatever depends on how undocumented parts of ``flwr`` work is in this file; its test fails with a
+clear message on a release where they changed. Elsewhere they lend a type and a logger, no more.
 """
 
 from __future__ import annotations
