@@ -27,7 +27,7 @@ from torch import Tensor, from_numpy
 
 from fedsim.data.federation import Federation
 from fedsim.engine import flower
-from fedsim.engine.state import are_versions
+from fedsim.engine.state import DTYPES, are_versions
 from fedsim.errors import EngineError
 
 FORMAT = "1"
@@ -35,9 +35,6 @@ FORMAT = "1"
 
 _SAME_IN_JSON = (type(None), bool, int, float, str)
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial, type)
-_DTYPES = {"bool", "float16", "float32", "float64"} | {
-    f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
-}
 
 Parts = dict[str, NDArray[Any]]
 
@@ -161,7 +158,7 @@ def _pack(value: Any, where: str, parts: Parts) -> Any:
     """Return a value as JSON, its arrays put into ``parts``; `TypeError` if that can't be."""
 
     def put(array: NDArray[Any], name: str = where) -> str:
-        if array.dtype.name not in _DTYPES:
+        if array.dtype.name not in DTYPES:
             raise TypeError(f"an array of {array.dtype}")
         key = f"{len(parts)}:{name}"
         # Of an array in another order safetensors would write the numbers in that order.

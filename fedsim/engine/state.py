@@ -40,9 +40,10 @@ SLOTS = 3
 _FREE = np.array([[1, 2, 1, 1], [2, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
 """A slot that is neither of two; -1, for none, is the last index."""
 
-_NATIVE = [np.dtype(c) for c in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]]
-DTYPES = {dtype.str for dtype in _NATIVE} | {dtype.newbyteorder().str for dtype in _NATIVE}
-"""Booleans, integers, floats and complex numbers, as ``dtype.str``: no objects, no text."""
+DTYPES = {"bool", "float16", "float32", "float64"} | {
+    f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)
+}
+"""What an array may hold that is kept, by ``dtype.name``: the same in NumPy, PyTorch and files."""
 
 Schema = dict[str, tuple[str, tuple[int, ...]]]
 """Array name -> ``dtype.str`` and shape, sorted by name."""
@@ -89,19 +90,19 @@ class StateFiles:
         return arrays
 
     def write(self, client: int, slot: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write a client's new state, arrays of booleans or numbers, into one of its slots.
+        """Write a client's new state, arrays of `DTYPES`, into one of its slots.
 
         Raises `EngineError` if they can't be written, or if their names, dtypes and shapes aren't
         those of every other client.
         """
         assert 0 <= slot < SLOTS
-        own = {name: (arrays[name].dtype.str, arrays[name].shape) for name in sorted(arrays)}
-        for name, (dtype, _) in own.items():
-            if dtype not in DTYPES:
+        for name, array in arrays.items():
+            if array.dtype.name not in DTYPES:
                 raise EngineError(
-                    f"client {client} keeps array {name!r} with dtype {arrays[name].dtype}; a "
-                    "state is made of booleans, integers, floats and complex numbers"
+                    f"client {client} keeps array {name!r} with dtype {array.dtype}; a state is "
+                    "made of booleans, integers and floats"
                 )
+        own = {name: (arrays[name].dtype.str, arrays[name].shape) for name in sorted(arrays)}
         schema = self._schema = self._schema or self._agree(own, client)
         for name in sorted(own.keys() | schema.keys()):
             if own.get(name) != schema.get(name):
@@ -140,7 +141,8 @@ class StateFiles:
             content = sorted(json.loads(self._schema_file.read_bytes()).items())
             schema = {name: (dtype, tuple(shape)) for name, (dtype, shape) in content}
             for name, (dtype, shape) in schema.items():
-                if dtype not in DTYPES or not all(type(n) is int and n >= 0 for n in shape):
+                is_known = type(dtype) is str and np.dtype(dtype).name in DTYPES
+                if not is_known or not all(type(n) is int and n >= 0 for n in shape):
                     raise ValueError(f"array {name!r} has no valid dtype and shape")
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise EngineError(

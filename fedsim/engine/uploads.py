@@ -14,6 +14,7 @@ from torch import Tensor
 from fedsim.engine.clock import Clock
 from fedsim.engine.reduction import Flat, Sum, climb, flatten
 from fedsim.engine.replies import Replies, columns
+from fedsim.engine.state import DTYPES
 from fedsim.engine.update import Upload
 from fedsim.errors import EngineError, described
 from fedsim.models.net import Arrays, Weights, num_bytes
@@ -150,9 +151,9 @@ def _checked(
                 return TypeError(f"the array {name} is no tensor but {type(tensor).__name__}")
             if tensor.requires_grad:
                 return TypeError(f"the array {name} has a gradient: upload {name}.detach()")
-            if tensor.dtype not in _NUMPYS or tensor.layout is not torch.strided or tensor.is_meta:
+            if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided or tensor.is_meta:
                 kinds: tuple[Any, ...] = (tensor.dtype, tensor.layout, tensor.device)
-                what = kinds[0] if tensor.dtype not in _NUMPYS else kinds[1 + tensor.is_meta]
+                what = kinds[0] if tensor.dtype not in _DTYPES else kinds[1 + tensor.is_meta]
                 return TypeError(f"the array {name} is {what}: upload a dense float32 tensor")
     if taken := (_RESERVED | audit.keys()) & upload.metrics.keys():
         return ValueError(f"a metric can't be called {min(taken)!r}: the records have one already")
@@ -171,11 +172,8 @@ def _checked(
     return upload, audit
 
 
-_NUMPYS = {
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
-    torch.float16, torch.float32, torch.float64,
-}  # fmt: skip
-"""Types that NumPy knows, too, and of which there are averages."""
+_DTYPES = {getattr(torch, name) for name in DTYPES} - {torch.uint16, torch.uint32, torch.uint64}
+"""PyTorch hardly computes with the others, so that there are no averages of them."""
 
 _RESERVED = {"num_examples", "num-examples", "round", "client"}
 
