@@ -5,7 +5,7 @@ Shapes: n new examples, K clients, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fedsim.data.checks import check, is_whole
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer
 from fedsim.engine.state import ClientStates
-from fedsim.engine.update import Client, ClientUpdate, Examples, Inputs, Steps
+from fedsim.engine.update import Client, ClientUpdate, Examples, Inputs
 from fedsim.engine.worker import as_weights
 from fedsim.errors import ConfigError, DataError, own_part
 from fedsim.experiment_file import load
@@ -246,24 +246,5 @@ def _personal_weights(
             f"that it had in {saved.path}, with which its personal model is made"
         )
     trainer = LocalTrainer(net, federation, Statistics.of(federation), me.training, me.seed)
-    noted = _Noted(update, [])
-    trainer.test_personal(noted, w, torch.empty(0), me.id, me.round, me.state)
-    return noted.found[0]
-
-
-@dataclass(frozen=True)
-class _Noted(ClientUpdate):
-    """Notes the personal weights that a client update makes, instead of testing them."""
-
-    method: ClientUpdate
-    found: list[Weights]
-
-    def update(self, w: Weights, client: Client) -> Steps:
-        return self.method.update(w, client)
-
-    def personalise(self, w: Weights, client: Client) -> Any:
-        return self.method.personalise(w, client)
-
-    def personal(self, net: Net, w_k: Weights, client: Client, inputs: Inputs) -> dict[str, Tensor]:
-        self.found.append(w_k)
-        return {}
+    (with_examples,) = trainer.clients(me.round, [me.id])
+    return trainer.personalise(update, w, replace(with_examples, state=me.state))

@@ -513,21 +513,30 @@ class LocalTrainer:
         index = self.federation.test(client)
         me = replace(self.clients(round, [client])[0], state=state)
         try:
-            with _unchanged(method, w):
-                steps = _generator("personalise", method.personalise(dict(w), me))
-                run = _Run(client, steps)
-                self._drive([run], "personalise", round, stacked=False)
-                if run.error is not None:
-                    raise run.error
-                with torch.no_grad():
-                    inputs = Inputs(features, lambda: self._test_inputs(index))
-                    views = method.personal(self.net, run.result, me, inputs)
-                    return self._scores(_checked_views("personal", views), index)
+            w_k = self.personalise(method, w, me)
+            with _unchanged(method, w), torch.no_grad():
+                inputs = Inputs(features, lambda: self._test_inputs(index))
+                views = method.personal(self.net, w_k, me, inputs)
+                return self._scores(_checked_views("personal", views), index)
         except Exception as error:
             raise EngineError(
                 f"round {round}: client {client}'s personal model can't be tested: "
                 f"{described(error)}"
             ) from error
+
+    def personalise(self, method: ClientUpdate, w: Weights, client: Client) -> Weights:
+        """Return the personal weights that a method makes of the global ones for a client.
+
+        Raises what the method raises.
+        """
+        with _unchanged(method, w):
+            steps = _generator("personalise", method.personalise(dict(w), client))
+            run = _Run(client.id, steps)
+            self._drive([run], "personalise", client.round, stacked=False)
+        if run.error is not None:
+            raise run.error
+        made: Weights = run.result
+        return made
 
     def _test_inputs(self, index: NDArray[np.integer[Any]]) -> Tensor:
         return self.loader.normalise(self.loader.test.inputs(index))
