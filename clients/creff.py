@@ -19,11 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedsim.engine.update import SGD, Batch, Client, Inputs, LocalSGD, Steps, Trained, sgd
 from fedsim.models import Net, Weights
@@ -36,9 +35,6 @@ class CReFF(LocalSGD):
     The re-trained classifier is tested, on the averaged backbone, but no client trains it:
     local training goes on from the averaged head.
     """
-
-    # The sums of the class gradients are written in place, which vmap doesn't do.
-    stackable: ClassVar[bool] = False
 
     def initial(self, net: Net, w: Weights, rng: np.random.Generator) -> Weights:
         """Add the re-trained classifier, which starts as the model's head."""
@@ -88,12 +84,16 @@ class CReFF(LocalSGD):
         """Add the batch's gradients to the sums of their classes; there is nothing to minimise."""
         f = net.predict_features(w_k, batch.x)
         p = net.head(w_k, f, "retrained").softmax(dim=1)
+        # Not F.one_hot, which looks at the labels' numbers: a tape, or vmap, takes no such thing.
+        y = (batch.y[:, None] == torch.arange(net.num_classes, device=f.device)).float()
         # Of one example: the cross-entropy's slope is p - y in the logits, (p - y) f^T in the head.
-        error = (p - F.one_hot(batch.y, net.num_classes)) * batch.mask[:, None]
-        # Only a pass of SGD sees labels, and its sums of scalars are too small for a gradient:
-        # these arrays follow the batches, untrained, as BatchNorm's buffers do.
-        w_k["gradients.weight"].index_add_(0, batch.y, error[:, :, None] * f[:, None, :])
-        w_k["gradients.bias"].index_add_(0, batch.y, error)
+        error = (p - y) * batch.mask[:, None]
+        # Sums of scalars, which a loss may return, are too small for a gradient: these arrays
+        # follow the batches, untrained, as BatchNorm's buffers do.
+        of_class = y[:, :, None] * error[:, None, :]  # [B, C, C]
+        sums = w_k["gradients.weight"]
+        sums.add_((of_class.flatten(1).t() @ f).view_as(sums))
+        w_k["gradients.bias"].add_(of_class.sum(dim=0))
         return w_k["nothing.trained"].sum(), {}
 
     def generic(self, net: Net, w: Weights, inputs: Inputs) -> dict[str, Tensor]:
