@@ -15,10 +15,10 @@ from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader
 from fedsim.engine.local import LocalTrainer
 from fedsim.engine.training import LocalTraining
-from fedsim.engine.update import Examples
+from fedsim.engine.update import Batch, Examples
 from fedsim.errors import ConfigError
 from fedsim.models import Net
-from fedsim.models.small import cnn
+from fedsim.models.small import cnn, linear
 from fedsim.rng import generator
 
 LR, MOMENTUM, BATCH, STEPS, SEED, CLIENT, ROUND = 0.1, 0.5, 5, 4, 3, 1, 2
@@ -230,6 +230,58 @@ def test_without_pseudo_labels_the_unlabelled_model_is_the_global_one(model, hal
     assert_same(upload.arrays["unlabelled"], Net(model).initial_weights())
     assert upload.metrics["num_pseudo"] == 1
     assert audit.get("pseudo_kept", 0) == 0
+
+
+def test_a_joint_client_trains_on_labelled_examples_alone_in_the_warm_up(model, half):
+    options = FedLabel(schedule="joint", warmup_rounds=ROUND, labelled_steps=3, threshold=0.0)
+    upload, audit = run(model, half, options)
+    plain = copy.deepcopy(model)
+    step = optimiser(plain)
+    batches = drawn_batches(half, half.labelled(CLIENT), True, "pass 0.0", False)
+    for batch, truth in batches[:3]:
+        step.zero_grad()
+        F.cross_entropy(plain(batch.x), truth).backward()
+        step.step()
+    assert_same(upload.arrays["arrays"], plain.state_dict())
+    assert upload.num_examples == 8
+    assert audit == {}
+
+
+def verdict(update, local, global_):
+    """What the teachers say of two examples, each model by the logits that it gives to any."""
+    net = Net(linear((1, 4, 4), 3))
+    w_l, w = (
+        {"head.weight": torch.zeros(3, 16), "head.bias": torch.tensor(logits)}
+        for logits in (local, global_)
+    )
+    batch = Batch(torch.zeros(2, 1, 4, 4), torch.tensor([-1, -1]), torch.ones(2))
+    return {name: found.tolist() for name, found in update.teach(net, w, batch, w_l, w).items()}
+
+
+def test_a_pseudo_label_is_kept_above_the_threshold_only():
+    sure, undecided = [200.0, 0.0, 0.0], [0.0, 0.0, -200.0]  # probabilities of 1, and of 1/2
+    for logits, threshold, kept in (
+        (sure, 1.0, 0.0),
+        (sure, 0.99, 1.0),
+        (undecided, 0.5, 0.0),
+        (undecided, 0.49, 1.0),
+    ):
+        found = verdict(FedLabel(threshold=threshold), logits, logits)
+        assert found["kept"] == [kept, kept]
+
+
+@pytest.mark.parametrize("kind", ["variance", "entropy", "max"])
+def test_of_two_equal_experts_the_local_one_labels(kind):
+    found = verdict(FedLabel(expertise=kind), [0.0, 3.0, 1.0], [0.0, 3.0, 1.0])
+    assert found["local"] == [1.0, 1.0]
+    assert found["rho"] == [1.0, 1.0]
+
+
+def test_a_tie_goes_to_the_local_models_class():
+    update = FedLabel(expertise="max")  # of probabilities of 1, whatever the class
+    found = verdict(update, [0.0, 200.0, 0.0], [200.0, 0.0, 0.0])
+    assert found["pseudo_label"] == [1, 1]
+    assert found["agreed"] == [0.0, 0.0]
 
 
 def test_hidden_labels_do_not_change_training_but_the_records_know_them(model, source):

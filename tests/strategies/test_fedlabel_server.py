@@ -21,6 +21,10 @@ def answer(labelled, unlabelled, num_labelled, num_pseudo):
     return flower.reply(question, groups, metrics)
 
 
+def test_the_workers_weight_the_two_models_apart():
+    assert FedLabel().weights == {"labelled": "has_labels", "unlabelled": "num_pseudo"}
+
+
 def test_half_the_uniform_mean_plus_half_the_mean_by_pseudo_labels():
     # Labelled: (2 + 4) / 2 = 3 and (0 + 8) / 2 = 4, whatever the number of labels.
     # Unlabelled: (3 * 1 + 1 * 5) / 4 = 2 and (3 * 0 + 1 * -8) / 4 = -2. Halves: 2.5 and 1.
@@ -64,6 +68,8 @@ def test_one_model_a_client_is_averaged_as_fedavg(options):
         groups = {"arrays": {"w": np.float32([value])}}
         return flower.reply(question, groups, {"num-examples": num_examples})
 
+    # So much is asked of the workers, too: sums of what each client uploads.
+    assert FedLabel(**options).weights == {"arrays": "num-examples"}
     replies = [reply(1, 3), reply(5, 1)]
     for strategy in (FedLabel(**options), FixMatch(), FedAvg()):
         assert strategy.aggregate_train(1, replies)[0]["w"].numpy().tolist() == [2.0]

@@ -144,6 +144,13 @@ class TestFederate:
         assert content(a)[1] != content(b)[1]
         assert content(a)[4] != content(b)[4]
 
+    def test_seeds_draw_other_tests_for_clients_with_the_same_examples(self):
+        dealt = {"num_clients": 3, "partition": owned_by([40, 40, 40])}
+        a, b = (federate(toy(), seed=seed, **dealt) for seed in (1, 2))
+        for k in range(3):
+            assert set(a.train(k)) == set(b.train(k))
+            assert set(a.test(k)) != set(b.test(k))
+
     def test_labels_do_not_change_who_holds_what(self):
         shares = (0.1, 0.7)
         a, b = (
@@ -210,6 +217,21 @@ class TestFill:
         # 1 + 3 + 3 = 7 missing: to 16 gives 4 + 3 + 2 = 9, so two of them keep 17.
         sizes = np.diff(federation.train_offsets)
         assert sorted(sizes.tolist()) == [3, 3, 3, 16, 17, 17]
+
+    def test_who_keeps_one_more_is_drawn(self):
+        fewer = np.zeros(3)
+        for seed in range(300):
+            federation = quietly(
+                toy(59),
+                num_clients=6,
+                partition=owned_by([20, 19, 18, 2, 0, 0]),
+                min_examples=3,
+                seed=seed,
+            )
+            fewer += np.diff(federation.train_offsets)[:3] == 16
+        assert fewer.sum() == 300
+        # Binomial(300, 1/3): 100 +- 5 * 8.2.
+        assert (abs(fewer - 100) < 41).all()
 
     def test_donors_keep_the_least(self):
         federation = quietly(

@@ -33,6 +33,11 @@ class TestDrawLocalTests:
         assert offsets.tolist() == [0, 60, 100]
         assert counts(offsets, index, y_test, 2) == [[40, 20], [14, 26]]
 
+    def test_sizes_are_rounded(self):
+        # M = 100 and n = 14: 3 examples are 21.43 tests, 4 are 28.57 and 7 are 50.
+        offsets, _ = draw([0] * 3 + [1] * 4 + [2] * 7, [0] * 14, np.zeros(100, int), 3)
+        assert np.diff(offsets).tolist() == [21, 29, 50]
+
     @pytest.mark.parametrize("seed", range(8))
     def test_largest_remainder_by_hand(self, seed):
         # 7 training examples of a client of its own: 4, 2, 1; M = 10 tests of each class, but

@@ -10,6 +10,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedsim.engine import flower
+from fedsim.engine.reduction import Sum
+from fedsim.engine.replies import Replies
 
 
 def test_messages_and_replies_can_be_built_outside_a_flower_runtime():
@@ -60,6 +62,33 @@ def test_records_of_any_layout_are_written_and_read_as_flower_does(array):
         back = flower.from_record(record)["w"]
         np.testing.assert_array_equal(back, array)
         assert back.shape == array.shape
+
+
+@pytest.mark.parametrize(
+    ("examples", "loss"),
+    [
+        ([2, 0, 6], (2 * 1.0 + 6 * 2.0) / 8),  # whoever has no examples has no loss
+        ([1, 0, 0], 1.0),
+    ],
+)
+def test_one_reply_for_all_has_means_over_those_with_examples_and_sums_of_weights(examples, loss):
+    losses = [1.0, float("nan"), 2.0]
+    metrics = {"num_examples": examples, "train_loss": losses, "num_pseudo": [1.0, 1.0, 4.0]}
+    replies = Replies(clients=[3, 5, 6], metrics=metrics, failures={4: "no battery"})
+    weights = {"labelled": "num-examples", "unlabelled": "num_pseudo"}
+    found = flower.together(replies, Sum(), weights)
+    assert found.metrics == {
+        "num_examples": [sum(examples)],
+        "train_loss": [pytest.approx(loss)],
+        "num_pseudo": [6.0],
+    }
+    assert (found.clients, found.failures) == ([3], {4: "no battery"})
+
+
+def test_without_any_examples_the_means_are_over_all():
+    replies = Replies(clients=[0, 1], metrics={"num_examples": [0, 0], "x": [1.0, 4.0]})
+    found = flower.together(replies, Sum(), {"arrays": "num-examples"})
+    assert found.metrics == {"num_examples": [0], "x": [2.5]}
 
 
 @pytest.mark.parametrize(

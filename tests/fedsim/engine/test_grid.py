@@ -6,7 +6,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.engine import flower
@@ -144,6 +144,21 @@ def test_evaluate_replies_are_the_clients_figures(make_grid, federation):
     assert grid.test(record)["generic"]["accuracy"] == pytest.approx(
         np.mean(predicted == source.y_test)
     )
+
+
+def test_a_record_that_a_strategy_changes_after_training_is_tested_anew(make_grid, federation):
+    grid, record = make_grid()
+    y = federation.source.y_test
+    for c in (2, 1):
+        grid.test(record)
+        grid.send_and_receive(messages(record, [0]))
+        # The new model, in the record that was sent: whatever the input, class c.
+        record["head.weight"] = Array(np.zeros((3, 16), np.float32))
+        record["head.bias"] = Array(np.eye(3, dtype=np.float32)[c])
+        assert grid.test(record)["generic"]["accuracy"] == pytest.approx(np.mean(y == c))
+        assert grid.test(record)["generic"]["loss"] == pytest.approx(
+            np.log(np.e + 2) - np.mean(y == c)
+        )
 
 
 def denormals():

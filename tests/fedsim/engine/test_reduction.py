@@ -175,6 +175,20 @@ def test_a_group_without_arrays_has_empty_means():
     assert mine.means() == {"arrays": {}}
 
 
+@pytest.mark.parametrize(
+    ("costs", "workers", "expected"),
+    [
+        ([4, 4, 1], 2, [[0], [1, 2]]),  # 4 and 5 of 9, not 8 and 1
+        ([2, 6, 2, 2], 2, [[0, 1], [2, 3]]),  # 8 and 4: 2 and 10 would be further apart
+        ([3, 3, 3, 3, 3, 3], 3, [[0, 1], [2, 3], [4, 5]]),
+    ],
+)
+def test_shares_are_of_about_the_same_work(costs, workers, expected):
+    leaves = [(node, [client]) for client, node in enumerate(range(8, 8 + len(costs)))]
+    shares = share_out(leaves, np.array(costs) - 1, workers)  # each client costs one besides
+    assert [[client for _, (client,) in share] for share in shares] == expected
+
+
 def test_two_workers_take_the_two_halves():
     cohort = np.full(100, 60)
     shares = share_out(tree(cohort), cohort, 2)

@@ -31,7 +31,13 @@ def test_on_the_processor_leaves_stay_apart(make_task, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("memory", "expected"), [(6, [[1, 5, 6], [0, 2]]), (10, [[1, 5, 6, 0, 2]]), (1, [[1]])]
+    ("memory", "expected"),
+    [
+        (6, [[1, 5, 6], [0, 2]]),
+        (8, [[1, 5, 6], [0, 2]]),  # four would leave one alone
+        (10, [[1, 5, 6, 0, 2]]),
+        (1, [[1]]),
+    ],
 )
 def test_on_a_gpu_as_many_as_fit(make_task, monkeypatch, memory, expected):
     # "meta" stands for a GPU; half of what it has is for the clients.
