@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -211,6 +212,25 @@ class TestDigest:
         array = getattr(changed.source, name)
         array[changed.train_index[0] if name.endswith("train") else 0] += 1
         assert digest(changed) != digest(self.federation())
+
+    @pytest.mark.parametrize(
+        "name", ["train_offsets", "train_index", "num_labelled", "test_offsets", "test_index"]
+    )
+    def test_so_does_each_part_of_who_holds_what(self, name):
+        federation = self.federation()
+        array = getattr(federation, name).copy()
+        if name.endswith("index"):
+            array[-2:] = array[:-3:-1]  # the same examples, in another order
+        else:
+            array[1] -= 1  # one of a client's goes to the next, or loses its label
+        assert digest(replace(federation, **{name: array})) != digest(federation)
+
+    def test_so_do_the_same_numbers_in_another_shape(self):
+        federation = self.federation()
+        source = federation.source
+        parts = {name: getattr(source, name) for name in ("x_train", "x_test")}
+        wide = replace(source, **{name: x.reshape(len(x), 1, 4, 16) for name, x in parts.items()})
+        assert digest(replace(federation, source=wide)) != digest(federation)
 
 
 class TestCheckpointFailure:
