@@ -195,7 +195,7 @@ def test_the_single_upload_is_the_middle_of_the_two_models(model, half):
 def test_the_joint_schedule_equals_plain_loops(model, half, threshold):
     options = FedLabel(
         schedule="joint",
-        warmup_rounds=0,
+        warmup_rounds=ROUND - 1,
         threshold=threshold,
         unlabelled_weight=0.7,
         consistency_weight=0.5,
