@@ -285,7 +285,8 @@ def federate(
     rng = generator(seed, "partition")
     _check_signature(partition, options)
     with own_part(f"partition {_name_of(partition)}"):
-        dealt = partition(y, group, num_clients, rng, **options)
+        # The labels are needed afterwards, and a partition may work in what it is given.
+        dealt = partition(y.copy(), group, num_clients, rng, **options)
     owner = _check_owner(partition, dealt, y, num_clients)
     held = owner >= 0
     if not held.all():

@@ -81,6 +81,19 @@ def test_an_example_may_be_nobodys():
         assert sorted(federation.train(client)) == list(range(client + 1, 120, 4))
 
 
+def test_a_partition_may_work_in_the_labels_it_is_given():
+    def mine(y, group, num_clients, rng):
+        owner = y % num_clients
+        y[:] = 0
+        return owner
+
+    def pure(y, group, num_clients, rng):
+        return y % num_clients
+
+    found, expected = (federate(toy(), num_clients=2, partition=one) for one in (mine, pure))
+    assert content(found) == content(expected)
+
+
 class TestFederate:
     @settings(max_examples=60)
     @given(
