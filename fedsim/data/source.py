@@ -95,6 +95,8 @@ class Source:
     client_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise DataError(f"a source's name is {self.name!r}; must be a text")
         if not is_whole(self.num_classes) or not 2 <= self.num_classes <= MAX_CLASSES:
             raise DataError(
                 f"{self.name}: num_classes = {self.num_classes!r}; must be a whole number,"

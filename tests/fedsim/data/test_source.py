@@ -137,6 +137,10 @@ class TestSourceFailure:
             toy(**changes)
         assert "\n" not in str(error.value)
 
+    def test_a_name_that_is_no_text(self):
+        with pytest.raises(DataError, match=r"^a source's name is 3; must be a text$"):
+            toy(name=3)
+
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_first_value_that_is_not_finite(self, bad, split, monkeypatch):
