@@ -26,6 +26,18 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _DIGITS_TEST = 36
 _SPLITS = {"train": "train", "test": "t10k"}
 
+_NPZ_NEEDED = ("x_train", "y_train", "x_test", "y_test")
+# All that is read of a file, and what each may hold.
+_NPZ_ARRAYS = {
+    "x_train": "real numbers",
+    "x_test": "real numbers",
+    "y_train": "integers",
+    "y_test": "integers",
+    "num_classes": "one integer",
+    "group_train": "integers or strings",
+    "group_test": "integers or strings",
+}
+
 
 def digits() -> Source:
     """Return scikit-learn's handwritten digits: 1,797 images of 8 x 8 with values 0..16.
@@ -209,11 +221,6 @@ def _cifar(name: str, path: Path, num_classes: int) -> Source:
 
 def _npz_source(name: str, path: Path, *, flip: bool, normalise: bool = True) -> Source:
     arrays = _read_npz(name, path)
-    missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
-    if missing:
-        raise DataError(
-            f"{name}: lacks {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'no arrays'}"
-        )
     x_train, x_test = arrays["x_train"], arrays["x_test"]
     last = x_train.ndim == 4 and x_train.shape[3] in (1, 3) and x_train.shape[1] not in (1, 3)
     group_train, group_test, client_names = _number_groups(name, arrays)
@@ -262,12 +269,16 @@ def _read_idx(name: str, path: Path, ndim: int) -> NDArray[np.uint8]:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name}: can't read {path}: {first_line(error)}") from error
     header = 4 * (1 + ndim)
-    magic = int.from_bytes(data[:4], "big")
-    expected = 0x0800 | ndim
-    if magic != expected or len(data) < header:
+    magic, expected = data[:4], (0x0800 | ndim).to_bytes(4, "big")
+    if magic != expected[: len(magic)]:
         raise DataError(
             f"{name}: {path} is no IDX file of bytes with {ndim} axes: it begins with"
-            f" 0x{magic:08x}, not 0x{expected:08x}, or ends within its header"
+            f" 0x{magic.hex()}, not 0x{expected.hex()}"
+        )
+    if len(data) < header:
+        raise DataError(
+            f"{name}: {path} was cut short: it has {len(data)} bytes, but an IDX file's header of"
+            f" {ndim} axes has {header}"
         )
     shape = [int(size) for size in np.frombuffer(data, ">u4", ndim, 4)]
     if not prod(shape):
@@ -285,19 +296,46 @@ def _read_npz(name: str, path: Path) -> dict[str, NDArray[Any]]:
     found = find_file(name, path)
     if found is None:
         raise DataError(f"{name}: no file {path}")
-    if not zipfile.is_zipfile(found):
+    if not _is_npz(name, found):
         raise DataError(f"{name}: {path} is no .npz file (numpy.savez), or was cut short")
     arrays = {}
     key = ""
     try:
         # Opened here, because NumPy leaves a file open whose archive is damaged.
         with found.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            for key in file.files:
-                arrays[key] = file[key]
+            have = sorted(file.files)
+            for key in have:
+                if key in _NPZ_ARRAYS:
+                    arrays[key] = file[key]
     except Exception as error:  # the parsers of damaged headers let all kinds through
+        # Of objects NumPy says how to load them, which would run whatever the file says.
+        if "allow_pickle" in str(error):
+            raise DataError(
+                f"{name}: {key} is an array of Python objects; must be {_NPZ_ARRAYS[key]}"
+            ) from error
         raise DataError(f"{name}: can't read array {key!r}: {first_line(error)}") from error
-    # What isn't in NumPy's format comes back as bytes.
-    return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # but bytes, where it isn't in NumPy's format
+            raise DataError(
+                f"{name}: {key} is {len(array)} bytes that aren't in NumPy's format; must be an"
+                " array as numpy.savez writes it"
+            )
+    missing = [key for key in _NPZ_NEEDED if key not in arrays]
+    if missing:
+        raise DataError(
+            f"{name}: lacks {', '.join(missing)}; it has {', '.join(have) or 'no arrays'}"
+        )
+    return arrays
+
+
+def _is_npz(name: str, path: Path) -> bool:
+    """Tell whether a file is an archive from its first byte on; NumPy unpickles others."""
+    try:
+        with path.open("rb") as opened:
+            begins = opened.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+        return begins and zipfile.is_zipfile(path)
+    except OSError as error:
+        raise DataError(f"{name}: can't read {path}: {first_line(error)}") from error
 
 
 def _to_examples(what: str, x: NDArray[Any], channels_last: bool) -> Examples:

@@ -150,7 +150,10 @@ class TestIdxFailure:
     def test_cut_short(self, tmp_path, length):
         write_idx(tmp_path, compress=False)
         message = self.damage(tmp_path, "train-images-idx3-ubyte", lambda data: data[:length])
-        assert "train-images-idx3-ubyte" in message
+        if length < 16:
+            assert f"was cut short: it has {length} bytes, but an IDX file's header" in message
+        else:
+            assert f"has {length - 16} bytes of values, but its header says 5 x 2 x 3" in message
 
     def test_too_long(self, tmp_path):
         write_idx(tmp_path, compress=False)
@@ -161,7 +164,12 @@ class TestIdxFailure:
         write_idx(tmp_path, compress=False)
         labels = idx_bytes(LABELS["train"])
         message = self.damage(tmp_path, "train-images-idx3-ubyte", lambda _: labels)
-        assert "0x00000801, not 0x00000803" in message
+        assert message.endswith("with 3 axes: it begins with 0x00000801, not 0x00000803")
+
+    def test_another_beginning_cut_short(self, tmp_path):
+        write_idx(tmp_path, compress=False)
+        message = self.damage(tmp_path, "train-images-idx3-ubyte", lambda _: b"\x00\x01")
+        assert message.endswith("it begins with 0x0001, not 0x00000803")
 
     @pytest.mark.parametrize("length", [0, 1, 5, 15, -9, -1])
     def test_gzip_cut_short(self, tmp_path, length):
@@ -260,7 +268,14 @@ class TestNpzFailure:
         ("changes", "message"),
         [
             ({"x_test": None, "y_test": None}, "lacks x_test, y_test; it has x_train, y_train"),
-            ({"y_train": np.array([0, 1, 2, "a"], object)}, "can't read array 'y_train': Object"),
+            (
+                {"y_train": np.array([0, 1, 2, "a"], object)},
+                "y_train is an array of Python objects; must be integers$",
+            ),
+            (
+                {"group_test": np.array([0, "a"], object)},
+                "group_test is an array of Python objects; must be integers or strings$",
+            ),
             ({"y_train": np.array([0.0, 1, 2, 1])}, "y_train is float64"),
             ({"y_train": np.array(["a", "b", "c", "d"])}, "y_train is <U1"),
             ({"y_train": np.array([0, -2, 2, 1])}, r"y_train\[1\] = -2"),
@@ -320,8 +335,35 @@ class TestNpzFailure:
     def test_a_member_that_is_no_array(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "odd.npz", "w") as file:
             file.writestr("x_train", b"hello")
-        with pytest.raises(DataError, match="it has no arrays"):
+        with pytest.raises(DataError, match="x_train is 5 bytes that aren't in NumPy's format"):
             sources.npz(str(tmp_path / "odd.npz"))
+
+    @pytest.mark.parametrize("key", ["x_train", "group_train"])
+    @pytest.mark.parametrize("content", [b"", b"hello"])
+    def test_a_member_in_an_arrays_place(self, save, key, content):
+        with zipfile.ZipFile(save(x_train=None), "a") as file:
+            file.writestr(f"{key}.npy", content)
+            path = file.filename
+        expected = f"{key} is {len(content)} bytes that aren't in NumPy's format; must be an array"
+        with pytest.raises(DataError, match=expected):
+            sources.npz(path)
+
+    def test_an_archive_without_arrays(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "none.npz", "w"):
+            pass
+        with pytest.raises(DataError, match=r"lacks x_train, .*; it has no arrays"):
+            sources.npz(str(tmp_path / "none.npz"))
+
+    def test_bytes_before_the_archive(self, tmp_path, save):
+        # NumPy would take the file for a pickle, and say how to load it.
+        with open(save(), "rb") as file:  # noqa: PTH123
+            (tmp_path / "more.npz").write_bytes(b"GIF89a" + file.read())
+        with pytest.raises(DataError, match=r"more\.npz is no \.npz file \(numpy\.savez\)"):
+            sources.npz(str(tmp_path / "more.npz"))
+
+    def test_other_arrays_are_not_read(self, save):
+        path = save(notes=np.array([None, "x"], object))
+        assert sources.npz(path).num_classes == 4
 
 
 def cifar_arrays(classes, **changes):
