@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedsim.data.checks import check, is_whole
 from fedsim.data.files import first_line
@@ -78,6 +78,11 @@ def decode(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_FORMATS) as opened:
                 image = ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError as error:  # its text shows how the file was opened
+        raise DataError(
+            f"{what}: can't read the image: it is none of {', '.join(_FORMATS)}, or its header is"
+            " damaged"
+        ) from error
     except Exception as error:  # Pillow lets all kinds through
         raise DataError(f"{what}: can't read the image: {first_line(error)}") from error
     return pixels(what, image, size=size, grey=grey)
