@@ -39,6 +39,13 @@ def _find(name: str, path: Path, is_there: Callable[[Path], bool]) -> Path | Non
         raise DataError(f"{name}: can't read {path}: {first_line(error)}") from error
 
 
+def check_file(what: str, path: Path) -> None:
+    """Raise DataError if something there is no file: to open a pipe waits for who writes to it."""
+    if not path.is_file() and path.exists():
+        kind = "folder" if path.is_dir() else "pipe, socket or device"
+        raise DataError(f"{what} is a {kind}; must be a file")
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's text, or its type if it has none."""
     return str(error).partition("\n")[0] or type(error).__name__

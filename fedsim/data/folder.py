@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.files import SPLITS, find_file, find_folder, first_line, numbered
+from fedsim.data.files import (
+    SPLITS,
+    check_file,
+    find_file,
+    find_folder,
+    first_line,
+    numbered,
+)
 from fedsim.data.images import check_size, decode, stack
 from fedsim.data.source import Source, names_of
 from fedsim.errors import DataError
@@ -111,7 +119,15 @@ def _list(name: str, root: Path) -> tuple[dict[str, list[PurePosixPath]], list[s
     _check_spelling(name, root, classes)
     if find_folder(name, root / _UNLABELLED) is not None:
         files["train"] += _read_split(name, root, _UNLABELLED)[0]
+    else:
+        _check_absent(name, root / _UNLABELLED, "a folder of training images")
     return files, sorted(classes)
+
+
+def _check_absent(name: str, path: Path, allowed: str) -> None:
+    """Raise DataError if there is something that was not found to be what it must be."""
+    if os.path.lexists(path):
+        raise DataError(f"{name}: {path.name} must be {allowed}, or not be there")
 
 
 def _check_spelling(name: str, root: Path, classes: set[str]) -> None:
@@ -136,7 +152,7 @@ def _read_split(name: str, root: Path, split: str) -> tuple[list[PurePosixPath],
     if find_folder(name, root / split) is None:
         raise DataError(f"{name}: has no folder {split}")
     try:
-        paths = [PurePosixPath(path.relative_to(root)) for path in _walk(root / split)]
+        paths = list(_walk(name, root, PurePosixPath(split)))
         folders = {
             path.name
             for path in (root / split).iterdir()
@@ -147,15 +163,24 @@ def _read_split(name: str, root: Path, split: str) -> tuple[list[PurePosixPath],
     return [path for path in paths if _is_image(name, path)], folders
 
 
-def _walk(place: Path) -> Iterator[Path]:
-    """Yield the files of a folder and of the folders in it, sorted, links followed."""
-    for path in sorted(place.iterdir()):
+def _walk(
+    name: str, root: Path, place: PurePosixPath, above: tuple[Path, ...] = ()
+) -> Iterator[PurePosixPath]:
+    """Yield the files of a folder and of the folders in it, relative to `root`.
+
+    They are sorted, and links are followed; `above` are the folders on the way, without links.
+    """
+    real = (root / place).resolve()
+    if any(folder.is_relative_to(real) for folder in above):
+        raise DataError(f"{name}: {place} is a symbolic link to a folder that it is in; remove it")
+    for path in sorted((root / place).iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from _walk(path)
+            yield from _walk(name, root, place / path.name, (*above, real))
         else:
-            yield path
+            check_file(f"{name}: {place / path.name}", path)
+            yield place / path.name
 
 
 def _is_image(name: str, path: PurePosixPath) -> bool:
@@ -177,6 +202,7 @@ def _groups(
     """Return the numbers of the images' clients, of the splits that clients.csv names; and all."""
     path = find_file(name, root / _CLIENTS)
     if path is None:
+        _check_absent(name, root / _CLIENTS, "a file")
         return {}, ()
     what = f"{name}: {_CLIENTS}"
     client = _read_clients(what, path, {str(file) for part in files.values() for file in part})

@@ -1,5 +1,6 @@
 """Images in folders, and whose they are."""
 
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -331,11 +332,37 @@ class TestFolderFailure:
 
     def test_a_format_that_another_program_would_read(self, root):
         save(root, PATHS[1], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 4\n")
-        assert message(root).startswith("train/cat/b.png: can't read the image: cannot identify")
+        assert message(root).endswith(
+            "train/cat/b.png: can't read the image: it is none of PNG, JPEG, BMP, GIF, WEBP, TIFF,"
+            " PPM, or its header is damaged"
+        )
 
     def test_a_link_to_nothing(self, root):
         (root / "train/cat/x.png").symlink_to(root / "gone.png")
         assert "train/cat/x.png: can't read the image: [Errno 2] No such file" in message(root)
+
+    @pytest.mark.parametrize("goes_to", ["train", "train/cat", "."])
+    def test_a_link_that_leads_back(self, root, goes_to):
+        (root / "train/cat/again").symlink_to(root / goes_to)
+        assert message(root) == (
+            "train/cat/again is a symbolic link to a folder that it is in; remove it"
+        )
+
+    def test_links_that_lead_to_each_other(self, root):
+        (root / "train/cat/x").symlink_to(root / "test/dog")
+        (root / "test/dog/y").symlink_to(root / "train/cat")
+        assert message(root).startswith("train/cat/x/y is a symbolic link to a folder that it is")
+
+    @pytest.mark.parametrize("path", ["train/cat/pipe.png", "unlabelled/pipe.png"])
+    def test_a_pipe(self, root, path):
+        (root / "unlabelled").mkdir()
+        os.mkfifo(root / path)  # to open it would wait for ever
+        assert message(root) == f"{path} is a pipe, socket or device; must be a file"
+
+    def test_unlabelled_is_a_file(self, root):
+        save(root, "unlabelled", b"")
+        expected = "unlabelled must be a folder of training images, or not be there"
+        assert message(root) == expected
 
     def test_a_pixel_mode(self, root):
         save(root, PATHS[1], np.zeros((4, 5), np.uint16))
@@ -392,6 +419,16 @@ class TestClientsFailure:
             f" names no client for {missing}; must name one for every training image, and for every"
             " test image or none"
         )
+
+    def test_no_file(self, root):
+        place = root / "clients.csv"
+        for make in (place.mkdir, lambda: os.mkfifo(place), lambda: place.symlink_to("gone.csv")):
+            make()
+            assert message(root) == "clients.csv must be a file, or not be there"
+            if place.is_dir():
+                place.rmdir()
+            else:
+                place.unlink()
 
     def test_an_open_quote(self, root):
         assert self.message(root, self.rows('train/cat/a.png,"al')).startswith(" can't be read: ")
