@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedsim.data.checks import check
 from fedsim.data.files import find_file, find_folder
 from fedsim.data.images import check_size
 from fedsim.data.source import Examples, Source, names_of
@@ -21,9 +22,9 @@ def parquet(
     normalise: bool = True,
     size: int = 0,
     grey: bool = False,
-    x: str = "",
-    label: str = "",
-    client: str = "",
+    x: str | None = None,
+    label: str | None = None,
+    client: str | None = None,
 ) -> Source:
     """Return the images, vectors or table of Parquet files.
 
@@ -39,19 +40,19 @@ def parquet(
         See `Source`.
     size, grey
         As in the source ``folder``; of images only.
-    x : str
+    x : str, optional
         The column of the examples: encoded images, as bytes or as the hub's structs with a field
-        ``bytes``, in the formats of the source ``folder``; or lists of D numbers. If empty:
+        ``bytes``, in the formats of the source ``folder``; or lists of D numbers. If not given:
         ``image``, else ``img``, else the only column of lists of numbers; where there is none of
         these, all columns of numbers that are left, in the first file's order, are the features.
         Then text and dates are left out, and pandas's index (``__index_level_0__``).
-    label : str
+    label : str, optional
         The column of the labels: whole numbers from 0, or text, whose sorted values in both splits
-        are the classes. In the training rows null or -1 where nobody knows the label. If empty:
-        ``fine_label``, else ``label``.
-    client : str
+        are the classes. In the training rows null or -1 where nobody knows the label. If not
+        given: ``fine_label``, else ``label``.
+    client : str, optional
         The column that says whose an example is, text or whole numbers; clients are numbered in
-        sorted order. If empty: ``client``, if there is one. Test files may have none.
+        sorted order. If not given: ``client``, if there is one. Test files may have none.
 
     Returns
     -------
@@ -66,8 +67,15 @@ def parquet(
     DataError
         If ``pyarrow`` isn't installed, a file or column is missing, damaged or of another kind, or
         a value is null, not finite in float32 or out of range. Rows are counted from 0.
+
+    Warns
+    -----
+    UserWarning
+        Once if columns of text or dates are left out of the features.
     """
     check_size(size)
+    for key, column in (("x", x), ("label", label), ("client", client)):
+        check(column != "", f"data.{key}", column, "the name of a column, or not given")
     name = f"parquet:{location}"
     try:
         import pyarrow.parquet  # noqa: F401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedsim.data.columns import Kind, Part, check_nulls, kind
-from fedsim.data.files import SPLITS, first_line
+from fedsim.data.files import SPLITS, check_file, first_line
 from fedsim.errors import DataError
 
 # Of several columns the first is taken, as in the source hf.
@@ -111,7 +112,10 @@ def open_folder(name: str, folder: Path) -> list[File]:
 
 def _open(name: str, place: str, path: Path, split: str) -> File:
     try:
+        check_file(f"{name}: {path.name}", path)
         schema = pq.read_schema(path)
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{name}: {place}can't be read: {first_line(error)}") from error
     types = dict(zip(schema.names, schema.types, strict=True))
@@ -121,20 +125,27 @@ def _open(name: str, place: str, path: Path, split: str) -> File:
     return File(name=name, place=place, path=path, split=split, types=types)
 
 
-def choose(files: Sequence[File], *, x: str, label: str, client: str) -> Columns:
+def choose(
+    files: Sequence[File], *, x: str | None, label: str | None, client: str | None
+) -> Columns:
     """Return the columns to read, which all files must have.
 
     Parameters
     ----------
     files : sequence of File
         The files of both splits, at least one.
-    x, label, client : str
+    x, label, client : str, optional
         As in `fedsim.data.parquet.parquet`.
 
     Raises
     ------
     DataError
         If a column is missing in a file, or can't be what it is taken for.
+
+    Warns
+    -----
+    UserWarning
+        If columns are left out of the features of a table.
     """
     first = files[0]
     label = label or next((column for column in _USUAL_LABEL if column in first.types), "label")
@@ -156,10 +167,12 @@ def choose(files: Sequence[File], *, x: str, label: str, client: str) -> Columns
                 f"{file.name}: {file.place}the examples are {_described(file, other[1])}, but"
                 f" {first.place}{_described(first, found[1])}"
             )
+    if found[0] == "number":
+        _warn_of_others(first, {*found[1], *taken})
     return Columns(kind=found[0], x=found[1], label=label, client=client if has_clients else None)
 
 
-def _examples(file: File, x: str, taken: set[str]) -> tuple[Kind, tuple[str, ...]]:
+def _examples(file: File, x: str | None, taken: set[str]) -> tuple[Kind, tuple[str, ...]]:
     """Return what the examples are, ``number`` for a table, and their columns."""
     rest = [name for name in file.types if name not in taken and not name.startswith(_INDEX)]
     named = [x] if x else [column for column in _USUAL_X if column in rest]
@@ -192,6 +205,18 @@ def _examples(file: File, x: str, taken: set[str]) -> tuple[Kind, tuple[str, ...
             f" {_described(file, list(file.types))}"
         )
     return "number", numbers
+
+
+def _warn_of_others(file: File, used: set[str]) -> None:
+    others = [name for name in file.types if name not in used and not name.startswith(_INDEX)]
+    if others:
+        more = f", and {len(others) - 20} more" if len(others) > 20 else ""
+        warnings.warn(
+            f"{file.name}: {file.place}not among the features, for they are no numbers:"
+            f" {_described(file, others[:20])}{more}",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _described(file: File, columns: Sequence[str]) -> str:

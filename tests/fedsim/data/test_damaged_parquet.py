@@ -1,5 +1,6 @@
 """Parquet files that can't be used: one line says where, and why."""
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -54,7 +55,13 @@ class TestFilesFailure:
     def test_a_folder_in_place_of_a_file(self, tmp_path):
         write(tmp_path)
         (tmp_path / "train-more.parquet").mkdir()
-        assert message(tmp_path).startswith("train-more.parquet: can't be read: ")
+        assert message(tmp_path) == "train-more.parquet is a folder; must be a file"
+
+    def test_a_pipe_in_place_of_a_file(self, tmp_path):
+        write(tmp_path)
+        os.mkfifo(tmp_path / "train-more.parquet")  # to open it would wait for ever
+        expected = "train-more.parquet is a pipe, socket or device; must be a file"
+        assert message(tmp_path) == expected
 
     def test_files_cut_short(self, tmp_path):
         write(tmp_path)
@@ -313,7 +320,7 @@ class TestValuesFailure:
             ),
             (
                 {"image": (IMAGES[:3], [IMAGES[3], b"\x80\x04."])},
-                "test.parquet: column 'image', row 1: can't read the image: cannot identify",
+                "test.parquet: column 'image', row 1: can't read the image: it is none of PNG,",
             ),
             (
                 {"image": (IMAGES[:3], [IMAGES[3], png(np.zeros((4, 5), np.uint8))])},
@@ -324,6 +331,12 @@ class TestValuesFailure:
     )
     def test_one_line_says_where(self, tmp_path, changes, expected):
         assert message(write(tmp_path, **changes)).startswith(expected)
+
+    @pytest.mark.parametrize("key", ["x", "label", "client"])
+    def test_a_column_without_a_name(self, tmp_path, key):
+        expected = rf"^data\.{key} = '': must be the name of a column, or not given$"
+        with pytest.raises(DataError, match=expected):
+            parquet(write(tmp_path), **{key: ""})
 
     @pytest.mark.parametrize(
         ("settings", "line"),
