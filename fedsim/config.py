@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from fedsim import registry
 from fedsim.errors import ConfigError, own_part
@@ -22,10 +29,14 @@ def _check_participation(value: int | float) -> int | float:
     return value
 
 
-def _check_labelled(value: float | tuple[float, float]) -> float | tuple[float, float]:
-    if isinstance(value, tuple) and value[0] > value[1]:
+def _check_labelled(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        share = validate(value)
+    except ValidationError:  # it says of each branch of the union in turn what is wrong
+        raise ValueError("must be a share from 0 to 1, or [low, high]") from None
+    if isinstance(share, tuple) and share[0] > share[1]:
         raise ValueError("in [low, high] the first share must not be above the second")
-    return value
+    return share
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -92,7 +103,7 @@ class Clients(OpenTable):
 
     count: Positive = Field(10, description="number of clients")
     partition: str = Field("iid", description="how the examples are dealt out to the clients")
-    labelled: Annotated[Share | tuple[Share, Share], AfterValidator(_check_labelled)] = Field(
+    labelled: Annotated[Share | tuple[Share, Share], WrapValidator(_check_labelled)] = Field(
         1.0,
         description="share of each client's training examples that keep their label; "
         "[low, high] draws a share for each client",
