@@ -15,6 +15,9 @@ from fedsim.errors import ConfigError
 from fedsim.models.layers import Flatten, Linear, Norm, norm_layer
 from fedsim.models.net import Model
 
+MAX_WIDTH = 1_000_000
+"""Widths above this are taken for a mistake before memory is asked for them."""
+
 
 def linear(shape: tuple[int, ...], num_classes: int) -> Model:
     """Return multinomial logistic regression on the flattened inputs.
@@ -34,10 +37,13 @@ def mlp(shape: tuple[int, ...], num_classes: int, *, hidden: tuple[int, ...] = (
     num_classes : int
         Number of classes.
     hidden : tuple of int
-        Widths of the hidden layers, at least one, each >= 1; the last is the feature width.
+        Widths of the hidden layers, at least one, each 1..`MAX_WIDTH`; the last is the feature
+        width.
     """
-    if not hidden or min(hidden) < 1:
-        raise ConfigError(f"model.hidden = {list(hidden)}: give one or more widths of at least 1")
+    if not hidden or min(hidden) < 1 or max(hidden) > MAX_WIDTH:
+        raise ConfigError(
+            f"model.hidden = {list(hidden)}: give one or more widths from 1 to {MAX_WIDTH}"
+        )
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise((prod(shape), *hidden)):
         layers += [Linear(fan_in, fan_out), nn.ReLU()]
@@ -61,10 +67,10 @@ def cnn(
     num_classes : int
         Number of classes.
     channels : tuple of int
-        Widths of the convolutions.
+        Widths of the convolutions, at least one, each 1..`MAX_WIDTH`.
     hidden : int
-        Width of a fully connected ReLU layer before the head; 0 means none, and the features
-        are the maps, flattened pixel by pixel (`fedsim.models.layers.Flatten`).
+        Width of a fully connected ReLU layer before the head, at most `MAX_WIDTH`; 0 means none,
+        and the features are the maps, flattened pixel by pixel (`fedsim.models.layers.Flatten`).
     norm : {"none", "batch", "group"}
         Normalisation after each pooling.
 
@@ -73,12 +79,14 @@ def cnn(
     ConfigError
         If the data are not images, or too small for that many poolings.
     """
-    if not channels or min(channels) < 1:
+    if not channels or min(channels) < 1 or max(channels) > MAX_WIDTH:
         raise ConfigError(
-            f"model.channels = {list(channels)}: give one or more widths of at least 1"
+            f"model.channels = {list(channels)}: give one or more widths from 1 to {MAX_WIDTH}"
         )
-    if hidden < 0:
-        raise ConfigError(f"model.hidden = {hidden}: must be 0 (none) or a width")
+    if not 0 <= hidden <= MAX_WIDTH:
+        raise ConfigError(
+            f"model.hidden = {hidden}: must be 0 (none) or a width of at most {MAX_WIDTH}"
+        )
     side = 2 ** len(channels)
     if len(shape) != 3 or min(shape[1:]) < side:
         raise ConfigError(

@@ -91,13 +91,14 @@ class TestModelFailure:
         with pytest.raises(ConfigError, match="at least 16 x 16 pixels"):
             resnet18((1, 8, 8), 10)
 
-    @pytest.mark.parametrize("hidden", [(), (0,), (8, -1)])
+    @pytest.mark.parametrize("hidden", [(), (0,), (8, -1), (2**70,), (8, 10**6 + 1)])
     def test_mlp_widths(self, hidden):
-        with pytest.raises(ConfigError, match=r"model\.hidden"):
+        with pytest.raises(ConfigError, match=r"model\.hidden = \[.*widths from 1 to 1000000$"):
             mlp((4,), 2, hidden=hidden)
 
-    def test_cnn_widths(self):
-        with pytest.raises(ConfigError, match=r"model\.channels"):
-            cnn((1, 8, 8), 2, channels=(0,))
-        with pytest.raises(ConfigError, match=r"model\.hidden"):
-            cnn((1, 8, 8), 2, hidden=-1)
+    @pytest.mark.parametrize("width", [-1, 10**6 + 1, 2**70])
+    def test_cnn_widths(self, width):
+        with pytest.raises(ConfigError, match=r"model\.channels = .*widths from 1 to 1000000$"):
+            cnn((1, 8, 8), 2, channels=(width,))
+        with pytest.raises(ConfigError, match=r"model\.hidden = .*width of at most 1000000$"):
+            cnn((1, 8, 8), 2, hidden=width)
