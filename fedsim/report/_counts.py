@@ -1,7 +1,8 @@
 """Pictures of who holds what: labelled and unlabelled examples by client and class.
 
 K clients, C classes, P pairs of client and class that occur, B bins of clients, R rows: a row for
-each class, and a last one for the examples whose class nobody knows, if there are any.
+each class, and a last one for the examples whose class nobody knows, if there are any. S strips of
+a heat map, of one row or several.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ Floats = npt.NDArray[np.float64]
 MOST_BUBBLES = (60, 40)  # clients and classes up to which circles are large enough to compare
 _ALL = "#C9C9C9"  # labelled and unlabelled together, in the histograms
 _MOST_BINS = 200  # columns of a heat map: each still 3 pixels wide
+_MOST_STRIPS = 500  # rows of a heat map: it has about as many pixels
+_MOST_STEPS = 200  # of a histogram
 _WIDEST = 0.94  # diameter of the largest circle, in cells
 _SMALLEST = 0.17  # a circle for a single example must still be seen
 
@@ -195,16 +198,21 @@ def bubbles(counts: Counts, title: str) -> Figure:
 
 
 def heat_maps(counts: Counts, title: str) -> Figure:
-    """Draw the mean counts of clients grouped by their most frequent class, and histograms."""
+    """Draw the mean counts of clients grouped by their most frequent class, and histograms.
+
+    However many clients and classes there are, the picture has as many parts: neighbours are drawn
+    together.
+    """
     total = counts.labelled + counts.unlabelled
     bins, bin_size = _bin_clients(counts, total)
+    _, strip_size = _strips(counts)
     panels = {
         name: _mean_counts(counts, values, bins, bin_size)
         for name, values in (("Labelled", counts.labelled), ("Unlabelled", counts.unlabelled))
         if values.any()
     }
     every = np.concatenate(list(panels.values()), axis=1)
-    low, high = float(every[every > 0].min()), _largest(every, slice(counts.num_classes))
+    low, high = float(every[every > 0].min()), _largest(every, _known_strips(counts))
     # Four powers of ten are all that the eye tells apart; rarer than that is drawn as rarest.
     norm = LogNorm(max(low, high / 1e4), high if high > low else 10 * low)
 
@@ -243,13 +251,22 @@ def heat_maps(counts: Counts, title: str) -> Figure:
     bar.formatter = FuncFormatter(lambda value, _: f"{value:,g}")
     if high < 10 * low:  # with a power of ten or none between them
         bar.minorformatter = bar.formatter
-    per_bin = "" if bins.max() + 1 == counts.num_clients else ", mean over neighbouring clients"
+    merged = [
+        what
+        for what, is_merged in (
+            ("clients", len(bin_size) < counts.num_clients),
+            ("classes", len(strip_size) < counts.num_rows),
+        )
+        if is_merged
+    ]
+    per_bin = f", mean over neighbouring {' and '.join(merged)}" if merged else ""
     bar.set_label(f"Examples per client and class{per_bin} (white: none)")
 
     totals = fig.add_subplot(grid[0, 2])
     _class_totals(totals, counts, named=counts.num_classes <= 20)
     totals.set_ylim(counts.num_rows - 0.5, -0.5)
-    _style.set_note(totals, "Total of the class")
+    several = len(strip_size) < counts.num_rows
+    _style.set_note(totals, "Mean total of a class" if several else "Total of the class")
 
     _size_histogram(fig.add_subplot(grid[1, 0]), counts, total)
     _class_histogram(fig.add_subplot(grid[1, 1]), counts, total)
@@ -352,26 +369,59 @@ def _stacked(ax: Axes, labelled: Floats, unlabelled: Floats) -> None:
 
 def _class_totals(ax: Axes, counts: Counts, *, named: bool) -> None:
     """Draw the totals of the classes as lying bars; ``named`` writes them at the bars' ends."""
-    labelled, unlabelled = counts.by_row(counts.labelled), counts.by_row(counts.unlabelled)
+    strips, size = _strips(counts)
+    labelled, unlabelled = (
+        np.bincount(strips, counts.by_row(values)) / size
+        for values in (counts.labelled, counts.unlabelled)
+    )
     totals = [f"{value:,.0f}" for value in labelled + unlabelled]
-    most = 1.2 * _largest(labelled + unlabelled, slice(counts.num_classes))
+    most = 1.2 * _largest(labelled + unlabelled, _known_strips(counts))
     if unlabelled[-1] > most:  # of unknown class
         unlabelled[-1], totals[-1] = most, f"⋯ {totals[-1]}"
-    y = np.arange(counts.num_rows)
-    height = 0.72 if named else 1.0
-    ax.barh(y, labelled, height=height, color=_style.LABELLED)
-    bars = ax.barh(y, unlabelled, height=height, left=labelled, color=_style.UNLABELLED)
     ax.set_yticks([])
     if named:
+        y = np.arange(counts.num_rows)
+        ax.barh(y, labelled, height=0.72, color=_style.LABELLED)
+        bars = ax.barh(y, unlabelled, height=0.72, left=labelled, color=_style.UNLABELLED)
         ax.bar_label(bars, totals, padding=3, fontsize=8, color=_style.MUTED)
         # Room for the number at the end of the longest bar, whatever its length.
         ax.set_xlim(0, 1.55 * (labelled + unlabelled).max())
         ax.set_xticks([])
         ax.spines["bottom"].set_visible(False)
-    else:
+    else:  # as one outline: of many bars each takes milliseconds
+        edges = np.linspace(-0.5, counts.num_rows - 0.5, len(size) + 1)
+        for low, high, colour in (
+            (np.zeros(len(size)), labelled, _style.LABELLED),
+            (labelled, labelled + unlabelled, _style.UNLABELLED),
+        ):
+            ax.stairs(
+                high,
+                edges,
+                baseline=low,
+                orientation="horizontal",
+                fill=True,
+                color=colour,
+                snap=True,
+            )
         ax.xaxis.set_major_locator(_style.whole_numbers(3))
         ax.xaxis.set_major_formatter(_style.THOUSANDS)
         ax.set_xlabel("Examples")
+
+
+def _strips(counts: Counts) -> tuple[Ints, Ints]:
+    """Give each row a strip of the heat map: its strip, int64 [R], and the strips' sizes [S].
+
+    Where there are more classes than strips, neighbours share one; what nobody knows has its own.
+    """
+    classes = np.arange(counts.num_classes)
+    strips = classes * min(counts.num_classes, _MOST_STRIPS) // counts.num_classes
+    unknown = np.arange(counts.num_rows - counts.num_classes) + strips[-1] + 1
+    strips = np.concatenate([strips, unknown])
+    return strips, np.bincount(strips)
+
+
+def _known_strips(counts: Counts) -> slice:
+    return slice(min(counts.num_classes, _MOST_STRIPS))
 
 
 def _bin_clients(counts: Counts, total: Ints) -> tuple[Ints, Ints]:
@@ -393,10 +443,11 @@ def _bin_clients(counts: Counts, total: Ints) -> tuple[Ints, Ints]:
 
 
 def _mean_counts(counts: Counts, values: Ints, bins: Ints, bin_size: Ints) -> Floats:
-    """Return the mean count of a bin's clients, float64 [R, B]."""
-    cell = counts.row * len(bin_size) + bins[counts.client]
-    sums = np.bincount(cell, values, minlength=counts.num_rows * len(bin_size))
-    return sums.reshape(counts.num_rows, len(bin_size)) / bin_size
+    """Return the mean count of a bin's clients and a strip's rows, float64 [S, B]."""
+    strips, strip_size = _strips(counts)
+    cell = strips[counts.row] * len(bin_size) + bins[counts.client]
+    sums = np.bincount(cell, values, minlength=len(strip_size) * len(bin_size))
+    return sums.reshape(len(strip_size), len(bin_size)) / bin_size / strip_size[:, None]
 
 
 def _size_histogram(ax: Axes, counts: Counts, total: Ints) -> None:
@@ -427,7 +478,8 @@ def _class_histogram(ax: Axes, counts: Counts, total: Ints) -> None:
     """Draw how many classes the clients hold."""
     held = counts.by_client((total > 0) & counts.known)
     labelled = counts.by_client(counts.labelled > 0)
-    _two_histograms(ax, held, labelled, np.arange(held.max() + 2) - 0.5)
+    step = max(1, int(held.max() / _MOST_STEPS))
+    _two_histograms(ax, held, labelled, np.arange(0, held.max() + 1 + step, step) - 0.5)
     ax.set_xlabel("Classes of a client")
     ax.xaxis.set_major_locator(_style.whole_numbers(8))
     _style.set_note(

@@ -291,6 +291,54 @@ class TestClassCountsOfManyClients:
         assert fig.axes[0].images[0].get_array().shape == (10, 200)
 
 
+class TestClassCountsOfManyClasses:
+    def test_neighbours_share_a_strip(self):
+        # Two classes a strip; of classes 6 and 7 client 0 has 3 labelled and 1 unlabelled example.
+        frame = partition_frame([(0, 6, 2, 1), (0, 7, 1, 0), (1, 999, 8, 4)])
+        fig = class_counts(frame, 2, 1000, "run")
+        labelled, unlabelled = (ax.images[0].get_array().filled(0) for ax in fig.axes[:2])
+        assert labelled.shape == unlabelled.shape == (500, 2)
+        assert (labelled[3, 0], labelled[499, 1], labelled.sum()) == (1.5, 4, 5.5)
+        assert (unlabelled[3, 0], unlabelled[499, 1], unlabelled.sum()) == (0.5, 2, 2.5)
+        totals = next(ax for ax in fig.axes if ax.get_title("left") == "Mean total of a class")
+        dark, light = (patch.get_data() for patch in totals.patches)
+        assert (dark.values[3], dark.values[499], dark.values.sum()) == (1.5, 4, 5.5)
+        np.testing.assert_array_equal(light.baseline, dark.values)
+        assert light.values.sum() == 8
+        assert "Examples per client and class, mean over neighbouring classes (white: none)" in (
+            texts(fig)
+        )
+
+    def test_classes_that_have_a_strip_each(self):
+        frame = partition_frame([(0, 6, 2, 1), (0, 7, 1, 0), (1, 499, 8, 4)])
+        fig = class_counts(frame, 2, 500, "run")
+        assert fig.axes[0].images[0].get_array().filled(0)[[6, 7], 0].tolist() == [2, 1]
+        totals = next(ax for ax in fig.axes if ax.get_title("left") == "Total of the class")
+        dark, light = (patch.get_data() for patch in totals.patches)
+        assert dark.values[[6, 7, 499]].tolist() == [2, 1, 8]
+        assert light.values[[6, 7, 499]].tolist() == [3, 1, 12]
+        assert dark.edges[[0, 6, 500]].tolist() == [-0.5, 5.5, 499.5]
+
+    def test_what_nobody_knows_has_a_strip_of_its_own(self):
+        frame = partition_frame([(0, 6, 2, 1), (1, -1, 0, 40), (1, 1002, 1, 0)])
+        fig = class_counts(frame, 2, 1003, "run")
+        unlabelled = fig.axes[1].images[0].get_array().filled(0)
+        assert unlabelled.shape == (501, 2)
+        assert unlabelled[500].sum() == 40
+
+    @pytest.mark.parametrize("classes", [700, 1_000_000])
+    def test_the_cost_is_bounded(self, classes):
+        # Each of two clients holds one example of every class.
+        frame = pd.DataFrame({"client": np.repeat([0, 1], classes), "labelled": 1, "unlabelled": 0})
+        fig = class_counts(frame.assign(**{"class": [*range(classes)] * 2}), 2, classes, "run")
+        assert len(fig.findobj(mpl.patches.Patch)) < 60
+        held = next(ax for ax in fig.axes if ax.get_xlabel() == "Classes of a client")
+        counts = held.patches[0].get_data().values
+        assert len(counts) <= 300
+        assert counts.sum() == 2
+        np.testing.assert_allclose(fig.axes[0].images[0].get_array(), 1)
+
+
 class TestClassCountsFailure:
     @pytest.mark.parametrize(
         ("row", "message"),
