@@ -21,12 +21,11 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
 from torch import Tensor, from_numpy
 
 from fedsim.data.federation import Federation
-from fedsim.engine import flower
+from fedsim.engine import arrays_file, flower
 from fedsim.engine.state import DTYPES, are_versions
 from fedsim.errors import EngineError
 
@@ -70,7 +69,8 @@ class Checkpoint:
         """Return the content of the file."""
         parts: Parts = {}
         description = {name: _pack(value, name, parts) for name, value in vars(self).items()}
-        return save(parts, {"format": FORMAT, "description": json.dumps(description)})
+        metadata = {"format": FORMAT, "description": json.dumps(description)}
+        return arrays_file.to_bytes(parts, metadata)
 
     @classmethod
     def read(cls, file: Path) -> Checkpoint:
@@ -79,16 +79,12 @@ class Checkpoint:
         Raises
         ------
         EngineError
-            If the file is missing, can't be read, is cut short or of another format.
+            If the file is missing, can't be read, is cut short, damaged or of another format.
         """
         try:
-            # Not by path: safetensors says of any file it can't open that there is none.
-            file.open("rb").close()
-            with safe_open(file, framework="np") as content:
-                metadata = content.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"its format isn't {FORMAT}")
-                parts = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            parts, metadata = arrays_file.read(file)
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its format isn't {FORMAT}")
             description = json.loads(metadata["description"])
             checkpoint = cls(**{name: _unpack(node, parts) for name, node in description.items()})
             if not are_versions(checkpoint.versions):
@@ -161,8 +157,7 @@ def _pack(value: Any, where: str, parts: Parts) -> Any:
         if array.dtype.name not in DTYPES:
             raise TypeError(f"an array of {array.dtype}")
         key = f"{len(parts)}:{name}"
-        # Of an array in another order safetensors would write the numbers in that order.
-        parts[key] = np.asarray(array, order="C")
+        parts[key] = array
         return key
 
     if type(value) in _SAME_IN_JSON:

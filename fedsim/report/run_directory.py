@@ -140,9 +140,9 @@ class RunDirectory:
 
     def write_model(self, arrays: dict[str, Any]) -> None:
         """Write ``model.safetensors`` from NumPy arrays by name."""
-        from safetensors.numpy import save
+        from fedsim.engine import arrays_file
 
-        self.write_bytes("model.safetensors", save(arrays))
+        self.write_bytes("model.safetensors", arrays_file.to_bytes(arrays))
 
 
 def write_whole(file: Path, content: bytes) -> None:

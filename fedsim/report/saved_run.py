@@ -175,7 +175,7 @@ class SavedRun:
     @cached_property
     def arrays(self) -> Arrays:
         """The global model; that of the last checkpoint where the run was killed or goes on."""
-        from safetensors.numpy import load
+        from fedsim.engine import arrays_file
 
         if self.description.get("finished") is None and (self.path / CHECKPOINT).exists():
             from fedsim.engine.checkpoint import Checkpoint
@@ -186,9 +186,10 @@ class SavedRun:
         if not file.exists():
             return {}
         try:
-            return load(file.read_bytes())
-        except (OSError, SafetensorError) as error:
+            arrays, _ = arrays_file.read(file)
+        except (OSError, SafetensorError, ValueError) as error:
             raise DataError(f"{file}: can't be read: {error}") from None
+        return arrays
 
     @cached_property
     def states(self) -> ClientStates | None:

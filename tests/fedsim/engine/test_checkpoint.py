@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
 import fedsim
-from fedsim.engine import flower
+from fedsim.engine import arrays_file, flower
 from fedsim.engine.checkpoint import Checkpoint, attributes, digest, restore
 from fedsim.errors import EngineError
 from fedsim.simulation import load_federation
@@ -286,3 +286,24 @@ class TestCheckpointFailure:
             with pytest.raises(EngineError, match="is broken, or no checkpoint"):
                 Checkpoint.read(written(tmp_path, content))
         assert not Path("pwned").exists()
+
+    @pytest.mark.parametrize("damage", ["bit", "zeros", "metadata"])
+    def test_damage_is_noticed(self, tmp_path, damage):
+        arrays = flower.to_record({"w": np.arange(1000, dtype=np.float32)})
+        content = bytearray(checkpoint(arrays=arrays).to_bytes())
+        if damage == "bit":
+            content[-700] ^= 4
+        elif damage == "zeros":
+            content[-2000:] = bytes(2000)
+        else:
+            at = content.index(b'\\"data\\": \\"abc')
+            content[at + 12] ^= 1
+        with pytest.raises(EngineError, match=r"x.safetensors is broken.*its checksum differs"):
+            Checkpoint.read(written(tmp_path, content))
+
+
+def test_a_checkpoint_without_a_checksum_can_be_read(tmp_path):
+    """As an older fedsim wrote it."""
+    arrays, metadata = arrays_file.read(written(tmp_path, checkpoint().to_bytes()))
+    found = Checkpoint.read(written(tmp_path, save(arrays, metadata)))
+    assert found.arrays == checkpoint().arrays
