@@ -18,6 +18,7 @@ from fedsim.config import Experiment
 from fedsim.errors import EngineError
 from fedsim.metrics import column
 from fedsim.report.run_directory import CHECKPOINT, RunDirectory
+from fedsim.report.saved_run import SavedRun, parsed_table, untold
 from fedsim.resume import own_parts
 
 PATIENCE = 20
@@ -105,6 +106,7 @@ class Recorder:
         self._clients: list[pd.DataFrame] = []
         self._training: list[dict[str, list[Any]]] = []
         self._training_columns: list[str] = []
+        self._rows = {"clients.csv": 0, "training.csv": 0}
         self._seconds: dict[str, float] = {}
         self._own_parts = own_parts(experiment)
         self._earlier_parts: list[dict[str, Any]] = []
@@ -137,17 +139,34 @@ class Recorder:
                 f"the clients' data aren't those with which the run in {folder.path} began: has "
                 f"data.source = {self._experiment.data.source!r} changed?"
             )
-        rounds = folder.cut("rounds.csv", begun.round)
-        if len(rounds) != begun.round:
+        kept = {name: folder.until(name, begun.round) for name in ("rounds.csv", *self._rows)}
+        # All is checked before a round is trained, or a file changed.
+        tables = {name: parsed_table(folder.path / name, rows) for name, rows in kept.items()}
+        rounds = tables["rounds.csv"]
+        if rounds.get("round", pd.Series()).tolist() != [*range(1, begun.round + 1)]:
             raise EngineError(
-                f"{folder.path / 'rounds.csv'} has {len(rounds)} rows of the {begun.round} rounds "
-                "that the checkpoint has seen"
+                f"{folder.path / 'rounds.csv'} has {len(rounds)} rows, not one for each of the "
+                f"{begun.round} rounds that the checkpoint has seen"
             )
+        self._rows = {name: len(tables[name]) for name in self._rows}
+        for name, written in begun.record.get("rows", {}).items():
+            if self._rows[name] != written:
+                raise EngineError(
+                    f"{folder.path / name} has {self._rows[name]} rows of the first {begun.round} "
+                    f"rounds, of which the run wrote {written}"
+                )
+        problem = untold(rounds, tables["clients.csv"])  # all that an older checkpoint tells
+        if problem:
+            raise EngineError(f"{folder.path / 'clients.csv'} {problem}")
+        for name, rows in kept.items():
+            if rows:
+                folder.write_bytes(name, rows)
+            else:  # the header may not be whole either; the next row brings another
+                folder.remove(name)
         self._rounds = [{str(k): v for k, v in row.items()} for row in rounds.to_dict("records")]
-        clients = folder.cut("clients.csv", begun.round)
-        if not clients.empty:
-            self._clients = [clients]
-        training = folder.cut("training.csv", begun.round)
+        if self._rows["clients.csv"]:
+            self._clients = [tables["clients.csv"]]
+        training = tables["training.csv"]
         if not training.empty:
             self._training = [{str(name): list(column) for name, column in training.items()}]
         self._training_columns = list(training.columns)
@@ -156,7 +175,7 @@ class Recorder:
         self._resumed_after = [*begun.record["resumed_after"], begun.round]
         self._earlier_parts = begun.record.get("earlier_parts", [])
         before = begun.record.get("own_parts", self._own_parts)  # an older fedsim wrote none
-        if before != self._own_parts:
+        if before != self._own_parts and begun.round:
             earlier = {"until_round": begun.round, "own_parts": before}
             self._earlier_parts = [*self._earlier_parts, earlier]
 
@@ -169,7 +188,7 @@ class Recorder:
                 self._folder.write_table("names.csv", self._names)
             self._folder.write_json("run.json", self._description(finished=None))
             # That of a run which goes on would be taken for the new one's.
-            (self._folder.path / "report.html").unlink(missing_ok=True)
+            self._folder.remove("report.html")
             if not self._rounds:
                 self._save(0, arrays, strategy, states)
 
@@ -196,6 +215,7 @@ class Recorder:
                 "seconds": self._seconds,
                 "started": self._started,
                 "resumed_after": self._resumed_after,
+                "rows": self._rows,
                 "own_parts": self._own_parts,
                 "earlier_parts": self._earlier_parts,
             },
@@ -212,10 +232,12 @@ class Recorder:
         self._rounds.append(row)
         if finished.training:
             self._training.append(finished.training)
+            self._rows["training.csv"] += len(next(iter(finished.training.values())))
             self._write_training(finished.training)
         rows = None if clients is None or clients.empty else self._client_rows(row, clients)
         if rows is not None:
             self._clients.append(rows)
+            self._rows["clients.csv"] += len(rows)
         if self._folder is not None:
             if rows is not None:
                 self._folder.append("clients.csv", rows)
@@ -266,7 +288,6 @@ class Recorder:
         """Return the frames; of a run with a folder, draw the figures and write the report."""
         if self._folder is not None:
             from fedsim.report.report import write_report
-            from fedsim.report.saved_run import SavedRun
 
             write_report(SavedRun.read(self._folder.path))
         return Result(
@@ -290,6 +311,7 @@ class Recorder:
             "resumed_after": self._resumed_after,
             "finished": finished,
             "rounds_finished": rounds,
+            "rows": self._rows,
             "rounds_asked": self._experiment.training.rounds,
             "num_classes": self._federation.source.num_classes,
             "seconds_setup": self.setup_seconds,

@@ -70,7 +70,12 @@ def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
 
 
 def warn_of_changes(experiment: Experiment, found: Checkpoint, folder: Path) -> None:
-    """Warn of modules of the user's own that have changed since a checkpoint was written."""
+    """Warn of modules of the user's own that have changed since a checkpoint was written.
+
+    One that was mended after it failed in the first round has made nothing yet.
+    """
+    if not found.round:
+        return
     was, now = found.record.get("own_parts", {}), own_parts(experiment)
     changed = [module for module in now if module in was and now[module] != was[module]]
     if changed:

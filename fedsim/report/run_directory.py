@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +27,11 @@ _FIRST_FILES = {
     "run.json",
     "model.safetensors",
 }
+_OF_FIRST_ROUND = {
+    CHECKPOINT,
+    *("rounds.csv", "clients.csv", "training.csv"),
+    *("state", "state/states.bin", "state/schema.json", "state/versions.npy"),
+}
 
 
 def is_new(path: Path) -> bool:
@@ -39,6 +44,29 @@ def is_unborn(path: Path) -> bool:
     if not path.is_dir() or (path / CHECKPOINT).exists():
         return False
     return {file.name.removesuffix(".part") for file in path.iterdir()} <= _FIRST_FILES
+
+
+def is_barren(path: Path) -> bool:
+    """Tell whether a folder holds no more than a run that ended before its first round did.
+
+    Then nothing is lost with it.
+    """
+    if not (path / "run.json").is_file():  # perhaps a large folder of something else
+        return False
+    found = {file.relative_to(path).as_posix().removesuffix(".part") for file in path.rglob("*")}
+    if "experiment.toml" not in found or not found <= _FIRST_FILES | _OF_FIRST_ROUND:
+        return False
+    rounds, checkpoint = path / "rounds.csv", path / CHECKPOINT
+    if rounds.exists() and rounds.read_bytes().count(b"\n") > 1:
+        return False
+    if not checkpoint.exists():
+        return True
+    from fedsim.engine.checkpoint import Checkpoint
+
+    try:
+        return Checkpoint.read(checkpoint).round == 0
+    except EngineError:
+        return False
 
 
 def check_no_run(path: Path) -> None:
@@ -59,7 +87,8 @@ class RunDirectory:
     path : Path
         The folder; made with its parents.
     resumed : bool
-        Whether it may be that of an earlier run; else it must be empty if it exists.
+        Whether it may be that of an earlier run; else it must be empty if it exists, or hold no
+        more than a run of which no round finished, which is taken away.
 
     Raises
     ------
@@ -70,11 +99,6 @@ class RunDirectory:
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
         self.path = path
         try:
-            if not resumed and not is_new(path):
-                raise EngineError(
-                    f"{path} exists and isn't an empty folder; choose another --out, or --resume "
-                    "the run in it"
-                )
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
@@ -88,6 +112,26 @@ class RunDirectory:
             raise EngineError(f"another run is writing to {path}; choose another --out") from None
         except OSError:  # a file system without locks
             pass
+        if not resumed:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Make sure that the folder is empty."""
+        try:
+            if not is_new(self.path) and not is_barren(self.path):
+                raise EngineError(
+                    f"{self.path} exists and isn't an empty folder; choose another --out, or "
+                    "--resume the run in it"
+                )
+            with writing(self.path):
+                for file in self.path.iterdir():
+                    if file.is_dir():
+                        shutil.rmtree(file)
+                    else:
+                        file.unlink()
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let another run have the folder."""
@@ -115,28 +159,28 @@ class RunDirectory:
         with writing(file), file.open("a", encoding="utf-8", newline="") as stream:
             stream.write(rows.to_csv(index=False, header=stream.tell() == 0))
 
-    def cut(self, name: str, rounds: int) -> pd.DataFrame:
-        """Take the rows after a round out of a CSV file, and return the others.
+    def remove(self, name: str) -> None:
+        """Take a file away, if it is there."""
+        remove(self.path / name)
+
+    def until(self, name: str, rounds: int) -> bytes:
+        """Return the header of a CSV file and its rows up to a round; nothing if it has no row.
 
         A row that was being written when the run ended is one of those after it.
         """
         file = self.path / name
         if not file.exists():
-            return pd.DataFrame()
-        with writing(file):
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            return b""
         try:
-            rows = [row for row in lines[1:] if int(row.partition(",")[0]) <= rounds]
+            lines = file.read_bytes().splitlines(keepends=True)
+            rows = [row for row in lines[1:] if int(row.partition(b",")[0]) <= rounds]
+        except OSError as error:
+            raise EngineError(f"{file}: can't be read: {error.strerror or error}") from None
         except ValueError:
             raise EngineError(f"{file}: a row doesn't begin with the number of a round") from None
-        if rows and not rows[-1].endswith("\n"):
+        if rows and not rows[-1].endswith(b"\n"):
             del rows[-1]
-        if not rows:  # the header may not be whole either; the next row brings another
-            file.unlink()
-            return pd.DataFrame()
-        text = "".join([*lines[:1], *rows])
-        self.write_text(name, text)
-        return pd.read_csv(io.StringIO(text))
+        return b"".join([*lines[:1], *rows]) if rows else b""
 
     def write_model(self, arrays: dict[str, Any]) -> None:
         """Write ``model.safetensors`` from NumPy arrays by name."""
@@ -159,6 +203,12 @@ def write_whole(file: Path, content: bytes) -> None:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
+
+
+def remove(file: Path) -> None:
+    """Take a file away, if it is there; `EngineError` if that can't be done."""
+    with writing(file):
+        file.unlink(missing_ok=True)
 
 
 @contextmanager

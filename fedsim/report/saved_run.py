@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +27,18 @@ if TYPE_CHECKING:
     from fedsim.models import Arrays
 
 # What is read of a run's files.
-_ROUNDS = (
-    *("round", "generic_accuracy", "personal_accuracy", "train_loss"),
-    *("seconds", "bytes_up", "bytes_down"),
-)
-_CLIENTS = ("round", "client", "view", "accuracy", *COUNTS, *GROUP_SCORES, F1)
-_NAMES = ("kind", "number", "name")
-_PARTITION = ("client", "class", "labelled", "unlabelled", "test")
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "rounds.csv": (
+        *("round", "generic_accuracy", "personal_accuracy", "train_loss"),
+        *("seconds", "bytes_up", "bytes_down"),
+    ),
+    "clients.csv": ("round", "client", "view", "accuracy", *COUNTS, *GROUP_SCORES, F1),
+    "training.csv": ("round",),
+    "names.csv": ("kind", "number", "name"),
+    "partition.csv": ("client", "class", "labelled", "unlabelled", "test"),
+}
+_WORDS = {"clients.csv": ("view",), "names.csv": ("kind", "name")}
+"""The columns that aren't numbers."""
 _SETTINGS = {
     "name": str,
     "data.source": str,
@@ -104,18 +110,21 @@ class SavedRun:
         description = _parsed(folder / "run.json", _DESCRIPTION)
         if not all(isinstance(v, int | float) for v in description["seconds_per_round"].values()):
             raise DataError(f"{folder / 'run.json'}: seconds_per_round must hold numbers")
-        rounds = _table(folder / "rounds.csv", _ROUNDS)
+        rounds = _table(folder / "rounds.csv")
         if rounds.empty:
             raise NoRoundError(f"{folder}: no round of this run has finished")
-        partition = _table(folder / "partition.csv", _PARTITION)
+        partition = _table(folder / "partition.csv")
         if partition.empty:
             raise DataError(f"{folder / 'partition.csv'}: has no rows")
+        clients = _table(folder / "clients.csv")
+        _warn_of_loss(folder / "rounds.csv", rounds, description)
+        _warn_of_loss(folder / "clients.csv", clients, description, untold(rounds, clients))
         return cls(
             path=folder,
             settings=settings,
             description=description,
             rounds=rounds,
-            clients=_until(rounds, _table(folder / "clients.csv", _CLIENTS, but={"view"})),
+            clients=_until(rounds, clients),
             partition=partition,
         )
 
@@ -149,12 +158,14 @@ class SavedRun:
     @cached_property
     def training(self) -> pd.DataFrame:
         """Its training.csv, as the other tables."""
-        return _until(self.rounds, _table(self.path / "training.csv", ("round",)))
+        table = _table(self.path / "training.csv")
+        _warn_of_loss(self.path / "training.csv", table, self.description)
+        return _until(self.rounds, table)
 
     @cached_property
     def names(self) -> pd.DataFrame:
         """Its names.csv; empty where classes and clients are called by their numbers."""
-        return _table(self.path / "names.csv", _NAMES, but={"kind", "name"}, gaps=False)
+        return _table(self.path / "names.csv")
 
     @cached_property
     def tested(self) -> pd.Series[float] | None:
@@ -225,27 +236,67 @@ def _until(rounds: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return table if table.empty else table[table["round"] <= rounds["round"].max()]
 
 
-def _table(
-    file: Path, needed: Iterable[str], but: Collection[str] = (), *, gaps: bool = True
-) -> pd.DataFrame:
-    """Read a CSV file of numbers, ``but`` some columns, without a row that isn't whole.
-
-    ``gaps`` says whether what is empty, or NA, is missing; if not, it is a word like others.
-    """
+def _table(file: Path) -> pd.DataFrame:
+    """Read a CSV file, without a row that isn't whole; without columns if it isn't there."""
     if not file.exists():
         return pd.DataFrame()
     try:
         content = file.read_bytes()
-        header, rows = content.find(b"\n") + 1, content.rfind(b"\n") + 1
-        table = pd.DataFrame()
-        if rows > header:
-            words = dict.fromkeys(but, str)
-            table = pd.read_csv(io.BytesIO(content[:rows]), dtype=words, na_filter=gaps)
-    except (OSError, ValueError) as error:  # pandas' own are ValueErrors, too
+    except OSError as error:
+        raise DataError(f"{file}: can't be read: {error}") from None
+    return parsed_table(file, content[: content.rfind(b"\n") + 1])
+
+
+def parsed_table(file: Path, content: bytes) -> pd.DataFrame:
+    """Return a table of a run, given what its CSV file holds: whole rows only.
+
+    Raises
+    ------
+    DataError
+        If it can't be read, a column is missing, or has a word among its numbers.
+    """
+    words = _WORDS.get(file.name, ())
+    table = pd.DataFrame()
+    try:
+        if content.find(b"\n") + 1 < len(content):
+            # In names, what is empty, or NA, is a word like others.
+            gaps = file.name != "names.csv"
+            dtypes = dict.fromkeys(words, str)
+            table = pd.read_csv(io.BytesIO(content), dtype=dtypes, na_filter=gaps)
+    except ValueError as error:  # pandas' own are ValueErrors, too
         raise DataError(f"{file}: can't be read: {error}") from None
     if not table.empty:
-        _frames.require(table, needed, str(file))
+        _frames.require(table, _COLUMNS[file.name], str(file))
     for name, column in table.items():
-        if name not in but and not pd.api.types.is_numeric_dtype(column):
+        if name not in words and not pd.api.types.is_numeric_dtype(column):
             raise DataError(f"{file}: column {name!r} has an entry that is no number")
     return table
+
+
+def untold(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
+    """Say so where a round has a personal accuracy, but no client's; else return ""."""
+    if rounds.empty:
+        return ""
+    tested = rounds.loc[rounds["personal_accuracy"].notna(), "round"].tolist()
+    known = set() if clients.empty else set(clients["round"].tolist())
+    lacking = [number for number in tested if number not in known]
+    if not lacking:
+        return ""
+    more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+    return f"has no row of round {lacking[0]}{more}, in which clients were tested"
+
+
+def _warn_of_loss(
+    file: Path, table: pd.DataFrame, description: Mapping[str, Any], problem: str = ""
+) -> None:
+    """Warn of a table with fewer rows than run.json knows of, or with another problem."""
+    counts = description.get("rows")
+    # An older fedsim counts the rounds only.
+    known = {"rounds.csv": description.get("rounds_finished")}
+    known |= counts if isinstance(counts, dict) else {}
+    written = known.get(file.name)
+    if isinstance(written, int) and len(table) < written:
+        problem = f"has {len(table):,} of the {written:,} rows that the run wrote"
+    if problem:
+        problem = problem if file.exists() else "is missing"
+        warnings.warn(f"{file}: {problem}; the rest of the run is shown", stacklevel=3)

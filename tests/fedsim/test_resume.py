@@ -19,7 +19,7 @@ import fedsim
 from fedsim import recorder
 from fedsim.engine.checkpoint import Checkpoint
 from fedsim.engine.state import ClientStates
-from fedsim.errors import ConfigError, EngineError
+from fedsim.errors import ConfigError, DataError, EngineError
 from fedsim.report.run_directory import CHECKPOINT, RunDirectory
 from strategies import FedAvg
 
@@ -236,19 +236,22 @@ class TestResume:
     def test_a_row_of_an_early_round_cut_off_is_no_row(self, tmp_path):
         """The beginning of "12,0.5" is "1", but no row of round 1."""
         (tmp_path / "x.csv").write_text("round,a\n1,0.1\n2,0.2\n1")
-        found = RunDirectory(tmp_path, resumed=True).cut("x.csv", 2)
-        assert found.to_numpy().tolist() == [[1, 0.1], [2, 0.2]]
-        assert (tmp_path / "x.csv").read_text() == "round,a\n1,0.1\n2,0.2\n"
+        found = RunDirectory(tmp_path, resumed=True).until("x.csv", 2)
+        assert found == b"round,a\n1,0.1\n2,0.2\n"
 
     @pytest.mark.parametrize(
         "text", ["", "rou", "round,a", "round,a\n", "round,a\n1,0", "a\n9,1\n"]
     )
-    def test_a_table_without_a_row_that_counts_begins_anew(self, tmp_path, text):
-        (tmp_path / "x.csv").write_text(text)
-        folder = RunDirectory(tmp_path, resumed=True)
-        assert folder.cut("x.csv", 2).empty
-        folder.append("x.csv", pd.DataFrame({"round": [1], "a": [0.5]}))
-        assert (tmp_path / "x.csv").read_text() == "round,a\n1,0.5\n"
+    def test_a_table_without_a_row_that_counts_begins_anew(
+        self, whole, tmp_path, monkeypatch, text
+    ):
+        out = tmp_path / "run"
+        monkeypatch.setattr(recorder, "PATIENCE", 1e9)
+        stopped(of("fedavg"), out, after=1)
+        for name in ("rounds.csv", "clients.csv", "training.csv"):
+            (out / name).write_text(text)
+        fedsim.simulate(of("fedavg"), out=out, resume=True)
+        assert_same_run(out, whole / "fedavg")
 
     def test_how_it_runs_may_change(self, whole, tmp_path, each_round):
         out = tmp_path / "run"
@@ -336,9 +339,80 @@ def test_a_module_of_ones_own_that_has_changed_is_warned_of(tmp_path, monkeypatc
     now = json.loads((tmp_path / "run" / "run.json").read_text())
     assert now["own_parts"] != was["own_parts"]
     assert now["earlier_parts"] == [{"until_round": 3, "own_parts": was["own_parts"]}]
+    # Of a run that ended in its first round nothing is from before.
+    (tmp_path / "new").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(FedAvg, "complete", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fedsim.simulate(mine, out=tmp_path / "new")
+    file.write_text(text + "# mended\n")
+    fedsim.simulate(mine, out=tmp_path / "new", resume=True)
+    assert json.loads((tmp_path / "new" / "run.json").read_text())["earlier_parts"] == []
+    file.write_text(text + "# otherwise\n")
     # What is as it was is no news, and warnings are errors here.
     fedsim.simulate(mine, out=tmp_path / "run", resume=True)
     sys.modules.pop("my_client", None)
+
+
+class TestAnew:
+    """Without --resume, in the folder of a run that ended in its first round."""
+
+    @pytest.fixture
+    def failed(self, tmp_path, monkeypatch):
+        out = tmp_path / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr(FedAvg, "complete", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                fedsim.simulate(of("fedloge"), out=out)
+        assert Checkpoint.read(out / CHECKPOINT).round == 0
+        assert (out / "state" / "states.bin").exists()
+        return out
+
+    def test_another_run_begins(self, whole, failed):
+        fedsim.simulate(of("fedavg"), out=failed)
+        assert_same_run(failed, whole / "fedavg")
+        assert not (failed / "state").exists()
+
+    def test_also_without_a_checkpoint(self, whole, failed):
+        shutil.rmtree(failed / "checkpoint")
+        fedsim.simulate(of("fedavg"), out=failed)
+        assert_same_run(failed, whole / "fedavg")
+
+    @pytest.mark.parametrize("name", ["notes.txt", "state/notes.txt", "report.html"])
+    def test_not_where_there_is_something_else(self, failed, name):
+        (failed / name).touch()
+        with pytest.raises(EngineError, match="isn't an empty folder; choose another --out"):
+            fedsim.simulate(of("fedavg"), out=failed)
+        assert (failed / name).exists()
+
+    def test_not_where_a_file_is_all_there_is(self, tmp_path):
+        (tmp_path / "experiment.toml").write_text("# mine\n")
+        with pytest.raises(EngineError, match="isn't an empty folder"):
+            fedsim.simulate(of("fedavg"), out=tmp_path)
+        assert (tmp_path / "experiment.toml").read_text() == "# mine\n"
+
+    @pytest.mark.parametrize("lost", [None, "rounds.csv", CHECKPOINT])
+    def test_not_where_a_round_has_finished(self, tmp_path, each_round, lost):
+        stopped(of("fedavg"), tmp_path, after=1)
+        if lost:
+            (tmp_path / lost).unlink()
+        with pytest.raises(EngineError, match="isn't an empty folder"):
+            fedsim.simulate(of("fedavg"), out=tmp_path)
+
+    def test_not_while_a_run_is_in_its_first_round(self, tmp_path, monkeypatch):
+        complete = FedAvg.complete
+        found = []
+
+        def start_another(self, arrays):
+            if not found:
+                with pytest.raises(EngineError, match="another run is writing to") as error:
+                    fedsim.simulate(of("fedavg"), out=tmp_path)
+                found.append(error)
+            return complete(self, arrays)
+
+        monkeypatch.setattr(FedAvg, "complete", start_another)
+        assert len(fedsim.simulate(of("fedavg"), out=tmp_path).rounds) == 5
+        assert found
 
 
 class TestResumeFailure:
@@ -410,9 +484,57 @@ class TestResumeFailure:
         line = r"model has head.weight \[10, 64\], this experiment's head.weight \[10, 3\]"
         self.fails(run, ConfigError, line)
 
-    def test_missing_rows(self, run):
-        (run / "rounds.csv").write_text("round\n1\n3\n")
-        self.fails(run, EngineError, r"rounds.csv has 2 rows of the 3 rounds that the checkpoint")
+    @pytest.mark.parametrize("wanted", [[0, 1, 3], [0, 1, 1, 3], [0]])
+    def test_missing_rounds(self, run, wanted):
+        lines = (run / "rounds.csv").read_text().splitlines(keepends=True)
+        (run / "rounds.csv").write_text("".join(lines[i] for i in wanted))
+        line = rf"rounds.csv has {len(wanted) - 1} rows, not one for each of the 3 rounds that"
+        self.fails(run, EngineError, line)
+
+    @pytest.mark.parametrize("lost", ["row", "all", "file"])
+    @pytest.mark.parametrize("name", ["clients.csv", "training.csv"])
+    def test_missing_rows(self, run, name, lost):
+        file = run / name
+        lines = file.read_text().splitlines(keepends=True)
+        if lost == "file":
+            file.unlink()
+        else:
+            file.write_text("".join(lines[:-1]) if lost == "row" else "")
+        left, written = len(lines) - 2 if lost == "row" else 0, len(lines) - 1
+        before = {file: file.read_bytes() for file in run.rglob("*.csv")}
+        line = rf"{name} has {left} rows of the first 3 rounds, of which the run wrote {written}"
+        self.fails(run, EngineError, line)
+        assert {file: file.read_bytes() for file in run.rglob("*.csv")} == before
+
+    def test_missing_rows_of_a_run_whose_checkpoint_counts_none(self, run):
+        found = Checkpoint.read(run / CHECKPOINT)
+        del found.record["rows"]
+        (run / CHECKPOINT).write_bytes(found.to_bytes())
+        (run / "clients.csv").unlink()
+        line = r"clients.csv has no row of round 2, in which clients were tested"
+        self.fails(run, EngineError, line)
+
+    @pytest.mark.parametrize(
+        ("name", "old", "new", "line"),
+        [
+            ("clients.csv", b",generic,", b",\xff,", r"clients.csv: can't be read: 'utf-8' codec"),
+            ("rounds.csv", b"\n2,", b"\n2,0.5,high", r"rounds.csv: (column .* no number|can't be)"),
+            ("clients.csv", b"num_test", b"tests", r"clients.csv: column 'num_test' is missing"),
+        ],
+    )
+    def test_what_is_no_number_is_found_before_the_rest_is_trained(
+        self, run, monkeypatch, name, old, new, line
+    ):
+        text = (run / name).read_bytes()
+        assert old in text
+        (run / name).write_bytes(text.replace(old, new, 1))
+        monkeypatch.setattr("fedsim.engine.loop.run_rounds", lambda *_, **__: 1 / 0)
+        self.fails(run, DataError, line)
+        assert (run / name).read_bytes() == text.replace(old, new, 1)
+
+    def test_a_page_that_is_a_folder(self, run):
+        (run / "report.html").mkdir()
+        self.fails(run, EngineError, r"can't write .*report.html: Is a directory")
 
     def test_rows_of_something_else(self, run):
         (run / "clients.csv").write_text("name\nme\n")
