@@ -201,11 +201,9 @@ def report(
 ) -> None:
     """Draw a run's figures and write its report anew, also of one that was stopped or goes on."""
     with _clear_errors():
-        from fedsim.report.report import write_report
-        from fedsim.report.saved_run import SavedRun
+        from fedsim.report.report import report_of
 
-        run = SavedRun.read(folder)
-        page = write_report(run)
+        run, page = report_of(folder)
         _show(run.rounds, run.clients, run.names)
         _out.print(f"report: {page}", markup=False, soft_wrap=True)
 

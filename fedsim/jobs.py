@@ -180,15 +180,14 @@ def _work(connection: Connection) -> None:
 
 def _run(text: str, folder: Path, send: Callable[[str, Any], None]) -> str | None:
     """Run an experiment, or the rest of it; return what stopped it."""
-    from fedsim.resume import last_checkpoint, warn_of_changes
+    from fedsim.resume import has_ended, last_checkpoint, warn_of_changes
     from fedsim.simulation import simulate
 
     try:
         experiment = Experiment(**tomllib.loads(text))
         begun = last_checkpoint(experiment, folder)
         done = begun is not None and begun.round == experiment.training.rounds
-        # The report is what a run writes last.
-        if not done or not (folder / "report.html").exists():
+        if not done or not has_ended(folder):
             send("begun", None)
             simulate(experiment, out=folder, resume=True, observer=partial(send, "round"))
         elif begun is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Mapping
@@ -67,6 +68,19 @@ def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
             f"{found.round} already"
         )
     return found
+
+
+def has_ended(folder: Path) -> bool:
+    """Tell whether the run in a folder has come to its end, the report included.
+
+    A report that is older than the end is one of the time before.
+    """
+    description, report = folder / "run.json", folder / "report.html"
+    try:
+        finished = json.loads(description.read_bytes())["finished"] is not None
+        return finished and report.stat().st_mtime_ns >= description.stat().st_mtime_ns
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def warn_of_changes(experiment: Experiment, found: Checkpoint, folder: Path) -> None:

@@ -141,7 +141,10 @@ def save_figures(
     paths = []
     for name, (possible, draw) in figures.items():
         if not possible:
-            warnings.warn(f"{name}.png: skipped, no evaluated round to draw", stacklevel=2)
+            why = "no evaluated round to draw"
+            if name == "client_accuracy":
+                why = "no client was tested on examples of its own"
+            warnings.warn(f"{name}.png: skipped, {why}", stacklevel=2)
             continue
         path = Path(folder) / f"{name}.png"
         save(draw(), path)

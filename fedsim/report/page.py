@@ -130,8 +130,10 @@ def render(template: str, **values: Any) -> str:
 
 def _subtitle(run: SavedRun) -> str:
     settings = run.settings
+    client = settings["method"].get("client")
+    own = f"client {client} and model " if client else ""
     return (
-        f"{settings['method']['name']} with {settings['model']['name']} on "
+        f"{settings['method']['name']} with {own}{settings['model']['name']} on "
         f"{settings['data']['source']}, {run.num_clients:,} clients "
         f"({settings['clients']['partition']}), {len(run.rounds):,} rounds"
     )

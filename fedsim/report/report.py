@@ -19,6 +19,23 @@ from fedsim.report.run_directory import check_no_run, write_whole
 from fedsim.report.saved_run import SavedRun
 
 
+def report_of(folder: Path) -> tuple[SavedRun, Path]:
+    """Write the report of a run that may end, or go on, meanwhile.
+
+    Returns
+    -------
+    SavedRun, Path
+        The run as the report shows it, and the page.
+    """
+    while True:
+        run = SavedRun.read(folder)
+        page = write_report(run)
+        # A run that has ended since has perhaps written its own report before this one, which
+        # shows an earlier state.
+        if SavedRun.read(folder).description == run.description:
+            return run, page
+
+
 def write_report(run: SavedRun) -> Path:
     """Draw a run's figures and write class_norms.csv and report.html into its folder.
 

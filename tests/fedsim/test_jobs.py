@@ -1,5 +1,6 @@
 """Runs in processes of their own: side by side, with the same results, none harms another."""
 
+import os
 from contextlib import closing
 
 import pytest
@@ -41,6 +42,22 @@ def test_what_has_finished_is_not_run_again(tmp_path):
     events = [*run_all([experiment(), longer], [tmp_path / "a", tmp_path / "a"], 1)]
     kinds = [(event.run, event.kind) for event in events]
     assert kinds == [(0, "ended"), (1, "begun"), (1, "round"), (1, "ended")]
+
+
+def test_a_report_from_before_the_end_is_no_end(tmp_path):
+    """Made by `fedsim report` while the run went on, which was killed before its own."""
+    folder = tmp_path / "a"
+    [*run_all([experiment()], [folder], 1)]
+    page, description = folder / "report.html", folder / "run.json"
+    end, text = description.stat().st_mtime_ns, description.read_text()
+    page.write_text("of the first round")
+    os.utime(page, ns=(end - 1, end - 1))
+    [*run_all([experiment()], [folder], 1)]
+    assert "of the first round" not in page.read_text()
+    description.write_text(text.replace('"finished": "', '"finished": null, "was": "', 1))
+    page.write_text("of the first round")
+    [*run_all([experiment()], [folder], 1)]
+    assert "of the first round" not in page.read_text()
 
 
 def test_what_runs_warn_of_is_passed_on(tmp_path):

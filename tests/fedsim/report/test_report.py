@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 import fedsim
 from fedsim import Experiment, cli
 from fedsim.errors import DataError
-from fedsim.report import page
+from fedsim.report import page, report
 from fedsim.report.report import write_report
 from fedsim.report.saved_run import SavedRun
 
@@ -155,17 +155,87 @@ def test_a_run_that_goes_on_shows_its_checkpoints_model_not_the_last_ones(run):
     assert (run / "class_norms.csv").read_bytes() == norms
 
 
+def test_a_report_of_a_run_that_ends_meanwhile_shows_its_end(run, monkeypatch):
+    """Whether the run's own report was written before or after."""
+    files = [run / "report.html", run / "class_norms.csv", *run.glob("figures/*")]
+    last = {file: file.read_bytes() for file in files}
+    end = {name: (run / name).read_text() for name in ("run.json", "rounds.csv")}
+    description = json.loads(end["run.json"]) | {"finished": None, "rounds_finished": 0}
+    (run / "run.json").write_text(json.dumps(description))
+    (run / "rounds.csv").write_text("".join(end["rounds.csv"].splitlines(True)[:3]))
+    write = report.write_page
+    written = []
+
+    def ends_meanwhile(*arguments):
+        for name, text in end.items():
+            (run / name).write_text(text)
+        written.append(write(*arguments))
+        if len(written) == 1:
+            assert "2 of 3 rounds" in (run / "report.html").read_text()
+        return written[-1]
+
+    monkeypatch.setattr(report, "write_page", ends_meanwhile)
+    found, page = report.report_of(run)
+    assert (len(found.rounds), page, len(written)) == (3, run / "report.html", 2)
+    assert {file: file.read_bytes() for file in files} == last
+
+
 def test_without_the_clients_file_there_is_a_page_without_clients(run):
     (run / "clients.csv").unlink()
-    with pytest.warns(UserWarning, match="client_accuracy.png: skipped"):
-        write_report(SavedRun.read(run))
+    with pytest.warns(UserWarning, match=r"clients\.csv: is missing; the rest of the run is shown"):
+        saved = SavedRun.read(run)
+    with pytest.warns(UserWarning, match=r"client_accuracy\.png: skipped, no client was tested"):
+        write_report(saved)
     assert "Clients after" not in Page(run / "report.html").text
+
+
+@pytest.mark.parametrize("name", ["rounds", "clients", "training"])
+@pytest.mark.parametrize("lost", [1, 10])
+def test_rows_that_are_lost_are_told(run, name, lost):
+    """A whole row, or the end of one."""
+    file = run / f"{name}.csv"
+    text = file.read_text()
+    rows = text.count("\n") - 1
+    end = text[:-1].rindex("\n") + 1 if lost == 1 else len(text) - lost
+    file.write_text(text[:end])
+    line = rf"{name}\.csv: has {rows - 1} of the {rows} rows that the run wrote; the rest of the"
+    with pytest.warns(UserWarning, match=line):
+        _ = SavedRun.read(run).training
+
+
+def test_rows_that_are_lost_of_a_run_that_counted_none_are_told(run):
+    description = json.loads((run / "run.json").read_text())
+    del description["rows"]
+    (run / "run.json").write_text(json.dumps(description))
+    rows = pd.read_csv(run / "clients.csv").query("round != 2")
+    rows.to_csv(run / "clients.csv", index=False)
+    with pytest.warns(UserWarning, match=r"clients\.csv: has no row of round 2, in which clients"):
+        SavedRun.read(run)
+
+
+def test_a_model_with_a_wrong_bit_is_told(run):
+    content = bytearray((run / "model.safetensors").read_bytes())
+    content[-50] ^= 1
+    (run / "model.safetensors").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"model\.safetensors: can't be read: .*checksum differs"):
+        write_report(SavedRun.read(run))
+
+
+def test_a_client_update_of_ones_own_is_named(run):
+    settings = (run / "experiment.toml").read_text()
+    assert 'client = ""' in settings
+    (run / "experiment.toml").write_text(settings.replace('client = ""', 'client = "moon:Moon"'))
+    write_report(SavedRun.read(run))
+    line = "fedloge with client moon:Moon and model cnn on digits, 5 clients (iid), 3 rounds"
+    assert line in Page(run / "report.html").text
 
 
 def test_the_page_says_how_many_clients_were_tested(run):
     clients = pd.read_csv(run / "clients.csv")
     clients[clients["client"] != 4].to_csv(run / "clients.csv", index=False)
-    write_report(SavedRun.read(run))
+    with pytest.warns(UserWarning, match=r"clients\.csv: has 32 of the 40 rows that the run wrote"):
+        saved = SavedRun.read(run)
+    write_report(saved)
     assert "4 of 5 were tested." in Page(run / "report.html").text
 
 
@@ -193,9 +263,16 @@ def test_a_run_without_evaluation_or_labels_has_a_report(run):
     rounds.loc[:, rounds.columns.str.contains("accuracy")] = np.nan
     rounds["train_loss"] = np.nan
     rounds.to_csv(run / "rounds.csv", index=False)
-    (run / "clients.csv").unlink()
-    with pytest.warns(UserWarning, match="skipped, no evaluated round to draw"):
+    clients = pd.read_csv(run / "clients.csv")
+    clients.loc[:, clients.columns.str.contains("accuracy")] = np.nan
+    clients.to_csv(run / "clients.csv", index=False)
+    with pytest.warns(UserWarning, match="skipped, no ") as told:
         write_report(SavedRun.read(run))
+    assert [str(one.message) for one in told] == [
+        "accuracy_over_rounds.png: skipped, no evaluated round to draw",
+        "client_accuracy.png: skipped, no client was tested on examples of its own",
+        "group_accuracy.png: skipped, no evaluated round to draw",
+    ]
     assert len(Page(run / "report.html").pictures) == 3
 
 
