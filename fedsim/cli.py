@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import shlex
@@ -14,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +24,7 @@ from rich.table import Table
 
 from fedsim import registry
 from fedsim.config import Experiment
-from fedsim.errors import ConfigError, UserError
+from fedsim.errors import ConfigError, EngineError, UserError
 from fedsim.experiment_file import load
 
 if TYPE_CHECKING:
@@ -30,20 +33,67 @@ if TYPE_CHECKING:
     from fedsim.sweep import Planned
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Simulate federated learning on long-tailed, partly labelled clients.",
 )
-_out = Console(highlight=False)
+
+
+class _Output(Console):
+    """Where results go; a full disk is told, and a pipe that is closed ends the program."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, as rich does."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # click and rich know what to do
+                raise
+            # What couldn't be written would be tried once more at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise EngineError(f"can't print the results: {error.strerror or error}") from None
+
+
+class _Aside(io.TextIOWrapper):
+    """Standard error: a run goes on where its progress can't be shown."""
+
+    def write(self, text: str) -> int:
+        """Write, or not."""
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not."""
+        with suppress(OSError):
+            super().flush()
+
+
+_out = _Output(highlight=False)
 _err = Console(stderr=True, highlight=False)
 _warned: set[str] = set()
 _SETTING = re.compile(r"(data|clients|model|method|training|evaluation|engine)\.\w+ = ")
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", show_default=False)]
+
+
+def _plain_keys(given: list[str] | None) -> list[str] | None:
+    """Make sure that keys are written as they are; TOML would take some in quotes."""
+    for text in given or []:
+        key = text.partition("=")[0]
+        if set(key) & set("\"'[]"):
+            raise typer.BadParameter(f"{text!r}: write table.key without quotes or brackets")
+    return given
+
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        callback=_plain_keys,
+        help="Override a setting; repeatable.",
+    ),
 ]
 
 
@@ -109,7 +159,10 @@ def sweep(
     grid: Annotated[
         list[str] | None,
         typer.Option(
-            "--grid", metavar="TABLE.KEY=V1,V2", help="Values of a setting to run; repeatable."
+            "--grid",
+            metavar="TABLE.KEY=V1,V2",
+            callback=_plain_keys,
+            help="Values of a setting to run; repeatable.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Run each with so many seeds.")] = 1,
@@ -131,7 +184,7 @@ def sweep(
     with _clear_errors(file):
         from fedsim.report.comparison import compare, comparison_table, read_runs
         from fedsim.report.report import write_comparison
-        from fedsim.report.run_directory import check_no_run
+        from fedsim.report.run_directory import check_no_run, remove
         from fedsim.sweep import plan
 
         planned = plan(file, grid or [], seeds, set_ or [])
@@ -145,7 +198,7 @@ def sweep(
             raise typer.Exit(130) from None
         done = [folder / one.name for i, one in enumerate(planned) if i not in errors]
         failed = [f"{planned[i].name}: {why}" for i, why in sorted(errors.items())]
-        (folder / "comparison.html").unlink(missing_ok=True)
+        remove(folder / "comparison.html")
         if done:
             series = compare(read_runs(done))
             page = write_comparison(folder, series, planned[0].experiment.name, failed)
@@ -235,17 +288,18 @@ def compare(
         from fedsim.report.report import write_comparison
 
         series = compare(read_runs(folders), target or [])
+        page = None if out is None else write_comparison(out, series, "Comparison")
         _out.print(comparison_table(series))
-        if out is not None:
-            page = write_comparison(out, series, "Comparison")
+        if page is not None:
             _out.print(f"comparison: {page}", markup=False, soft_wrap=True)
 
 
 def _show(rounds: pd.DataFrame, clients: pd.DataFrame, names: pd.DataFrame) -> None:
     """Print the table of the clients, and how a run ended."""
+    from fedsim.report._frames import last_round
     from fedsim.report.tables import client_table, summary_line
 
-    if not clients.empty:
+    if not last_round(clients).empty:
         _out.print(client_table(clients, names))
     _out.print(summary_line(rounds, clients), markup=False, soft_wrap=True)
 
@@ -361,6 +415,15 @@ def _clear_errors(file: Path | None = None) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def _usage(error: click.ClickException) -> str:
+    """Say in one line what is wrong with the arguments."""
+    text = error.format_message().rstrip(".")
+    if type(error) is click.BadParameter and error.param is not None:
+        text = f"{error.param.opts[0]}: {error.message.rstrip('.')}"
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{text}; see {context.command_path} --help" if context is not None else text
+
+
 def _show_error(line: str) -> None:
     _err.print(f"error: {line}", markup=False, soft_wrap=True, style="bold red")
 
@@ -381,7 +444,16 @@ def main() -> None:
         here = os.getcwd()  # noqa: PTH109
         if here not in sys.path:
             sys.path.append(here)
-    app()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not closed
+        sys.stdout.reconfigure(errors="replace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        encoding, errors = sys.stderr.encoding, sys.stderr.errors
+        sys.stderr = _Aside(sys.stderr.buffer, encoding, errors, line_buffering=True)
+    try:
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except click.ClickException as error:
+        _show_error(_usage(error))
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

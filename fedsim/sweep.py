@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from fedsim.simulation import device, num_cores
 
 _PLAIN = re.compile(r"[^A-Za-z0-9_.=,+-]")  # what a folder's name does without
 _LONGEST = 150  # characters of a folder's name
+MOST_RUNS = 10_000
+"""Of a sweep; a number of more is a slip."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def plan(
     grid : sequence of str
         ``table.key=V1,V2`` each, or ``table.key=[V1, V2]`` in TOML, for values with commas.
     seeds : int
-        How many seeds, from the experiment's own on; >= 1.
+        How many seeds, from the experiment's own on; >= 1, and at most `MOST_RUNS` runs in all.
     overrides : sequence of str
         ``--set`` overrides for all runs.
 
@@ -69,6 +72,13 @@ def plan(
             raise ConfigError("--grid seed=...: give --seeds, the number of seeds")
         if keys.count(key) > 1:
             raise ConfigError(f"--grid {key}: is there twice; give all its values at once")
+    combinations = math.prod(len(values) for _, values in axes)
+    if combinations * seeds > MOST_RUNS:
+        each = f" of each of {combinations:,} combinations" if combinations > 1 else ""
+        raise ConfigError(
+            f"--seeds {seeds}{each}: makes {combinations * seeds:,} runs; must be at most "
+            f"{MOST_RUNS:,}"
+        )
     planned: list[Planned] = []
     mistakes: list[str] = []
     for values in itertools.product(*(values for _, values in axes)):

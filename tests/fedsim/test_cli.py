@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -104,6 +105,66 @@ def test_report_makes_a_stopped_runs_page(here):
     assert "round 3: generic" in fedsim(here, "report", "results").stdout
     done = fedsim(here, "report", "small.toml", code=2)
     assert done.stderr == "error: small.toml: there is no such folder\n"
+
+
+def test_a_run_without_local_test_examples_shows_the_rest(here):
+    arrays = {f"y_{split}": np.arange(60) % 3 for split in ("train", "test")}
+    arrays |= {f"x_{split}": np.eye(4)[np.arange(60) % 3] for split in ("train", "test")}
+    # Of each class a client has less than a hundredth: rounded down, no test example.
+    np.savez(here / "own.npz", **arrays | {"x_test": np.eye(3, 4), "y_test": np.arange(3)})
+    sets = [
+        *("--set", "data.source=npz:own.npz"),
+        *("--set", "clients.local_test=floor", "--set", "clients.count=6"),
+    ]
+    done = fedsim(here, "run", "small.toml", *sets, "--out", "results")
+    assert re.match(r"round 3: generic [\d.]+ %, personal – %", done.stdout)
+    assert "client_accuracy.png: skipped, no client was tested on examples" in done.stderr
+    assert fedsim(here, "report", "results").stdout.startswith("round 3: generic")
+
+
+class TestOutput:
+    """What can't be shown stops no run."""
+
+    def shell(self, here, command, **environment):
+        command = command.replace("fedsim", str(FEDSIM))
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command}"],
+            cwd=here,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert "Traceback" not in done.stderr + done.stdout
+        return done
+
+    @pytest.mark.parametrize("backend", ["inline", "ray"])
+    def test_a_run_goes_on_when_nobody_reads_its_progress(self, here, backend):
+        run = f"fedsim run small.toml --out results --set engine.backend={backend}"
+        done = self.shell(here, f"{run} 2>&1 >/dev/null | head -c 9")
+        assert (done.returncode, done.stdout) == (0, "round 1/3")
+        assert len(pd.read_csv(here / "results" / "rounds.csv")) == 3
+        assert (here / "results" / "report.html").exists()
+
+    def test_nor_when_the_disk_of_its_progress_is_full(self, here):
+        done = self.shell(here, "fedsim run small.toml --out results 2>/dev/full")
+        assert done.returncode == 0
+        assert "Clients after round 3" in done.stdout
+
+    def test_a_terminal_without_the_characters(self, here):
+        done = self.shell(here, "fedsim run small.toml", PYTHONIOENCODING="ascii")
+        assert done.returncode == 0
+        assert re.search(r"^round 3: generic .* \(std", done.stdout, re.M)
+        assert done.stdout.isascii()
+
+    def test_results_that_nobody_reads_end_quietly(self, here):
+        done = self.shell(here, "fedsim list models | true")
+        assert (done.returncode, done.stderr) == (1, "")
+
+    def test_results_on_a_full_disk_are_an_error(self, here):
+        done = self.shell(here, "fedsim list models >/dev/full")
+        line = "error: can't print the results: No space left on device\n"
+        assert (done.returncode, done.stderr) == (2, line)
 
 
 def test_compare_puts_runs_side_by_side(here):
@@ -336,6 +397,16 @@ class TestCommandFailure:
                 ["run", "small.toml", "--set", "data.source=npz:none.npz"],
                 "error: npz:none.npz: no file none.npz",
             ),
+            (
+                ["run", "small.toml", "--set", "'training'.lr=1"],
+                "error: --set: \"'training'.lr=1\": write table.key without quotes or brackets",
+            ),
+            (
+                ["sweep", "small.toml", "--seeds", "x"],
+                "error: --seeds: 'x' is not a valid integer; see fedsim sweep --help",
+            ),
+            (["run"], "error: Missing argument 'EXPERIMENT.toml'; see fedsim run --help"),
+            (["runn"], "error: No such command 'runn'"),
         ],
     )
     def test_one_clear_line_and_exit_code_2(self, here, arguments, line):
@@ -352,8 +423,6 @@ class TestCommandFailure:
         ],
     )
     def test_bad_data_of_ones_own(self, here, change, line):
-        import numpy as np
-
         y = np.arange(50) % 5
         x = np.random.default_rng(0).random((50, 8, 8))
         arrays = {"x_train": x, "y_train": y, "x_test": x.copy(), "y_test": y.copy()}

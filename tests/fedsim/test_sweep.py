@@ -120,6 +120,25 @@ class TestPlanFailure:
         with pytest.raises(ConfigError, match="--seeds 0: must be at least 1"):
             plan(file, [], 0)
 
+    @pytest.mark.parametrize(
+        ("grid", "seeds", "line"),
+        [
+            (
+                [],
+                10**11,
+                "--seeds 100000000000: makes 100,000,000,000 runs; must be at most 10,000",
+            ),
+            (
+                ["seed.x=1,2", "b.c=1,2"],
+                2501,
+                "--seeds 2501 of each of 4 combinations: makes 10,004",
+            ),
+        ],
+    )
+    def test_more_runs_than_anybody_means(self, file, grid, seeds, line):
+        with pytest.raises(ConfigError, match=line):
+            plan(file, grid, seeds)
+
     def test_all_mistakes_are_named_before_anything_runs(self, file):
         with pytest.raises(ConfigError) as mistakes:
             plan(file, ["training.lr=0.1,-1.0,-2.0"], 3)
@@ -162,6 +181,13 @@ def test_what_ran_before_is_no_result_of_a_sweep_that_fails(file):
     line = "error: seed=3: training.lr was 0.05 in all/seed=3, but is 0.5 now; a resumed run can"
     assert done.stderr.startswith(line)
     assert done.stdout == ""
+
+
+def test_a_comparison_that_can_not_be_replaced(file):
+    (file.parent / "all" / "comparison.html").mkdir(parents=True)
+    done = fedsim(file.parent, "sweep", "small.toml", "--out", "all", code=2)
+    line = "error: can't write all/comparison.html: Is a directory; what was written before is kept"
+    assert done.stderr.splitlines()[-1] == line
 
 
 def test_a_sweep_is_no_run(file):
