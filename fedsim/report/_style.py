@@ -19,6 +19,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito, "Color Universal Design": told apart with any kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# For more series than that; the last two are near others to some colour-blind eyes.
+SERIES_COLOURS = (*PALETTE, *("#222222", "#B00020", "#332288", "#882255", "#117733", "#999933"))
 # Realigned views: the lighter tone of the same hue, and dashed where lines run close.
 VIEW_COLOURS = {
     "generic": PALETTE[0],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich import box
+from rich.console import Console, ConsoleOptions
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -263,15 +265,40 @@ def comparison_table(series: Sequence[Series]) -> Table:
     kept = [i for i, head in enumerate(heads) if head not in hidden]
     for i in kept:
         stacked = heads[i].replace("-", "\n").replace(" % ", " %\n").replace(" ", "\n", 1)
-        table.add_column(
-            Text(stacked), justify="right" if i else "left", no_wrap=i > 0, overflow="fold"
-        )
+        table.add_column(Text(stacked), justify="right" if i else "left", no_wrap=i > 0)
     table.add_column(Text("head/\nmedium/\ntail"), justify="right", no_wrap=True)
     for row, one in zip(rows, series, strict=True):
         means = one.furthest[list(GROUPS)].mean()
         groups = "/".join(f"{100 * mean:.0f}" if pd.notna(mean) else "–" for mean in means)
-        table.add_row(*(Text(row[i].replace(" ±", "\n±")) for i in kept), Text(groups))
+        figures = [Text(row[i].replace(" ±", "\n±")) for i in kept[1:]]
+        table.add_row(_Name(row[0]), *figures, Text(groups))
     return table
+
+
+class _Name:
+    """A run's name, which goes on in the next line after a comma or colon, or between words."""
+
+    _SETTINGS = re.compile(r"(?<=[\s,:])")
+    _WORDS = re.compile(r"(?<=[=/_-])|(?<=\.)(?=[A-Za-z])|(?<=[a-z])(?=[A-Z])")
+
+    def __init__(self, name: str) -> None:
+        self._parts = [self._WORDS.split(part) for part in self._SETTINGS.split(name)]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        words = [word for part in self._parts for word in part]
+        measured = Measurement(max(map(len, words)), sum(map(len, words)))
+        return measured.with_maximum(options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        lines = [""]
+        for words in self._parts:
+            whole = "".join(words)
+            for piece in [whole] if len(whole.rstrip()) <= options.max_width else words:
+                if len(lines[-1]) + len(piece.rstrip()) > options.max_width:
+                    lines.append("")
+                lines[-1] += piece
+        # Where a word alone is too long, its end follows in the next line.
+        yield Text("\n".join(line.strip() for line in lines if line), overflow="fold")
 
 
 NOTE = (

@@ -164,9 +164,10 @@ def _over_clients(one: Series) -> npt.NDArray[np.float64]:
 
 
 def _looks(count: int) -> list[dict[str, Any]]:
-    """Return a colour and dashes for each line."""
-    colours = len(_style.PALETTE)
+    """Return a colour and dashes for each line; other dashes wherever colours come closer."""
+    colours = _style.SERIES_COLOURS
+    each = len(_style.PALETTE)
     return [
-        {"color": _style.PALETTE[i % colours], "linestyle": _DASHES[i // colours % len(_DASHES)]}
+        {"color": colours[i % len(colours)], "linestyle": _DASHES[i // each % len(_DASHES)]}
         for i in range(count)
     ]

@@ -1,7 +1,9 @@
 """Runs side by side: what tells them apart, and what their seeds reached."""
 
 import io
+import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -107,6 +109,8 @@ def test_what_a_run_ran_on_tells_it_apart_where_nothing_else_does(runs):
 def test_a_run_that_stopped_is_told(runs, tmp_path):
     rows = (runs / "fedavg-1" / "rounds.csv").read_text().splitlines(keepends=True)
     (runs / "fedavg-1" / "rounds.csv").write_text("".join(rows[:2]))
+    description = json.loads((runs / "fedavg-1" / "run.json").read_text())
+    (runs / "fedavg-1" / "run.json").write_text(json.dumps(description | {"rounds_finished": 1}))
     with pytest.warns(UserWarning, match="fedavg-1: 1 of 2 rounds have finished"):
         series = compare(read_runs([runs]))
     shown = Page(write_comparison(tmp_path / "out", series, "mine"))
@@ -203,6 +207,40 @@ def test_the_table_fits_a_terminal(folder):
     assert "…" not in text.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (80, ["my.own_moon:MoonWithProjection, alpha=0.5"]),
+        (30, ["my.own_moon:", "MoonWithProjection, alpha=0.5"]),
+        (19, ["my.own_moon:", "MoonWithProjection,", "alpha=0.5"]),
+        (16, ["my.own_moon:Moon", "WithProjection,", "alpha=0.5"]),
+        (8, ["my.own_", "moon:", "MoonWith", "Projecti", "on,", "alpha=", "0.5"]),
+    ],
+)
+def test_names_go_on_in_the_next_line_between_words(folder, width, lines):
+    (one, _) = compare(read_runs([folder]))
+    table = comparison_table([replace(one, label="my.own_moon:MoonWithProjection, alpha=0.5")])
+    text = io.StringIO()
+    name = next(table.columns[0].cells)
+    Console(file=text, width=width).print(name)
+    assert [line.rstrip() for line in text.getvalue().splitlines()] == lines
+    text = io.StringIO()
+    Console(file=text, width=80).print(table)
+    assert max(map(len, text.getvalue().split("\n"))) <= 80
+    assert "MoonWithProj" in text.getvalue()
+
+
+def test_twelve_runs_have_twelve_colours_for_lines_and_labels(folder):
+    (one, _) = compare(read_runs([folder]))
+    figure = accuracy_over_rounds([replace(one, label=f"run {i}") for i in range(12)], "mine")
+    ax = figure.axes[0]
+    labels = [text for text in ax.texts if text.get_text().startswith("run ")]
+    lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    assert len({text.get_color() for text in labels}) == len(labels) == 12
+    assert [line.get_color() for line in lines] == [text.get_color() for text in labels]
+    assert len({line.get_linestyle() for line in lines}) == 2
+
+
 def test_a_comparison_is_a_page_with_figures_and_a_csv_file(folder, tmp_path):
     series = compare(read_runs([folder]))
     page = write_comparison(tmp_path / "out", series, "mine")
@@ -224,6 +262,8 @@ def test_runs_that_nobody_tested_have_a_page_too(runs, tmp_path):
         rounds.loc[:, rounds.columns.str.contains("accuracy")] = np.nan
         rounds.to_csv(run / "rounds.csv", index=False)
         (run / "clients.csv").unlink()
+        description = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(description | {"rows": {}}))
     series = compare(read_runs([runs]))
     shown = Page(write_comparison(tmp_path / "out", series, "mine"))
     assert shown.tables[0][1][:4] == ["fedavg", "2", "–", "–"]
