@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim import registry
 from fedsim.config import Experiment, cohort_size, find_update
+from fedsim.data.class_groups import GROUPS
 from fedsim.errors import ConfigError, own_part
-from fedsim.metrics import GROUPS
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy

@@ -15,7 +15,7 @@ import pandas as pd
 
 from experiments.studies.runs import Figures, run_missing, spread, study_parser
 from fedsim import Result
-from fedsim.metrics import GROUPS
+from fedsim.data.class_groups import GROUPS
 
 METHODS: dict[str, list[str]] = {
     "FedLoGe": [],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.class_groups import class_groups
 from fedsim.data.federation import Federation
 from fedsim.errors import DataError
 
@@ -23,7 +24,7 @@ class Statistics:
     low, high : float
         Smallest and largest value of the same inputs.
     groups : ndarray of int64 [C]
-        Whether a class is head (0), medium (1) or tail (2); see `fedsim.metrics.class_groups`.
+        Whether a class is head (0), medium (1) or tail (2); see `class_groups`.
     """
 
     mean: NDArray[np.float32]
@@ -35,8 +36,6 @@ class Statistics:
     @classmethod
     def of(cls, federation: Federation) -> Statistics:
         """Work the facts out."""
-        from fedsim.metrics import class_groups
-
         mean, std = federation.source.normalisation()
         x = federation.source.x_train
         _check_std(federation.source.name, std, "channel" if x.ndim == 4 else "feature")

@@ -14,11 +14,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.broadcast import Broadcast
+from fedsim.data.class_groups import GROUPS
 from fedsim.engine import flower
 from fedsim.engine.clock import Clock
 from fedsim.engine.grid import SimulatedGrid, TrainReport
 from fedsim.errors import EngineError, UserError, described
-from fedsim.metrics import GROUPS, column
+from fedsim.metrics import column
 
 REASONS_SHOWN = CLIENTS_SHOWN = 3
 """Reasons for failures that a round's warning says, and clients that it names with each."""

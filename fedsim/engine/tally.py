@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.data.class_groups import GROUPS
 from fedsim.engine.update import Targets
 
 Rows = slice | Tensor | None
@@ -84,7 +85,7 @@ def audit(groups: Tensor, targets: Targets, truth: Tensor, mask: Tensor) -> dict
     if "local" in targets:
         counts["local"] = (kept * targets["local"]).sum(-1)
     group = torch.where(truth >= 0, groups[truth], -1)
-    for g, name in enumerate(("head", "medium", "tail")):
+    for g, name in enumerate(GROUPS):
         counts[f"kept_{name}"] = (kept * (group == g)).sum(-1)
         counts[f"correct_{name}"] = (correct * (group == g)).sum(-1)
     return counts

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
-from fedsim.metrics import GROUPS, column
+from fedsim.metrics import column
 
 # In the order in which they are shown; a method has some of them.
 VIEWS = ("generic", "generic-realigned", "personal", "personal-realigned")

@@ -18,8 +18,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.data.class_groups import GROUPS
 from fedsim.errors import ConfigError, DataError
-from fedsim.metrics import GROUPS, column, spread
+from fedsim.metrics import column, spread
 from fedsim.report import _frames
 from fedsim.report.saved_run import SavedRun
 from fedsim.report.standing import percent

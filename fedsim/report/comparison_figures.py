@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fedsim.metrics import GROUPS, column
+from fedsim.data.class_groups import GROUPS
+from fedsim.metrics import column
 from fedsim.report import _frames, _style
 from fedsim.report.comparison import Series
 from fedsim.report.figures import save

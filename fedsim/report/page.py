@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fedsim.metrics import GROUPS, class_groups, spread
+from fedsim.data.class_groups import GROUPS, class_groups
+from fedsim.metrics import spread
 from fedsim.report import _frames
 from fedsim.report.run_directory import write_whole
 from fedsim.report.saved_run import SavedRun

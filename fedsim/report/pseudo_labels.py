@@ -13,8 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
-from fedsim.metrics import GROUPS
 from fedsim.report import _frames, _style
 
 __all__ = ["by_round", "pseudo_labels"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
-from fedsim.metrics import GROUPS
 from fedsim.report import _frames
 
 COUNTS = {"num_train": "train", "num_labelled": "labels", "num_test": "test"}

@@ -11,8 +11,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
-from fedsim.metrics import GROUPS, column, spread
+from fedsim.metrics import column, spread
 from fedsim.report import _frames
 from fedsim.report.standing import COUNTS, F1, GROUP_SCORES, Standing, percent
 

@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
-from fedsim.metrics import GROUPS, spread, worst_tenth
+from fedsim.metrics import spread, worst_tenth
 from fedsim.report import _frames, _style
 
 __all__ = ["accuracy_over_rounds", "client_accuracy", "gains", "group_accuracy", "personal_gain"]
