@@ -23,7 +23,9 @@ def client_bytes(net: Net, w: Weights, batch_size: int, shape: tuple[int, ...]) 
     net : Net
         The model.
     w : Weights
-        Its weights, or a method's, which has its backbone.
+        Its weights, or a method's, which has its backbone. A method's own arrays count as the
+        others do, which makes up for what a client keeps of them: SCAFFOLD's control, correction
+        and change. A second model that isn't among them, such as Ditto's, is not in the number.
     batch_size : int
         Examples in a step, >= 1.
     shape : tuple of int
