@@ -28,6 +28,11 @@ class Graphs:
         self._rooms: dict[Hashable, Tensor] = {}
         self._failed = False
 
+    @property
+    def failed(self) -> bool:
+        """Whether a capture has failed, so that nothing is captured any more."""
+        return self._failed
+
     def capture(self, function: Function, tensors: Sequence[Tensor], still: int) -> Function:
         """Return what does the same as ``function(*tensors)``, begun as one.
 

@@ -182,6 +182,11 @@ class LocalTrainer:
         rate = torch.zeros((), device=self.device)
         self._setting = Setting(net, self.loader, training, groups, self.clock, rate)
 
+    @property
+    def graphs_failed(self) -> bool:
+        """Whether steps are begun operation by operation on a GPU, for a capture has failed."""
+        return self._setting.tapes.graphs_failed
+
     def clients(
         self, round: int, clients: Sequence[int], configs: Sequence[Config] | None = None
     ) -> list[Client]:

@@ -53,6 +53,11 @@ class Tapes:
         self._numbers: dict[Hashable, int] = {}
         self._graphs: Graphs | None = None
 
+    @property
+    def graphs_failed(self) -> bool:
+        """Whether what could be begun as one is called operation by operation on a GPU."""
+        return self._graphs is not None and self._graphs.failed
+
     def number(self, part: Hashable) -> int:
         """Return a number that stands for a part of forms: it is looked up sooner."""
         return self._numbers.setdefault(part, len(self._numbers))

@@ -4,12 +4,18 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from experiments.benchmarks import gpu, harness
 from experiments.benchmarks.harness import Row, Run, Variant, ratio, report, take_turns
 from experiments.benchmarks.workloads import WORKLOADS, vectors, workload
+from fedsim.engine import local, tape
+from fedsim.engine.stacks import Stacks
+from fedsim.engine.training import LocalTraining
+from fedsim.models.stacked import StackedBatchNorm
 
 
 def a_run(*seconds):
@@ -221,22 +227,168 @@ def test_the_benchmark_for_a_device_runs_on_the_processor(monkeypatch, capsys, t
     )
 
 
-def test_the_benchmark_for_a_device_stops_where_the_numbers_differ(monkeypatch):
-    arguments = "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1"
-    monkeypatch.setattr("sys.argv", ["gpu", *arguments.split(), "--rounds", "1"])
-    monkeypatch.setitem(gpu.TOLERANCE, "float32", 0.0)
-
-    with pytest.raises(SystemExit, match="more than 0e"):
+def run_gpu(monkeypatch, capsys, file, arguments):
+    """Run small rows on the processor; return their JSON, what was printed and the exit's words."""
+    small = f"--device cpu --examples 4 --steps 1 --rounds 1 --json {file} {arguments}"
+    monkeypatch.setattr("sys.argv", ["gpu", *small.split()])
+    said = ""
+    try:
         gpu.main()
+    except SystemExit as exit:
+        said = exit.code
+    return json.loads(file.read_text()), capsys.readouterr().out, said
 
 
-def test_in_bfloat16_the_benchmark_for_a_device_is_checked_against_float32(monkeypatch, tmp_path):
-    arguments = "--device cpu --models resnet8 --batch-sizes 2 --clients 2 --examples 4 --steps 1"
+def without_a_step(monkeypatch):
+    descend = LocalTraining.descend
+
+    def alone_only(self, w, gradient, velocity, lr):
+        if w[0].dim() == 4:  # the first convolution's weights, not those of many clients
+            descend(self, w, gradient, velocity, lr)
+
+    monkeypatch.setattr(LocalTraining, "descend", alone_only)
+
+
+def at_twice_the_learning_rate(monkeypatch):
+    descend = LocalTraining.descend
+
+    def faster(self, w, gradient, velocity, lr):
+        descend(self, w, gradient, velocity, lr * (w[0].dim() - 3))
+
+    monkeypatch.setattr(LocalTraining, "descend", faster)
+
+
+def without_running_statistics(monkeypatch):
+    of_batch = StackedBatchNorm._statistics
+    monkeypatch.setattr(
+        StackedBatchNorm,
+        "_statistics",
+        lambda self, x, mean, var: of_batch(self, x, mean.clone(), var.clone()),
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (without_a_step, "a step differs by 1.0e+00"),
+        (at_twice_the_learning_rate, "a step differs by (1.0e+00|9...-01)"),
+        (without_running_statistics, "running statistics differs by 1.0e+00"),
+    ],
+)
+def test_the_benchmark_for_a_device_refuses_training_that_is_not_the_same(
+    monkeypatch, capsys, tmp_path, precision, fault, why
+):
+    fault(monkeypatch)
+    found, printed, said = run_gpu(
+        monkeypatch, capsys, tmp_path / "gpu.json", f"--row resnet8:2:2 --precision {precision}"
+    )
+    assert found["rows"] == []
+    (failed,) = found["failed"]
+    assert re.search(why.replace("+", r"\+"), failed["why"])
+    assert f"FAILED: {failed['why']}" in printed
+    assert said == "1 of 1 rows failed"
+
+
+def test_in_bfloat16_the_benchmark_for_a_device_is_checked_against_float32(
+    monkeypatch, capsys, tmp_path
+):
+    arguments = "--row resnet8:2:2 --precision bfloat16"
+    found, _, said = run_gpu(monkeypatch, capsys, tmp_path / "gpu.json", arguments)
+    (row,) = found["rows"]
+    assert not said
+    assert 1e-4 < row["difference"] < gpu.TOLERANCE["bfloat16"]["resnet8"]
+    assert row["buffers"] < gpu.BUFFERS["bfloat16"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("too much"), SystemExit("too much")])
+def test_rows_of_the_benchmark_for_a_device_outlive_one_that_fails(
+    monkeypatch, capsys, tmp_path, error
+):
     file = tmp_path / "gpu.json"
-    arguments += f" --rounds 1 --precision bfloat16 --json {file}"
-    monkeypatch.setattr("sys.argv", ["gpu", *arguments.split()])
+    plain, before = gpu.Cohort.plain, []
 
-    gpu.main()
+    def short_of_memory(cohort, clients):
+        if cohort.federation.num_clients == 3:
+            before.append(json.loads(file.read_text()))
+            raise error
+        return plain(cohort, clients)
 
-    (row,) = json.loads(file.read_text())["rows"]
-    assert 1e-5 < row["difference"] < gpu.TOLERANCE["bfloat16"]
+    monkeypatch.setattr(gpu.Cohort, "plain", short_of_memory)
+    rows = [("resnet8", 4, 1), ("resnet8", 2, 3), ("resnet8", 2, 2)]
+    arguments = " ".join(f"--row {model}:{batch}:{clients}" for model, batch, clients in rows)
+    found, printed, said = run_gpu(monkeypatch, capsys, file, arguments)
+
+    def settings(some):
+        return [(row["model"], row["batch_size"], row["clients"]) for row in some]
+
+    assert settings(found["rows"]) == [rows[0], rows[2]]
+    assert settings(before[0]["rows"]) == [rows[0]]  # nothing waits for the end
+    assert settings(found["failed"]) == [rows[1]]
+    assert "too much" in found["failed"][0]["why"]
+    assert [line.count("|") for line in printed.splitlines() if line.startswith("| ")] == [13] * 4
+    assert [*tmp_path.iterdir()] == [file]
+    assert said == "1 of 3 rows failed"
+    assert found["rows"][0]["share"] == pytest.approx(
+        found["rows"][0]["teraflops"] / found["ceiling"]
+    )
+
+
+@pytest.mark.parametrize("text", ["resnet9:8:2", "resnet8:8", "resnet8:x:2", "resnet8:0:2"])
+def test_a_row_that_does_not_exist_is_refused(monkeypatch, capsys, text):
+    monkeypatch.setattr("sys.argv", ["gpu", "--device", "cpu", "--row", text])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert text in capsys.readouterr().err
+
+
+def test_a_row_says_that_clients_did_not_fit_side_by_side(monkeypatch, capsys, tmp_path):
+    together = local.run_stacked
+    sizes = []
+
+    def short_of_memory(setting, passes, *others):
+        sizes.append(len(passes))
+        if len(passes) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return together(setting, passes, *others)
+
+    monkeypatch.setattr(local, "run_stacked", short_of_memory)
+    with pytest.warns(UserWarning, match="don't fit side by side"):
+        found, printed, said = run_gpu(
+            monkeypatch, capsys, tmp_path / "gpu.json", "--row resnet8:2:4 --row resnet8:2:2"
+        )
+    crowded, fits = found["rows"]
+    assert (crowded["fitted"], crowded["at_a_time"]) == (False, 2)
+    assert (fits["fitted"], fits["at_a_time"]) == (True, 2)
+    assert printed.count("did not fit side by side as planned") == 1
+    assert not said
+    assert sizes.count(4) == 2  # in the check and in the first round: later ones know
+
+
+def test_a_row_says_that_its_steps_were_not_begun_as_one(monkeypatch, capsys, tmp_path):
+    class Graphs:
+        failed = True
+
+        def capture(self, function, tensors, still):
+            return function
+
+    monkeypatch.setattr(Stacks, "are_still", staticmethod(lambda device: True))
+    monkeypatch.setattr(tape, "Graphs", Graphs)
+    found, printed, _ = run_gpu(monkeypatch, capsys, tmp_path / "gpu.json", "--row resnet8:2:2")
+    assert found["rows"][0]["in_graphs"] is False
+    assert "capture of a graph failed" in printed
+
+
+def test_what_the_benchmark_for_a_device_takes_from_the_card(monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 2**30)
+    )
+
+    def read(*given):
+        monkeypatch.setattr("sys.argv", ["gpu", *given])
+        args = gpu.arguments()
+        return args.precision, args.memory
+
+    assert read() == ("bfloat16", 40.0)
+    assert read("--precision", "tf32", "--memory", "8") == ("tf32", 8.0)
+    assert read("--device", "cpu") == ("float32", 64.0)
