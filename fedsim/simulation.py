@@ -93,7 +93,8 @@ def simulate(
     experiment : Experiment
         What to run.
     out : Path or str, optional
-        Folder to write the run to; new or empty. By default nothing is written.
+        Folder to write the run to; new or empty, or that of a run of which no round finished. By
+        default nothing is written.
     resume : bool
         Whether to go on with the run in ``out``, from its last finished round. The experiment must
         be the same, but for `fedsim.resume.MAY_CHANGE`. Where no run has begun, one begins.

@@ -99,7 +99,11 @@ def class_norms(norms: pd.DataFrame, title: str, names: pd.DataFrame | None = No
         upper.set_ylim(0, 1.04 * float(np.nanmax(table.to_numpy())) or 1.0)
         upper.set_ylabel("Norm")
         upper.grid(axis="y")
-        lower.bar(x, sizes["examples"], width=0.72 if few else 1.0, color=_BARS)
+        if few:
+            lower.bar(x, sizes["examples"], width=0.72, color=_BARS)
+        else:  # as one outline: of many bars each takes milliseconds
+            edges = np.arange(count + 1) + 0.5
+            lower.stairs(sizes["examples"], edges, fill=True, color=_BARS, snap=True)
         lower.set_ylabel("Examples")
         lower.yaxis.set_major_locator(_style.whole_numbers(3))
         lower.yaxis.set_major_formatter(_style.THOUSANDS)

@@ -80,8 +80,12 @@ class TestFailure:
     @pytest.mark.parametrize(
         ("name", "code", "line"),
         [
-            ("Raises", "raise RuntimeError('boom')", "RuntimeError: boom (ends_raises.py, line 6"),
-            ("Exits", "raise SystemExit(3)", "SystemExit: 3"),
+            (
+                "Raises",
+                "raise RuntimeError('boom')",
+                "round 1: Raises.configure_train: RuntimeError: b",
+            ),
+            ("Exits", "raise SystemExit(3)", "round 1: Exits.configure_train: SystemExit: 3"),
             ("Leaves", "os._exit(7)", "its process ended with exit code 7"),
             ("Killed", "os.kill(os.getpid(), 9)", "its process was ended by SIGKILL (perhaps the"),
             ("Signalled", "os.kill(os.getpid(), 40)", "its process was ended by signal 40"),

@@ -162,7 +162,7 @@ class TestStrategies:
     def test_our_own_forget_the_model_once_it_is_averaged(self):
         strategy = FedAvg()
         strategy.complete(checkpoint().arrays)
-        assert not attributes(strategy)["_arrays"]
+        assert not attributes(strategy)["sent"]
 
     def test_what_no_file_can_hold_is_left_out_with_a_warning(self):
         with pytest.warns(UserWarning, match=r"don't hold Odd.log \(a Logger\): a resumed run"):
