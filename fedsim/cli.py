@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import re
 import shlex
@@ -24,7 +22,8 @@ from rich.table import Table
 
 from fedsim import registry
 from fedsim.config import Experiment
-from fedsim.errors import ConfigError, EngineError, UserError
+from fedsim.console import Output, let_go_on
+from fedsim.errors import ConfigError, UserError
 from fedsim.experiment_file import load
 
 if TYPE_CHECKING:
@@ -38,38 +37,7 @@ app = typer.Typer(
     help="Simulate federated learning on long-tailed, partly labelled clients.",
 )
 
-
-class _Output(Console):
-    """Where results go; a full disk is told, and a pipe that is closed ends the program."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        """Print, as rich does."""
-        try:
-            super().print(*objects, **options)
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # click and rich know what to do
-                raise
-            # What couldn't be written would be tried once more at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise EngineError(f"can't print the results: {error.strerror or error}") from None
-
-
-class _Aside(io.TextIOWrapper):
-    """Standard error: a run goes on where its progress can't be shown."""
-
-    def write(self, text: str) -> int:
-        """Write, or not."""
-        with suppress(OSError):
-            super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush, or not."""
-        with suppress(OSError):
-            super().flush()
-
-
-_out = _Output(highlight=False)
+_out = Output(highlight=False)
 _err = Console(stderr=True, highlight=False)
 _warned: set[str] = set()
 _SETTING = re.compile(r"(data|clients|model|method|training|evaluation|engine)\.\w+ = ")
@@ -444,11 +412,7 @@ def main() -> None:
         here = os.getcwd()  # noqa: PTH109
         if here not in sys.path:
             sys.path.append(here)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not closed
-        sys.stdout.reconfigure(errors="replace")
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        encoding, errors = sys.stderr.encoding, sys.stderr.errors
-        sys.stderr = _Aside(sys.stderr.buffer, encoding, errors, line_buffering=True)
+    let_go_on()
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except click.ClickException as error:
