@@ -389,6 +389,7 @@ def _usage(error: click.ClickException) -> str:
     if type(error) is click.BadParameter and error.param is not None:
         text = f"{error.param.opts[0]}: {error.message.rstrip('.')}"
     context = error.ctx if isinstance(error, click.UsageError) else None
+    text = " ".join(text.split())
     return f"{text}; see {context.command_path} --help" if context is not None else text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tomli_w
 from pydantic import (
@@ -63,7 +63,7 @@ def find_update(method: str, client: str) -> Callable[..., Any] | None:
     if update is None:
         update = getattr(registry.find("method", method), "client", None)
         if update is not None and not callable(update):
-            raise ConfigError(f"{method!r}: its client is {update!r}, not a client update's class")
+            raise ConfigError(f"its client is {update!r}; must be a client update's class itself")
     if update is not None:
         own = vars(update).get("__annotations__", {}) if isinstance(update, type) else {}
         settings = [name for name, kind in own.items() if "ClassVar" not in str(kind)]
@@ -78,6 +78,8 @@ def find_update(method: str, client: str) -> Callable[..., Any] | None:
 
 class Data(OpenTable):
     """``[data]``: the examples, before they are dealt out."""
+
+    kinds: ClassVar[Mapping[str, registry.Kind]] = {"source": "dataset"}
 
     source: str = Field(
         "digits",
@@ -100,6 +102,8 @@ class Data(OpenTable):
 
 class Clients(OpenTable):
     """``[clients]``: who holds what."""
+
+    kinds: ClassVar[Mapping[str, registry.Kind]] = {"partition": "partition"}
 
     count: Positive = Field(10, description="number of clients")
     partition: str = Field("iid", description="how the examples are dealt out to the clients")
@@ -129,6 +133,8 @@ class Clients(OpenTable):
 class Model(OpenTable):
     """``[model]``: the architecture."""
 
+    kinds: ClassVar[Mapping[str, registry.Kind]] = {"name": "model"}
+
     name: str = Field(
         "cnn",
         description="linear, mlp, cnn, resnet8, resnet18, resnet34, or package.module:function, "
@@ -145,6 +151,8 @@ class Model(OpenTable):
 class Method(OpenTable):
     """``[method]``: the server's strategy and the clients' update, and their hyperparameters."""
 
+    kinds: ClassVar[Mapping[str, registry.Kind]] = {"name": "method", "client": "client"}
+
     name: str = Field("fedavg", description="a method, or package.module:Class, a Flower strategy")
     client: str = Field(
         "",
@@ -157,7 +165,7 @@ class Method(OpenTable):
         """Return the strategy and, where the method has one, its client update."""
         with blame("name", table):
             strategy = registry.find("method", table["name"])
-        with blame("client", table):
+        with blame("client" if table["client"] else "name", table):
             update = find_update(table["name"], table["client"])
         return [strategy] if update is None else [strategy, update]
 

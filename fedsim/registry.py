@@ -73,6 +73,13 @@ def has(kind: Kind, name: str) -> bool:
     return name in _points(kind)
 
 
+def names_of(kind: Kind, component: Any) -> list[str]:
+    """Return the installed names that stand for a class or function, sorted."""
+    name = getattr(component, "__qualname__", "")
+    points = [point for point in _points(kind).values() if point.attr == name]
+    return sorted(point.name for point in points if point.load() is component)
+
+
 def find(kind: Kind, name: str) -> Callable[..., Any]:
     """Return what ``name`` stands for.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import warnings
@@ -127,7 +128,7 @@ def own_parts(experiment: Experiment) -> dict[str, str]:
         ("partition", experiment.clients.partition),
     ]
     update = find_update(experiment.method.name, experiment.method.client)
-    if update is not None and ":" in experiment.method.name:
+    if inspect.isclass(update) and ":" in experiment.method.name:
         named.append(("client", f"{update.__module__}:"))
     found: dict[str, str] = {}
     for kind, name in named:

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -38,6 +38,9 @@ class OpenTable(Table):
 
     model_config = ConfigDict(extra="allow")
 
+    kinds: ClassVar[Mapping[str, registry.Kind]] = {}
+    """The keys that name a component, and of which kind it is."""
+
     @classmethod
     def components(cls, table: Mapping[str, Any]) -> Iterable[Callable[..., Any]]:
         """Return what the table names; its settings are the keys that aren't fields."""
@@ -60,7 +63,9 @@ class OpenTable(Table):
         if not isinstance(table, dict):
             return table
         fixed = {
-            key: _name(key, value) if inspect.isroutine(value) or inspect.isclass(value) else value
+            key: _name(cls.kinds, key, value)
+            if inspect.isroutine(value) or inspect.isclass(value)
+            else value
             for key, value in table.items()
             if key in cls.model_fields
         }
@@ -83,8 +88,8 @@ class OpenTable(Table):
                 _check_written(key, value, model.model_fields[key].default)
                 if key in resolved and value != resolved[key]:
                     problem = (
-                        f"by default, while the strategy's default is {resolved[key]!r}: what both "
-                        "have is one setting; set it, or give both the same default"
+                        f"the client update's default, while the strategy's is {resolved[key]!r}; "
+                        "a setting of both is one: set it, or give both the same default"
                     )
                     raise OptionError(key, value, problem)
             resolved |= settings
@@ -95,8 +100,13 @@ class OpenTable(Table):
         return fixed | resolved
 
 
-def _name(key: str, component: Any) -> str:
+def _name(kinds: Mapping[str, registry.Kind], key: str, component: Any) -> str:
     """Return how a file names a class or function."""
+    installed = registry.names_of(kinds[key], component) if key in kinds else []
+    if len(installed) == 1:
+        return installed[0]
+    if installed:
+        raise OptionError(key, component, f"give one of its names, {', '.join(installed)}")
     name: str = component.__qualname__
     if not name.isidentifier():
         raise OptionError(key, component, "must stand at the top of a module, not inside another")

@@ -111,7 +111,8 @@ class FedAvg(Strategy):
         self.min_available_nodes = min_available_nodes
         self.seed = seed
         self.sent = ArrayRecord()
-        """w_t, the arrays that the clients of this round were sent; for `aggregate_train`."""
+        """w_t, the arrays that the clients of this round were sent, until `aggregate_train`, or
+        rather `complete`, forgets them: a subclass reads them before."""
 
     def summary(self) -> None:
         """Log the strategy's settings."""

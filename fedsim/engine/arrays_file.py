@@ -21,8 +21,12 @@ def to_bytes(
     arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
 ) -> bytes:
     """Return the content of a file of arrays, and of texts besides."""
-    # Of an array in another order safetensors would write the numbers in that order.
-    in_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    # Of an array in another order safetensors would write the numbers in that order, and it would
+    # swap bytes of which the checksum is.
+    in_order = {
+        name: np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+        for name, array in arrays.items()
+    }
     texts = dict(metadata or {})
     return save(in_order, {**texts, _CHECKSUM: _checksum(in_order, texts)})
 

@@ -6,7 +6,7 @@ Shapes: B examples, D features, m examples of a client's own test set.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -298,16 +298,18 @@ class LocalTrainer:
                 if stacked and isinstance(request, SGD):
                     key = alike(request)
                 together.setdefault(key, []).append((run, request))
-            self._warn_of_own_functions(list(together))
+            self._warn_of_own_functions(together)
             for group in together.values():
                 self._answer(group, purpose, round)
             runs = [run for run, _ in asked if run.error is None]
 
-    def _warn_of_own_functions(self, keys: list[Any]) -> None:
-        """Warn, once, where passes are apart for nothing but losses that are the same text."""
-        losses = {key[0] for key in keys if isinstance(key, tuple)}
-        texts = {code_of(loss) for loss in losses}
-        if len(losses) > len(texts) and not self._warned_of_own_functions:
+    def _warn_of_own_functions(self, groups: Mapping[Any, Sequence[Any]]) -> None:
+        """Warn, once, where clients have losses of their own, which are the same text."""
+        alone = {
+            key[0] for key, group in groups.items() if isinstance(key, tuple) and len(group) == 1
+        }
+        texts = {code_of(loss) for loss in alone}
+        if len(alone) > len(texts) and not self._warned_of_own_functions:
             self._warned_of_own_functions = True
             warnings.warn(
                 "clients go one by one, for each has a loss of its own (a function inside update, "

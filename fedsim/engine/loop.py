@@ -126,7 +126,7 @@ def _tell_unchanged(round: int, why: str) -> None:
 
 
 @contextmanager
-def _strategys(strategy: Strategy, method: str, round: int) -> Iterator[None]:
+def _blamed_on(strategy: Strategy, method: str, round: int) -> Iterator[None]:
     """Turn whatever a strategy raises into an EngineError that says where."""
     try:
         yield
@@ -142,7 +142,7 @@ def _messages(
     strategy: Strategy, configure: str, round: int, arrays: ArrayRecord, grid: SimulatedGrid
 ) -> Sequence[Message]:
     """Return a round's messages such that they can be counted: what is yielded is drawn at once."""
-    with _strategys(strategy, configure, round):
+    with _blamed_on(strategy, configure, round):
         found: Any = getattr(strategy, configure)(round, arrays, ConfigRecord(), grid)
         if isinstance(found, Broadcast):
             return found
@@ -160,14 +160,17 @@ def _split(seconds: dict[str, float], part: str, of_part: dict[str, float]) -> N
 
 
 def _aggregate(strategy: Strategy, round: int, replies: list[Message]) -> ArrayRecord | None:
-    with _strategys(strategy, "aggregate_train", round):
+    with _blamed_on(strategy, "aggregate_train", round):
         try:
             found: Any = strategy.aggregate_train(round, replies)
         except (flower.FlowerError, KeyError) as error:
             # Flower's strategies refuse replies of another form than theirs, ours miss a group.
+            why = described(error)
+            is_own = isinstance(error, KeyError) and why.endswith(")")  # it names the user's file
+            hint = "" if is_own else "; do method.name and method.client belong together?"
             raise EngineError(
                 f"round {round}: {type(strategy).__name__} can't average what the clients upload "
-                f"({described(error)}); do method.name and method.client belong together?"
+                f"({why}){hint}"
             ) from error
     match found:
         case (None | ArrayRecord() as new, None | MetricRecord()):
@@ -245,7 +248,9 @@ def _tell_failures(round: int, failures: dict[int, str], asked: int) -> None:
         by_reason.setdefault(failures[client], []).append(client)
     shown = [f"{_named(clients)}: {why}" for why, clients in by_reason.items()]
     more = len(shown) - REASONS_SHOWN
-    whose = "; ".join(shown[:REASONS_SHOWN]) + (f"; and {more} more reasons" if more > 0 else "")
+    whose = "; ".join(shown[:REASONS_SHOWN]) + (
+        f"; and {more} more reason{'s' * (more > 1)}" if more > 0 else ""
+    )
     if round == 1 and 1 < asked == len(failures):
         raise EngineError(f"round 1: all {asked} clients failed: {whose}")
     warnings.warn(
@@ -277,7 +282,7 @@ def _evaluate(
             replies = grid.send_and_receive(messages)
             with (
                 flower.seeded_draws(seed, "aggregate_evaluate", round),
-                _strategys(strategy, "aggregate_evaluate", round),
+                _blamed_on(strategy, "aggregate_evaluate", round),
             ):
                 strategy.aggregate_evaluate(round, replies)
     return grid.test(arrays), grid.evaluated

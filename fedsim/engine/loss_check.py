@@ -30,8 +30,8 @@ def check_loss(
 ) -> None:
     """Raise `TypeError` if a client's step depends on anything but what the loss may see.
 
-    That are its arguments, and of batches of clients side by side the examples that the mask
-    doesn't leave out. A loss that draws numbers from PyTorch may do so for a client alone.
+    It may see its arguments and, of batches of clients side by side, the examples that the mask
+    doesn't leave out. One that draws numbers from PyTorch may do so for a client alone.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def check_loss(
     name = getattr(computation.loss, "__qualname__", "the loss")
     first = [one.each(lambda tensor: tensor[:1]) if computation.stacked else one for one in batches]
     w = [tensor.clone() for tensor in arrays]
-    if not _is_near(_try(computation, w, first), _try(computation, w, first), 1e-3):
+    if not _is_near(_try(computation, w, first), _try(computation, w, first), 1e-3, least=1e-5):
         raise TypeError(
             f"{name} gives other numbers for the same arguments: it must draw from torch.rand and "
             "its like, or get random numbers of client.generator() by given=, and keep nothing "

@@ -204,7 +204,8 @@ class Computation:
         given = [
             (name, tensor)
             for name, tensor in zip(names, arrays[first:], strict=True)
-            if name not in self.net.buffers
+            # PyTorch itself keeps inference tensors from being changed.
+            if name not in self.net.buffers and not tensor.is_inference()
         ]
         before = [tensor._version for _, tensor in given]
         yield

@@ -56,16 +56,16 @@ def is_barren(path: Path) -> bool:
     found = {file.relative_to(path).as_posix().removesuffix(".part") for file in path.rglob("*")}
     if "experiment.toml" not in found or not found <= _FIRST_FILES | _OF_FIRST_ROUND:
         return False
-    rounds, checkpoint = path / "rounds.csv", path / CHECKPOINT
-    if rounds.exists() and rounds.read_bytes().count(b"\n") > 1:
-        return False
-    if not checkpoint.exists():
-        return True
+    checkpoint = path / CHECKPOINT
     from fedsim.engine.checkpoint import Checkpoint
 
     try:
-        return Checkpoint.read(checkpoint).round == 0
-    except EngineError:
+        tables = [path / name for name in _OF_FIRST_ROUND & found if name.endswith(".csv")]
+        has_rows = any(file.read_bytes().count(b"\n") > 1 for file in tables)
+        described = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        began = checkpoint.exists() and Checkpoint.read(checkpoint).round > 0
+        return not has_rows and described["rounds_finished"] == 0 and not began
+    except (OSError, ValueError, KeyError, TypeError, EngineError):
         return False
 
 
@@ -98,6 +98,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
         self.path = path
+        locked = True
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -111,14 +112,14 @@ class RunDirectory:
             os.close(self._lock)
             raise EngineError(f"another run is writing to {path}; choose another --out") from None
         except OSError:  # a file system without locks
-            pass
+            locked = False
         if not resumed:
-            self._clear()
+            self._clear(locked)
 
-    def _clear(self) -> None:
-        """Make sure that the folder is empty."""
+    def _clear(self, locked: bool) -> None:
+        """Make sure that the folder is empty; without a lock a run may be in its first round."""
         try:
-            if not is_new(self.path) and not is_barren(self.path):
+            if not is_new(self.path) and not (locked and is_barren(self.path)):
                 raise EngineError(
                     f"{self.path} exists and isn't an empty folder; choose another --out, or "
                     "--resume the run in it"

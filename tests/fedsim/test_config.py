@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fedsim
+from fedsim import registry
 from fedsim.config import Experiment
 from fedsim.engine.update import LocalSGD
 from fedsim.errors import ConfigError
@@ -347,14 +348,14 @@ class TestOwnMethod:
         assert Experiment(method={"name": "my_method:Other", "alpha": 0.3}).method.options == {
             "alpha": 0.3
         }
-        problem = r"method\.alpha = 0\.1: by default, while the strategy's default is 0\.5"
+        problem = r"alpha = 0\.1: the client update's default, while the strategy's is 0\.5"
         with pytest.raises(ConfigError, match=problem):
             Experiment(method={"name": "my_method:Other"})
 
     @pytest.mark.parametrize(
         ("name", "line"),
         [
-            ("Text", "'my_method:Text': its client is 'my_method:Mine', not a client update's"),
+            ("Text", "my_method:Text.*its client is 'my_method:Mine'; must be a client"),
             ("NoUpdate", "'my_method:NoUpdate': its client 'Outer': isn't a fedsim.engine.update"),
         ],
     )
@@ -365,7 +366,8 @@ class TestOwnMethod:
     def test_classes_and_functions_stand_for_their_names(self, own_method):
         experiment = Experiment(method={"name": own_method.Server}, model={"name": mlp})
         assert experiment.method.name == "my_method:Server"
-        assert experiment.model.name == "fedsim.models.small:mlp"
+        assert Experiment(method={"client": own_method.Mine}).method.client == "my_method:Mine"
+        assert experiment.model.name == "mlp"
         with pytest.raises(ConfigError, match=r"Inner.*must stand at the top of a module"):
             Experiment(method={"client": own_method.Outer.Inner})
 
@@ -386,3 +388,14 @@ class TestOwnMethod:
 def test_a_key_that_is_no_name():
     with pytest.raises(ConfigError, match=r"data\.1 = 2: unknown key"):
         Experiment(data={1: 2})
+
+
+@pytest.mark.parametrize("name", registry.names("method"))
+def test_an_installed_strategys_class_stands_for_its_method(name):
+    strategy = registry.find("method", name)
+    same = registry.names_of("method", strategy)
+    if len(same) == 1:
+        assert Experiment(method={"name": strategy}) == Experiment(method={"name": name})
+    else:
+        with pytest.raises(ConfigError, match=f"give one of its names, {', '.join(same)}"):
+            Experiment(method={"name": strategy})

@@ -399,6 +399,22 @@ class TestAnew:
         with pytest.raises(EngineError, match="isn't an empty folder"):
             fedsim.simulate(of("fedavg"), out=tmp_path)
 
+    def test_not_where_the_model_or_rows_are_all_that_is_left(self, tmp_path, each_round):
+        stopped(of("fedavg"), tmp_path, after=2)
+        for lost in ("rounds.csv", CHECKPOINT, "clients.csv", "training.csv"):
+            (tmp_path / lost).unlink()
+            with pytest.raises(EngineError, match="isn't an empty folder"):
+                fedsim.simulate(of("fedavg"), out=tmp_path)
+        assert (tmp_path / "model.safetensors").exists()
+
+    def test_not_where_there_are_no_locks(self, failed, monkeypatch):
+        def refuse(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with pytest.raises(EngineError, match="isn't an empty folder"):
+            fedsim.simulate(of("fedavg"), out=failed)
+
     def test_not_while_a_run_is_in_its_first_round(self, tmp_path, monkeypatch):
         complete = FedAvg.complete
         found = []

@@ -112,6 +112,12 @@ class TestCheckpoint:
         assert found.versions.dtype == np.int8
         assert found.arrays == checkpoint().arrays
 
+    def test_arrays_of_another_byte_order_add_up(self, tmp_path):
+        file = tmp_path / "arrays.safetensors"
+        file.write_bytes(arrays_file.to_bytes({"a": np.arange(5, dtype=">f4")}))
+        arrays, _ = arrays_file.read(file)
+        np.testing.assert_array_equal(arrays["a"], [0, 1, 2, 3, 4])
+
     def test_arrays_keep_their_type_and_may_lie_in_memory_in_any_order(self, tmp_path):
         fortran = np.asfortranarray(np.arange(6.0).reshape(2, 3))
         turned = np.arange(6, dtype=np.int32).reshape(2, 3).T

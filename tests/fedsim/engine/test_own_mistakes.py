@@ -221,6 +221,36 @@ def test_losses_made_for_each_client_are_told_to_be_slow(federation):
     assert_same(found, plain)
 
 
+def test_losses_that_several_clients_share_are_not_told_to_be_slow(federation):
+    def made(factor):
+        def loss(net, w_k, batch):
+            return factor * cross_entropy(net(w_k, batch.x), batch), {}
+
+        return loss
+
+    shared = made(1.0), made(0.5)
+
+    class Two(LocalSGD):
+        def update(self, w, client):
+            w_k, log = yield from sgd(shared[client.id % 2], w, client.labelled)
+            return Upload({"arrays": w_k}, len(client.labelled), log)
+
+    run(federation, Two(), stacked=True)  # warnings are errors
+
+
+def test_what_is_given_may_come_from_inference(federation):
+    class Inferred(LocalSGD):
+        def given(self, w, client):
+            with torch.inference_mode():
+                return ({"half": torch.ones(()) / 2},)
+
+        def loss(self, net, w_k, batch, given):
+            return cross_entropy(net(w_k, batch.x), batch) * given["half"].clone(), {}
+
+    found, _ = run(federation, Inferred(), clients=[1])
+    assert isinstance(found[0], Upload), found
+
+
 # ----- sums ----------------------------------------------------------------------------------
 
 
