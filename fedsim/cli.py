@@ -85,6 +85,7 @@ class Kinds(StrEnum):
     """What ``fedsim list`` lists."""
 
     methods = "methods"
+    clients = "clients"
     datasets = "datasets"
     models = "models"
     partitions = "partitions"
@@ -318,6 +319,7 @@ def list_(
 
 _KIND: dict[Kinds, registry.Kind] = {
     Kinds.methods: "method",
+    Kinds.clients: "client",
     Kinds.datasets: "dataset",
     Kinds.models: "model",
     Kinds.partitions: "partition",

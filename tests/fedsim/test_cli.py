@@ -200,6 +200,7 @@ def test_partition_shows_who_holds_what_without_training(here):
     ("what", "line"),
     [
         ("methods", r"fedprox +mu = 0\.01"),
+        ("clients", r"fedprox +mu = 0\.01"),
         ("datasets", r"fashion-mnist +\n"),
         ("datasets", r"folder:PATH +flip = False, size = 0, grey = False"),
         ("models", r"cnn +channels = \[16, 32\]"),
