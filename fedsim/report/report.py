@@ -27,13 +27,23 @@ def report_of(folder: Path) -> tuple[SavedRun, Path]:
     SavedRun, Path
         The run as the report shows it, and the page.
     """
+    file = folder / "run.json"
     while True:
+        was = _version(file)
         run = SavedRun.read(folder)
         page = write_report(run)
         # A run that has ended since has perhaps written its own report before this one, which
         # shows an earlier state.
-        if SavedRun.read(folder).description == run.description:
+        if _version(file) == was:
             return run, page
+
+
+def _version(file: Path) -> tuple[int, int] | None:
+    """Return what changes when a file is written anew; None if there is none."""
+    if not file.exists():
+        return None
+    found = file.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def write_report(run: SavedRun) -> Path:
