@@ -37,6 +37,7 @@ What the server does:
 - ``claims``: which leaves a worker takes over that is done early
 - ``loop``: the round loop
 - ``checkpoint``: what a run needs to go on
+- ``arrays_file``: files of arrays in which damage is noticed
 
 ``worker`` and what comes before it need only PyTorch and NumPy; Flower and Ray come in after it.
 """

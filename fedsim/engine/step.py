@@ -106,17 +106,6 @@ class Computation:
             tuple(islice(found, count))
             for count in (self.num_arrays, self.velocities, self.has_rate, len(tensors))
         )
-        with self._given_unchanged(arrays):
-            return self._compute(how, arrays, velocity, rate, rest)
-
-    def _compute(
-        self,
-        how: How,
-        arrays: tuple[Tensor, ...],
-        velocity: tuple[Tensor, ...],
-        rate: tuple[Tensor, ...],
-        rest: tuple[Tensor, ...],
-    ) -> Outputs:
         if not how.descends:
             return self.targets(how, arrays, rest)
         moving = [arrays[place] for place in self.moving]
@@ -140,7 +129,7 @@ class Computation:
 
     def targets(self, how: How, arrays: Sequence[Tensor], fields: Sequence[Tensor]) -> Outputs:
         """Return what the teacher says."""
-        with torch.no_grad(), self._precision:
+        with torch.no_grad(), self._precision, self._given_unchanged(arrays):
             found: Outputs = self._of_all(how)(*arrays, *fields)
         return found
 
@@ -152,7 +141,7 @@ class Computation:
         for place in self.trained:
             free[place] = arrays[place].detach().requires_grad_()
         leaves = [free[place] for place in self.trained]
-        with self._precision:
+        with self._precision, self._given_unchanged(arrays):
             loss, counts = self._of_all(how)(*free, *rest)
             # The clients' losses don't touch each other: their gradients come in one go. In this
             # thread, in which a tape will do the same: the libraries' plans are a thread's own.

@@ -332,6 +332,13 @@ def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(here):
     assert not living(started), [one.cmdline() for one in living(started)]
 
 
+def python(here, code):
+    """Run a program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=120
+    )
+
+
 def test_ray_listens_on_the_loopback_only(here):
     code = (
         "import socket, struct\n"
@@ -343,9 +350,7 @@ def test_ray_listens_on_the_loopback_only(here):
         " if c.status == 'LISTEN'}))\n"
         "ray.shutdown()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=120
-    )
+    done = python(here, code)
     assert done.stdout.splitlines()[-1] in ("['127.0.0.1', '::ffff:127.0.0.1']", "['127.0.0.1']")
 
 
@@ -364,9 +369,7 @@ def test_ctrl_c_as_ray_starts_leaves_nothing(here):
         "except KeyboardInterrupt:\n"
         "    print(ray_grid._import_ray().is_initialized(), found[0].exists())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=120
-    )
+    done = python(here, code)
     assert done.stdout.splitlines()[-1:] == ["False False"], done.stderr
 
 

@@ -166,6 +166,18 @@ def test_a_loss_must_not_change_what_it_is_given(federation, stacked):
 
 
 @pytest.mark.parametrize("stacked", [False, True])
+def test_nor_the_global_weights_that_it_is_given(federation, stacked):
+    class Own(ChangesGiven):
+        def given(self, w, client):
+            return ({"own": w["head.bias"]},)
+
+    found, w = run(federation, Own(), stacked=stacked)
+    assert all("changes 'own' in place" in str(error) for error in found)
+    _, net = make_trainer(federation, LINEAR)
+    assert torch.equal(w["head.bias"], net.initial_weights()["head.bias"])
+
+
+@pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize(
     "draw", [lambda: float(np.random.default_rng().random()), lambda: next(COUNTER)]
 )
