@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.errors import UserError
@@ -161,7 +162,7 @@ class StackedGroupNorm(nn.GroupNorm):
 
 
 class StackedConv2d(nn.Conv2d):
-    """A convolution that has a kernel for many clients on a GPU."""
+    """A convolution that has a kernel for many clients on a GPU, and rounds where autocast asks."""
 
     @classmethod
     def fits(cls, layer: nn.Module) -> bool:
@@ -181,12 +182,17 @@ class StackedConv2d(nn.Conv2d):
         """Return the outputs [B, O, ...] of inputs [B, I, height, width]."""
         # In full float32 there are no matrix units to use, and Triton compiles for minutes.
         rounds = torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32
-        if not (has_kernels(x) and rounds):
-            return super().forward(x)
-        y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.stride[0], int(self.padding[0])
-        )
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
+        if has_kernels(x) and rounds:
+            y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
+                x, self.weight, self.stride[0], int(self.padding[0])
+            )
+            return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
+        if torch.is_autocast_enabled(x.device.type):
+            # Which under vmap leaves convolutions as they are.
+            dtype = torch.get_autocast_dtype(x.device.type)
+            bias = None if self.bias is None else self.bias.to(dtype)
+            return F.conv2d(x.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding)
+        return super().forward(x)
 
 
 class StackedGreyConv2d(StackedConv2d, GreyConv2d):

@@ -13,7 +13,7 @@ from fedsim.engine.local import LocalTrainer
 from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import LocalSGD, Upload, cross_entropy, sgd
 from fedsim.models import Model, Net
-from fedsim.models.layers import channels_last
+from fedsim.models.layers import channels_last, quicken
 from fedsim.models.small import cnn
 from fedsim.models.stacked import (
     Padding,
@@ -87,6 +87,31 @@ def test_an_average_over_all_pixels():
     x, pool = torch.randn(2, 3, 4, 5), nn.AdaptiveAvgPool2d((1, 1))
     assert isinstance(spread(nn.AdaptiveAvgPool2d(1)), StackedMean2d)
     torch.testing.assert_close(spread(nn.Sequential(pool))(x), nn.AdaptiveAvgPool2d(1)(x))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_are_rounded_to_bfloat16_where_asked(channels, bias):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, channels, 6, 5)
+    plain = nn.Conv2d(channels, 12, 3, stride=2, padding=1, bias=bias)
+    stacked = spread(quicken(deepcopy(plain)))
+    weights = {n: torch.stack([w, -2 * w]) for n, w in plain.state_dict().items()}
+
+    def of_one(w, x):
+        return functional_call(stacked, w, (x,))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = vmap(of_one)(weights, x)
+
+    assert found.dtype == torch.bfloat16
+    for k, factor in enumerate((1, -2)):
+        # Products of rounded numbers, summed in float32, are rounded; the bias is added to that.
+        rounded = deepcopy(plain).bfloat16().double()
+        expected = factor * rounded(x[k].bfloat16().double())
+        most = 2**-7 if bias else 1e-6
+        torch.testing.assert_close(found[k].double(), expected, rtol=2**-8, atol=most)
+        assert (found[k] - factor * plain(x[k])).abs().max() > 1e-3
 
 
 class TestFailure:
