@@ -30,6 +30,6 @@ def check_backbone(method: str, w: Weights) -> None:
     """Raise a ConfigError if a model has no arrays but the head's."""
     if not parts(w, ["backbone"]):
         raise ConfigError(
-            f"method.name = {method.lower()!r} shares the layers before the head, and this model "
-            "has none; choose another model.name, such as 'mlp' or 'cnn'"
+            f"{method} shares the layers before the head, and this model has none; choose another "
+            "model.name, such as 'mlp' or 'cnn'"
         )

@@ -27,7 +27,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from clients.checks import check_above
+from clients.checks import check_above, check_backbone
 from clients.personal_head import trained_personal_head, with_personal_head
 from fedsim.engine.update import Client, ClientUpdate, Inputs, LocalSGD
 from fedsim.errors import ConfigError
@@ -75,7 +75,8 @@ class LoGeModel(ClientUpdate):
         check_above("realigned_norm", self.realigned_norm, 0)
 
     def initial(self, net: Net, w: Weights, rng: np.random.Generator) -> Weights:
-        """Add the fixed classifier, SSE-C."""
+        """Add the fixed classifier, SSE-C; ConfigError if the model has no backbone to train."""
+        check_backbone(type(self).__name__, w)
         psi = sparse_etf(
             net.num_features,
             net.num_classes,

@@ -97,7 +97,8 @@ def simulate(
         default nothing is written.
     resume : bool
         Whether to go on with the run in ``out``, from its last finished round. The experiment must
-        be the same, but for `fedsim.resume.MAY_CHANGE`. Where no run has begun, one begins.
+        be the same, but for `fedsim.resume.MAY_CHANGE` (whose ``training.rounds`` a learning rate
+        that falls by "cosine" fixes). Where no run has begun, one begins.
     observer : callable, optional
         Called with each finished round's row of ``rounds.csv``.
 

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fedsim.metrics import column
+
 if TYPE_CHECKING:
     from fedsim.report.saved_run import SavedRun
 
@@ -34,11 +36,13 @@ def class_norms(run: SavedRun) -> pd.DataFrame:
         ``head``, ``class``, ``examples``, ``norm``: C rows a head.
     """
     own = _own_heads(run)
+    has_generic = column("generic") in run.rounds.dropna(axis=1, how="all")
     heads = {
         head: _lengths(run.arrays[name])
         for name, head in _HEADS.items()
-        # What clients keep is of no use in the global model.
-        if name not in own and name in run.arrays and _is_head(run.arrays[name], run.num_classes)
+        if name in run.arrays and _is_head(run.arrays[name], run.num_classes)
+        # Where nobody tests the global model, what clients keep is of no use in it.
+        if name not in own or has_generic
     }
     for norms in own.values():
         heads["personal heads (mean)"] = np.mean(norms, axis=0)

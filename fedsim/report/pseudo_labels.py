@@ -52,7 +52,8 @@ def by_round(training: pd.DataFrame) -> pd.DataFrame:
         - ``round``
         - ``kept``: the share of the examples seen whose pseudo-label is kept
         - ``local``: the share of the kept ones labelled by the client's own model, over the
-          clients for which this is known
+          clients for which this is known; without labels (``has_labels`` 0, where the method
+          says so) a client has no model of its own
         - ``accuracy``, ``head_accuracy``, ``medium_accuracy``, ``tail_accuracy``: the share of
           the kept ones that is correct, overall and by the group of the true class; of those
           whose true class is known
@@ -76,6 +77,7 @@ def by_round(training: pd.DataFrame) -> pd.DataFrame:
     rows = training[training["pseudo_seen"] > 0]
     counts = rows[_COUNTS].astype(np.float64)
     local = rows.get("pseudo_local", pd.Series(np.nan, rows.index)).astype(np.float64)
+    local = local.where(rows.get("has_labels", pd.Series(1.0, rows.index)) > 0)
     counts["local"], counts["kept_known"] = local, counts["pseudo_kept"].where(local.notna())
     counts["checked"] = _checked(counts)
     sums = counts.groupby(rows["round"]).sum()

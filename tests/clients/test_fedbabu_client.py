@@ -80,5 +80,5 @@ class TestFedBABUFailure:
 
     def test_a_model_that_is_all_head(self):
         net = Net(linear((1, 4, 4), 3))
-        with pytest.raises(ConfigError, match=r"'fedbabu' shares the layers before the head"):
+        with pytest.raises(ConfigError, match="FedBABU shares the layers before the head"):
             FedBABU().initial(net, net.initial_weights(), np.random.default_rng(0))

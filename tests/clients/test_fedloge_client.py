@@ -18,7 +18,7 @@ from fedsim.engine.update import Client, Examples, Inputs
 from fedsim.errors import ConfigError
 from fedsim.models import Net, parts
 from fedsim.models.etf import geometry
-from fedsim.models.small import cnn
+from fedsim.models.small import cnn, linear
 from fedsim.rng import generator
 from tests.clients.conftest import TRAINING
 
@@ -218,6 +218,12 @@ class TestFedLoGeFailure:
     def test_hyperparameters_out_of_range(self, options, message):
         with pytest.raises(ConfigError, match=message):
             FedLoGe(**options)
+
+    @pytest.mark.parametrize("method", [METHOD, FedLabelFedLoGe()])
+    def test_a_model_of_which_the_fixed_classifier_trains_nothing(self, method):
+        net = Net(linear((1, 4, 4), 3))
+        with pytest.raises(ConfigError, match="shares the layers before the head, and this model"):
+            method.initial(net, net.initial_weights(), np.random.default_rng(0))
 
     def test_a_model_with_fewer_features_than_classes(self):
         net = Net(cnn((1, 4, 4), 3, channels=(2,), hidden=2))

@@ -79,5 +79,5 @@ def test_a_client_that_never_trained_has_the_servers_initial_head(bench):
 class TestFedPerFailure:
     def test_a_model_that_is_all_head(self):
         net = Net(linear((1, 4, 4), 3))
-        with pytest.raises(ConfigError, match=r"'fedper' shares the layers before the head"):
+        with pytest.raises(ConfigError, match="FedPer shares the layers before the head"):
             METHOD.initial(net, net.initial_weights(), np.random.default_rng(0))

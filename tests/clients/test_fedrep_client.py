@@ -96,5 +96,5 @@ class TestFedRepFailure:
 
     def test_a_model_that_is_all_head(self):
         net = Net(linear((1, 4, 4), 3))
-        with pytest.raises(ConfigError, match=r"'fedrep' shares the layers before the head"):
+        with pytest.raises(ConfigError, match="FedRep shares the layers before the head"):
             FedRep().initial(net, net.initial_weights(), np.random.default_rng(0))

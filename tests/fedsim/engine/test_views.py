@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
@@ -130,7 +131,7 @@ def test_a_run_folder_keeps_the_states(tmp_path):
     result = fedsim.simulate(
         fedsim.Experiment(
             clients={"count": 4},
-            model={"name": "linear"},
+            model={"name": "mlp", "hidden": [64]},
             method={"name": "fedloge"},
             training={"rounds": 2, "participation": 2},
             engine={"backend": "inline"},
@@ -145,6 +146,27 @@ def test_a_run_folder_keeps_the_states(tmp_path):
     assert {"class_norms.png", "etf.png", "personal_gain.png"} <= {
         file.name for file in (out / "figures").iterdir()
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "heads"),
+    [("ditto", ["global head", "personal heads (mean)"]), ("fedper", ["personal heads (mean)"])],
+)
+def test_the_global_heads_norms_are_shown_where_it_is_tested(tmp_path, method, heads):
+    experiment = fedsim.Experiment(
+        clients={"count": 4},
+        model={"name": "mlp", "hidden": [16]},
+        method={"name": method},
+        training={"rounds": 1},
+        engine={"backend": "inline"},
+    )
+    result = fedsim.simulate(experiment, out=tmp_path / "run")
+    norms = pd.read_csv(tmp_path / "run" / "class_norms.csv")
+    assert sorted(norms["head"].unique()) == heads
+    if method == "ditto":
+        found = norms.loc[norms["head"] == "global head", "norm"]
+        expected = np.linalg.norm(result.arrays["head.weight"], axis=1)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 class TestViewsFailure:

@@ -122,6 +122,11 @@ class TestByRound:
         rows = [row(1, 0, seen=9, local=3, head=(4, 1)), row(1, 1, seen=9, head=(6, 1))]
         check(by_round(pd.DataFrame(rows)), local=[3 / 4], kept=[10 / 18])
 
+    def test_without_labels_a_client_has_no_model_of_its_own(self):
+        rows = [row(1, 0, seen=9, local=3, head=(4, 1)), row(1, 1, seen=9, local=6, head=(6, 1))]
+        frame = by_round(pd.DataFrame(rows).assign(has_labels=[1.0, 0.0]))
+        check(frame, local=[3 / 4], kept=[10 / 18])
+
     @pytest.mark.parametrize(
         "training",
         [
