@@ -243,10 +243,10 @@ class RayGrid(SimulatedGrid):
         try:
             with held_interrupts():
                 self._task = self._ray.put(task)
-                expected = fingerprint(task.packages)
+                self._imports = fingerprint(task.packages)
                 begun = [actor.begin(self._task, actors.claims) for actor in actors.actors]
                 for found in self._ray.get(begun):
-                    _check_imports(found, expected)
+                    _check_imports(found, self._imports)
         except BaseException as error:
             self.close()
             if isinstance(error, self._ray.exceptions.RayTaskError):
@@ -310,7 +310,9 @@ class RayGrid(SimulatedGrid):
                         stacklevel=2,
                     )
                     actors[worker] = self._actors.start()
-                    actors[worker].begin(self._task, self._actors.claims)
+                    begun = actors[worker].begin(self._task, self._actors.claims)
+                    with suppress(self._ray.exceptions.RayActorError):  # its answer will say so
+                        _check_imports(self._ray.get(begun), self._imports)
                     dead.append(worker)
                 except self._ray.exceptions.RayTaskError as error:
                     # What the user can mend is one line here, too.
@@ -330,17 +332,20 @@ class RayGrid(SimulatedGrid):
 def _check_imports(found: dict[str, str], expected: dict[str, str]) -> None:
     for name, file in expected.items():
         if found[name] != file:
+            reason = (
+                "its files have changed since the run began"
+                if found[name].rpartition(" (")[0] == file.rpartition(" (")[0]
+                else "a folder of that name in the working directory hides it; rename that folder "
+                "or start from another directory"
+            )
             raise EngineError(
                 f"a Ray worker would import {name!r} from {found[name]}, this process from "
-                f"{file}: a folder of that name in the working directory hides it; "
-                "rename that folder or start from another directory"
+                f"{file}: {reason}"
             )
 
 
 def _import_ray() -> Any:
-    # Ray resolves "127.0.0.1" to the machine's outward address and listens there, unless it is
-    # told, before its import, that this is no cluster. Usage statistics would go to the network.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # Usage statistics would go to the network.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray starts its workers with the lowest priority but a few; they are the work here.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -352,7 +357,12 @@ def _import_ray() -> Any:
 
 def _start_ray(ray: Any, workers: int, gpus: int = 0) -> Path:
     """Start Ray on the loopback; returns the folder of its log and sockets."""
+    # Ray resolves "127.0.0.1" to the machine's outward address and listens there, unless this is
+    # no cluster; it reads the variable when it is imported, which may be before us.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     started = ray.init(
+        "local",  # whatever cluster is running or RAY_ADDRESS names
         num_cpus=workers,
         num_gpus=gpus,
         include_dashboard=False,

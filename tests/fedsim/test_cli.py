@@ -332,16 +332,21 @@ def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(here):
     assert not living(started), [one.cmdline() for one in living(started)]
 
 
-def python(here, code):
+def python(here, code, **environment):
     """Run a program in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        cwd=here,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
-def test_ray_listens_on_the_loopback_only(here):
+def test_ray_listens_on_the_loopback_only_whatever_it_was_told_before(here):
     code = (
-        "import socket, struct\n"
+        "import ray\n"
         "from fedsim.engine.ray_grid import _import_ray, _start_ray\n"
         "ray = _import_ray(); _start_ray(ray, 1)\n"
         "import psutil\n"
@@ -350,7 +355,9 @@ def test_ray_listens_on_the_loopback_only(here):
         " if c.status == 'LISTEN'}))\n"
         "ray.shutdown()\n"
     )
-    done = python(here, code)
+    told = {"RAY_ADDRESS": "127.0.0.1:7777", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+    done = python(here, code, **told)
+    assert done.stdout.splitlines()[-1:], done.stderr
     assert done.stdout.splitlines()[-1] in ("['127.0.0.1', '::ffff:127.0.0.1']", "['127.0.0.1']")
 
 

@@ -256,6 +256,22 @@ class TestRayGridFailure:
         with pytest.raises(EngineError, match=r"would import '\w+' from .*this process from else"):
             RayGrid(make_task(), RayActors(1))
 
+    def test_code_that_changes_before_a_worker_is_replaced(
+        self, make_task, running_ray, monkeypatch
+    ):
+        grid = RayGrid(task := make_task(update=AlwaysDies()), RayActors(1))
+        monkeypatch.setattr(
+            grid, "_imports", {name: f"{file[:-3]}0)" for name, file in grid._imports.items()}
+        )
+        try:
+            with (
+                pytest.warns(UserWarning, match="died and is replaced"),
+                pytest.raises(EngineError, match="its files have changed since the run began"),
+            ):
+                grid.train(initial_arrays(task), 1, [2])
+        finally:
+            grid.close()
+
 
 class AlwaysDies(LocalSGD):
     """Takes its worker down."""
