@@ -133,7 +133,8 @@ class FedAvg(Strategy):
             "train",
             server_round,
         )
-        return _messages(clients, MessageType.TRAIN, server_round, arrays, config)
+        content = _content(server_round, arrays, config)
+        return Broadcast(content, clients, MessageType.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -160,7 +161,10 @@ class FedAvg(Strategy):
             "evaluate",
             server_round,
         )
-        return _messages(clients, MessageType.EVALUATE, server_round, arrays, config)
+        content = _content(server_round, arrays, config)
+        # A subclass may want to see every client's figures.
+        mean_only = type(self).aggregate_evaluate is FedAvg.aggregate_evaluate
+        return Broadcast(content, clients, MessageType.EVALUATE, mean_only)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -273,14 +277,7 @@ def _arrays(content: RecordDict) -> ArrayRecord:
     return next(iter(content.array_records.values()))
 
 
-def _messages(
-    clients: Sequence[int],
-    message_type: str,
-    server_round: int,
-    arrays: ArrayRecord,
-    config: ConfigRecord,
-) -> Broadcast:
-    """Write one message a client; all share one content."""
+def _content(server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
+    """Return what a round's messages carry, all of them."""
     config["server-round"] = server_round
-    content = RecordDict({"arrays": arrays, "config": config})
-    return Broadcast(content, clients, message_type)
+    return RecordDict({"arrays": arrays, "config": config})

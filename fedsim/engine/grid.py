@@ -379,12 +379,11 @@ class SimulatedGrid(Grid):
 
         ``timeout`` has no effect: a simulated client takes as long as it takes.
         """
-        if (
-            isinstance(messages, Broadcast)
-            and messages.untouched
-            and messages.message_type == MessageType.TRAIN
-        ):
-            return self._answer_train(messages)
+        if isinstance(messages, Broadcast) and messages.untouched:
+            if messages.message_type == MessageType.TRAIN:
+                return self._answer_train(messages)
+            if messages.message_type == MessageType.EVALUATE:
+                return self._answer_evaluate(messages)
         return self.pull_messages(self.push_messages(messages))
 
     # ----- answering -----------------------------------------------------------------------
@@ -413,7 +412,7 @@ class SimulatedGrid(Grid):
             flower.identify(message, str(next(self._ids)))
         return message
 
-    def _answer_evaluate(self, messages: list[Message]) -> list[Message]:
+    def _answer_evaluate(self, messages: Sequence[Message]) -> list[Message]:
         frames = []
         answers: list[Message] = []
         for record, round, told, clients, group in _by_record(messages):
@@ -424,10 +423,12 @@ class SimulatedGrid(Grid):
             # A client answers for its own model, if it has one.
             personal = (view for view in self.views if view.startswith("personal"))
             own = frame[frame["view"] == next(personal, self.views[0])]
-            columns = zip(group, own["num_test"], own["loss"], own["accuracy"], strict=True)
+            figures = own[["num_test", "loss", "accuracy"]].to_numpy()
+            if isinstance(group, Broadcast) and group.mean_only:
+                figures = _mean(figures)
             answers += [
-                flower.evaluate_reply(message, int(num_test), float(loss), float(accuracy))
-                for message, num_test, loss, accuracy in columns
+                flower.evaluate_reply(self._message(group, place), int(num_test), loss, accuracy)
+                for place, (num_test, loss, accuracy) in enumerate(figures.tolist())
             ]
         self.evaluated = pd.concat(frames, ignore_index=True)
         return answers
@@ -442,6 +443,19 @@ class SimulatedGrid(Grid):
         if len(set(clients)) < len(clients):
             twice = next(k for place, k in enumerate(clients) if k in clients[:place])
             raise EngineError(f"client {twice} gets the same message twice in a round")
+
+
+def _mean(figures: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return as one row the sum of clients' test examples, and the means of their figures.
+
+    >>> _mean(np.array([[1, 0.5, 1.0], [3, 0.1, 0.0], [0, nan, nan]])).round(6).tolist()
+    [[4.0, 0.2, 0.25]]
+    """
+    tested = figures[figures[:, 0] > 0]
+    if not len(tested):
+        return np.zeros((1, 3))
+    num_test = tested[:, 0]
+    return np.array([[num_test.sum(), *np.average(tested[:, 1:], axis=0, weights=num_test)]])
 
 
 def _by_record(

@@ -117,7 +117,16 @@ class Intake:
                 continue
             numbers = {"num_examples": upload.num_examples, **upload.metrics}
             if self._weights is not None:
-                self._nodes[node].add_upload(flats, _weights_of(numbers, flats, self._weights))
+                weights = _weights_of(numbers, flats, self._weights)
+                for group, weight in weights.items():
+                    if not 0 <= weight < inf:
+                        replies.failures[client] = (
+                            f"{self._weights[group]} = {weight}, by which {group!r} is weighted: "
+                            "must be finite and at least 0"
+                        )
+                if client in replies.failures:
+                    continue
+                self._nodes[node].add_upload(flats, weights)
                 replies.arrays.append({})
             else:
                 replies.arrays.append({g: as_arrays(w) for g, w in upload.arrays.items()})

@@ -1,14 +1,18 @@
 """One content for many nodes: messages that are made when somebody looks at them."""
 
+import pandas as pd
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 import strategies
 from fedsim.broadcast import Broadcast
+from fedsim.data.federation import federate
+from fedsim.data.partition import iid
 from fedsim.engine import flower
 from fedsim.engine.inline_grid import InlineGrid
 from fedsim.simulation import initial_arrays
+from tests.conftest import make_source
 
 
 @pytest.fixture
@@ -81,6 +85,39 @@ def test_a_message_that_was_changed_is_sent_as_it_is_now(task):
 
 def test_a_round_without_clients_has_no_messages_and_no_replies(task):
     assert trained(task, lambda messages: Broadcast(messages.content, [], "train")) == []
+
+
+class Watches(strategies.FedAvg):
+    """Takes a look at every client's figures."""
+
+    def aggregate_evaluate(self, server_round, replies):
+        self.seen = list(replies)
+        return super().aggregate_evaluate(server_round, self.seen)
+
+
+def test_one_reply_stands_for_the_tests_of_all_where_only_their_mean_is_asked_for(make_task):
+    source = make_source(test=18)
+    with pytest.warns(UserWarning, match="1 of 7 clients have no local test example"):
+        federation = federate(source, num_clients=7, partition=iid, local_test="floor")
+    task = make_task(federation=federation)
+    arrays = flower.to_record(initial_arrays(task))
+    found = []
+    for strategy in (watching := Watches(), strategies.FedAvg()):
+        grid = InlineGrid(task)
+        messages = strategy.configure_evaluate(1, arrays, ConfigRecord(), grid)
+        replies = list(grid.send_and_receive(messages))
+        found.append((strategy.aggregate_evaluate(1, replies), grid.evaluated))
+
+    assert len(watching.seen) == 7
+    assert len(replies) == 1
+    (expected, rows), (mean, same_rows) = found
+    pd.testing.assert_frame_equal(same_rows, rows)
+    tested = rows[rows["num_test"] > 0]
+    assert 1 < len(tested) < 7
+    for name in ("accuracy", "loss"):
+        by_hand = (tested["num_test"] * tested[name]).sum() / rows["num_test"].sum()
+        assert mean[name] == pytest.approx(by_hand, rel=1e-12)
+        assert expected[name] == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_flowers_own_strategy_sends_lists(task):

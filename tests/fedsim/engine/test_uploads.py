@@ -49,6 +49,22 @@ RESULTS = [
 ]
 
 
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
+def test_so_is_one_whose_weight_is_no_weight(weight):
+    results = [result(0), result(1, metrics={"num_pseudo": weight}), result(2)]
+    replies, sums, _ = taken(results)
+    assert replies.clients == [0, 2]
+    assert replies.failures == {
+        1: f"num_pseudo = {weight}, by which 'extra' is weighted: must be finite and at least 0"
+    }
+    expected, others = taken([result(0), RuntimeError(), result(2)])[1], sums
+    for node, total in expected.items():
+        for group, vector in total.vectors.items():
+            np.testing.assert_array_equal(others[node].vectors[group], vector)
+    # Where nobody weights by it, a strategy may make of it what it likes.
+    assert taken(results, weights=None)[0].failures == {}
+
+
 @pytest.mark.parametrize("together", [1, 100, 1 << 20])
 def test_a_client_that_fails_is_left_out_alone(monkeypatch, together):
     monkeypatch.setattr(module, "TOGETHER", together)
