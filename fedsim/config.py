@@ -83,8 +83,9 @@ class Data(OpenTable):
 
     source: str = Field(
         "digits",
-        description="digits, fashion-mnist, folder:DIR, parquet:PATH, npz:FILE, idx:DIR, or "
-        "package.module:function, which returns a fedsim.data.source.Source",
+        description="digits, fashion-mnist, cifar10:FILE, cifar100:FILE, folder:DIR, parquet:PATH, "
+        "npz:FILE, idx:DIR, hf:NAME, or package.module:function, which returns a "
+        "fedsim.data.source.Source",
     )
     imbalance: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="examples of the rarest class / of the most frequent one; 1 = balanced"

@@ -116,6 +116,12 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
             # Only the user's own module may be missing; what it imports in turn has its own error.
             if error.name is None or not module_name.startswith(error.name):
                 raise
+            package = module_name.partition(".")[0]
+            if package in sys.modules and _own_file(module_name).is_file():
+                raise ConfigError(
+                    f"{name!r}: the package {sys.modules[package].__file__} hides your own folder "
+                    f"{package}, which needs another name"
+                ) from None
             raise ConfigError(
                 f"{name!r}: there is no module {error.name!r} in the working directory "
                 "or among the installed packages"
@@ -123,7 +129,7 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
     if not callable(getattr(module, attribute, None)):
         # Python's own modules and folders without an __init__.py have no file.
         place = getattr(module, "__file__", None) or module_name
-        own_file = Path(f"{module_name.replace('.', '/')}.py").absolute()
+        own_file = _own_file(module_name)
         hidden = own_file.is_file() and (place == module_name or not own_file.samefile(place))
         hint = f"; it hides your own {own_file.name}, which needs another name" if hidden else ""
         raise ConfigError(
@@ -131,6 +137,11 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
         )
     own: Callable[..., Any] = getattr(module, attribute)
     return own
+
+
+def _own_file(module_name: str) -> Path:
+    """Return where a module of the user's own lies."""
+    return Path(f"{module_name.replace('.', '/')}.py").absolute()
 
 
 def find_dataset(source: str) -> tuple[Callable[..., Any], tuple[str, ...]]:

@@ -146,8 +146,10 @@ def simulate(
         federation, actors = _deal_out_and_start(experiment)
         if actors is not None:
             leaving.callback(actors.close)
-        temporary = leaving.enter_context(TemporaryDirectory(prefix="fedsim-"))
-        states = Path(temporary if out is None else out) / "state"
+        if out is None:
+            states = Path(leaving.enter_context(TemporaryDirectory(prefix="fedsim-")))
+        else:
+            states = Path(out) / "state"
         task = make_task(experiment, federation, states)
         if task.device == "cpu" and experiment.training.precision == "tf32":
             warnings.warn("training.precision = 'tf32' changes nothing on a CPU", stacklevel=2)

@@ -144,6 +144,15 @@ class TestRegistryFailure:
             with pytest.raises(ConfigError, match=f"the module {module} has no function or class"):
                 registry.find("model", f"{module}:nothing")
 
+    def test_a_folder_of_ones_own_that_is_hidden(self, tmp_path, monkeypatch):
+        (tmp_path / "clients").mkdir()
+        (tmp_path / "clients" / "mine.py").write_text("class Mine: ...")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ConfigError, match=r"__init__\.py hides your own folder clients, which"):
+            registry.find("client", "clients.mine:Mine")
+        with pytest.raises(ConfigError, match=r"there is no module 'clients\.other'"):
+            registry.find("client", "clients.other:Mine")
+
     def test_a_file_of_ones_own_that_is_hidden(self, tmp_path, monkeypatch):
         (tmp_path / "strategies.py").write_text("class Mine: ...")
         monkeypatch.chdir(tmp_path)
