@@ -11,8 +11,10 @@ processes that die, not a power failure: nothing waits until the disk has it.
 
 - ``states.bin``: the slots; a client's slot 0, 1 or 2 begins at byte (3 * client + slot) * size.
   Sparse: who has never trained takes no room on the disk.
-- ``schema.json``: array name -> dtype and shape, the same for all, settled by the first to write.
-  A slot holds the arrays one after the other, sorted by name.
+- ``schema.json``: under ``arrays``, array name -> dtype and shape, the same for all, settled by the
+  first to write. A slot holds the arrays one after the other, sorted by name, and then the CRC-32
+  of these bytes in four more, little-endian. Where an older fedsim began the run, the file holds
+  nothing but the arrays, and slots have no checksum.
 - ``versions.npy``: int8 [K], the slot that is committed; -1 for a client without a state.
 """
 
@@ -21,8 +23,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -45,8 +49,24 @@ DTYPES = {"bool", "float16", "float32", "float64"} | {
 }
 """What an array may hold that is kept, by ``dtype.name``: the same in NumPy, PyTorch and files."""
 
-Schema = dict[str, tuple[str, tuple[int, ...]]]
-"""Array name -> ``dtype.str`` and shape, sorted by name."""
+_CHECKSUM, _CHECKSUM_BYTES = "crc32", 4
+
+
+@dataclass(frozen=True)
+class _Schema:
+    """What a slot holds."""
+
+    arrays: dict[str, tuple[str, tuple[int, ...]]]
+    """Array name -> ``dtype.str`` and shape, sorted by name."""
+    is_checked: bool
+    """Whether a checksum follows them."""
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of a slot."""
+        specs = self.arrays.values()
+        arrays = sum(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in specs)
+        return arrays + _CHECKSUM_BYTES * self.is_checked
 
 
 class StateFiles:
@@ -58,19 +78,19 @@ class StateFiles:
     def __init__(self, folder: Path) -> None:
         self._states = folder / STATES
         self._schema_file = folder / SCHEMA
-        self._schema: Schema | None = None
+        self._schema: _Schema | None = None
 
     def read(self, client: int, slot: int) -> dict[str, NDArray[Any]]:
         """Return copies of the arrays in one of a client's slots; none for slot -1.
 
-        Raises `EngineError` if states.bin is cut short, or schema.json missing or broken.
+        Raises `EngineError` if states.bin is cut short or holds other bytes than were written, or
+        if schema.json is missing or broken.
         """
         assert -1 <= slot < SLOTS
         if slot == -1:
             return {}
         schema = self._schema = self._schema or self._read_schema(client)
-        size = sum(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in schema.values())
-        start = (SLOTS * client + slot) * size
+        size, start = schema.size, (SLOTS * client + slot) * schema.size
         content = b""
         # No memory map: there a full disk or a file cut short kills the process.
         with (
@@ -82,9 +102,13 @@ class StateFiles:
                 if not part:
                     raise OSError("the file ends too early; it isn't the one that was written")
                 content += part
+            if schema.is_checked:
+                written = int.from_bytes(content[-_CHECKSUM_BYTES:], "little")
+                if zlib.crc32(memoryview(content)[:-_CHECKSUM_BYTES]) != written:
+                    raise OSError("it isn't what was written (its checksum differs)")
         arrays: dict[str, NDArray[Any]] = {}
         offset = 0
-        for name, (dtype, shape) in schema.items():
+        for name, (dtype, shape) in schema.arrays.items():
             arrays[name] = np.ndarray(shape, dtype, content, offset).copy()
             offset += arrays[name].nbytes
         return arrays
@@ -104,14 +128,20 @@ class StateFiles:
                 )
         own = {name: (arrays[name].dtype.str, arrays[name].shape) for name in sorted(arrays)}
         schema = self._schema = self._schema or self._agree(own, client)
-        for name in sorted(own.keys() | schema.keys()):
-            if own.get(name) != schema.get(name):
+        for name in sorted(own.keys() | schema.arrays.keys()):
+            if own.get(name) != schema.arrays.get(name):
                 raise EngineError(
                     f"client {client} keeps array {name!r} as {_describe(own.get(name))}, the "
-                    f"first client kept it as {_describe(schema.get(name))}: all clients must "
-                    "keep arrays of the same names, dtypes and shapes"
+                    f"first client kept it as {_describe(schema.arrays.get(name))}: all clients "
+                    "must keep arrays of the same names, dtypes and shapes"
                 )
-        rest = memoryview(b"".join(arrays[name].tobytes() for name in schema))
+        parts = [arrays[name].tobytes() for name in schema.arrays]
+        if schema.is_checked:
+            checksum = 0
+            for part in parts:
+                checksum = zlib.crc32(part, checksum)
+            parts.append(checksum.to_bytes(_CHECKSUM_BYTES, "little"))
+        rest = memoryview(b"".join(parts))
         start = (SLOTS * client + slot) * len(rest)
         hint = f"; client {client} needs {len(rest):,} bytes there, and as many when trained again"
         with (
@@ -122,13 +152,13 @@ class StateFiles:
                 written = os.pwrite(file.fileno(), rest, start)
                 rest, start = rest[written:], start + written
 
-    def _agree(self, own: Schema, client: int) -> Schema:
-        """Return everybody's schema, which is ``own`` if nobody has settled it before."""
+    def _agree(self, own: Mapping[str, Any], client: int) -> _Schema:
+        """Return everybody's schema, that of ``own`` arrays if nobody has settled it before."""
         temporary = self._schema_file.with_suffix(f".{uuid4().hex}")
         with _reported(f"can't write what the clients' states look like to {self._schema_file}"):
             self._schema_file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                temporary.write_text(json.dumps(own))
+                temporary.write_text(json.dumps({"checksum": _CHECKSUM, "arrays": own}))
                 # A link, unlike a rename, never replaces what another has just put there.
                 with suppress(FileExistsError):
                     self._schema_file.hardlink_to(temporary)
@@ -136,11 +166,16 @@ class StateFiles:
                 temporary.unlink(missing_ok=True)
         return self._read_schema(client)
 
-    def _read_schema(self, client: int) -> Schema:
+    def _read_schema(self, client: int) -> _Schema:
         try:
-            content = sorted(json.loads(self._schema_file.read_bytes()).items())
-            schema = {name: (dtype, tuple(shape)) for name, (dtype, shape) in content}
-            for name, (dtype, shape) in schema.items():
+            content = json.loads(self._schema_file.read_bytes())
+            # An older fedsim's file is the arrays alone, of which one may have this name.
+            is_checked = isinstance(content.get("arrays"), dict)
+            if is_checked and content.get("checksum") != _CHECKSUM:
+                raise ValueError(f"its checksum isn't {_CHECKSUM}")
+            found = sorted((content["arrays"] if is_checked else content).items())
+            arrays = {name: (dtype, tuple(shape)) for name, (dtype, shape) in found}
+            for name, (dtype, shape) in arrays.items():
                 is_known = type(dtype) is str and np.dtype(dtype).name in DTYPES
                 if not is_known or not all(type(n) is int and n >= 0 for n in shape):
                     raise ValueError(f"array {name!r} has no valid dtype and shape")
@@ -149,7 +184,7 @@ class StateFiles:
                 f"can't use the state of client {client}: {self._schema_file} is missing or "
                 f"broken ({error})"
             ) from None
-        return schema
+        return _Schema(arrays, is_checked)
 
 
 class ClientStates:

@@ -291,6 +291,13 @@ class TestRun:
         with pytest.raises(ConfigError, match=r"run: view 'generic': \w+: "):
             fedsim.predict(tmp_path / "run", x)
 
+    def test_one_whose_clients_states_are_damaged(self, run, tmp_path, x):
+        shutil.copytree(run("fedloge").path, tmp_path / "run")
+        file = tmp_path / "run" / "state" / "states.bin"
+        file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+        with pytest.raises(EngineError, match=rf"client 1 from {file}: .* checksum differs"):
+            fedsim.predict(tmp_path / "run", x, client=1)
+
     def test_a_client_that_trains_anew_has_its_own_examples(self, run, tmp_path, x):
         shutil.copytree(run("fedbabu").path, tmp_path / "run")
         file = tmp_path / "run" / "experiment.toml"

@@ -562,6 +562,15 @@ class TestResumeFailure:
         (out / "state" / "states.bin").unlink()
         self.fails(out, EngineError, r"can't read the state of client \d from", of("fedloge"))
 
+    def test_damaged_states(self, tmp_path, each_round):
+        out = tmp_path / "run"
+        stopped(of("fedloge"), out, after=3)
+        file = out / "state" / "states.bin"
+        damaged = bytes(byte ^ 1 for byte in file.read_bytes())
+        file.write_bytes(damaged)
+        line = rf"can't read the state of client \d from {file}: .* \(its checksum differs\)"
+        self.fails(out, EngineError, line, of("fedloge"))
+
     def test_a_full_disk_leaves_the_checkpoint_before(self, run, monkeypatch):
         write_bytes = Path.write_bytes
 

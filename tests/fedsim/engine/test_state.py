@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -91,16 +92,30 @@ class TestClientStates:
         assert list(states.read(1)) == ["a", "b"]
 
     def test_the_files_are_as_documented(self, states, folder):
-        """A slot has 2 + 3 bytes: client 1's slot 1 begins at byte (3 * 1 + 1) * 5."""
+        """A slot has 2 + 3 + 4 bytes: client 1's slot 1 begins at byte (3 * 1 + 1) * 9."""
         for value in (1, 2):
             arrays = {"b": np.full(3, value, np.uint8), "a": np.array(10 + value, ">i2")}
             write(states, 1, arrays)
             states.commit([1])
-        schema = '{"a": [">i2", []], "b": ["|u1", [3]]}'
+        schema = '{"checksum": "crc32", "arrays": {"a": [">i2", []], "b": ["|u1", [3]]}}'
         assert (folder / "schema.json").read_text() == schema
         content = (folder / "states.bin").read_bytes()
-        assert content == bytes(15) + bytes([0, 11, 1, 1, 1]) + bytes([0, 12, 2, 2, 2])
+        slots = bytes([0, 11, 1, 1, 1]), bytes([0, 12, 2, 2, 2])
+        checked = [slot + zlib.crc32(slot).to_bytes(4, "little") for slot in slots]
+        assert content == bytes(27) + b"".join(checked)
         assert np.load(folder / "versions.npy").tolist() == [-1, 1] + 8 * [-1]
+
+    def test_states_of_an_older_fedsim_go_on_without_checksums(self, states, folder):
+        folder.mkdir(parents=True)
+        (folder / "schema.json").write_text('{"arrays": ["|u1", [3]], "b": [">i2", []]}')
+        (folder / "states.bin").write_bytes(bytes(15) + bytes([1, 2, 3, 0, 11]))
+        states.commit([1])
+        older = {"arrays": np.array([1, 2, 3], np.uint8), "b": np.array(11, ">i2")}
+        assert_same(states.files.read(1, 0), older)
+        write(states, 0, {**older, "b": np.array(12, ">i2")})
+        states.commit([0])
+        assert_same(states.read(0), {**older, "b": np.array(12, ">i2")})
+        assert (folder / "states.bin").read_bytes()[:5] == bytes([1, 2, 3, 0, 12])
 
     def test_what_is_read_is_the_reader_s_own(self, states):
         write(states, 4, head(1))
@@ -318,6 +333,27 @@ class TestStatesFailure:
         with pytest.raises(EngineError, match=rf"state of client 3 from {file}: .* too early"):
             trained.read(3)
 
+    def test_a_damaged_byte(self, trained, folder):
+        file = folder / "states.bin"
+        content = file.read_bytes()
+        for byte in range(3 * 3 * 36, len(content)):  # of client 3's slot 0, the checksum included
+            damaged = bytearray(content)
+            damaged[byte] ^= 1
+            file.write_bytes(damaged)
+            with pytest.raises(EngineError, match=rf"of client 3 from {file}: .* checksum differs"):
+                trained.read(3)
+        file.write_bytes(content)
+        assert_same(trained.read(3), head(1))
+
+    def test_a_file_cut_short_and_filled_up(self, trained, folder):
+        file = folder / "states.bin"
+        size = file.stat().st_size
+        for left in (0, size - 20):
+            os.truncate(file, left)
+            os.truncate(file, size)
+            with pytest.raises(EngineError, match=rf"of client 3 from {file}: .* checksum differs"):
+                trained.read(3)
+
     def test_a_missing_file(self, trained, folder):
         (folder / "states.bin").unlink()
         with pytest.raises(EngineError, match=r"client 3 from .*states.bin: No such file"):
@@ -340,6 +376,8 @@ class TestStatesFailure:
             b'{"x": ["<f4", [-2]]}',
             b'{"x": ["<f4", [2.0]]}',
             b'{"x": ["<f4", 2]}',
+            b'{"arrays": {"x": ["<f4", [2]]}}',
+            b'{"checksum": "md5", "arrays": {"x": ["<f4", [2]]}}',
         ],
     )
     def test_a_broken_schema(self, trained, folder, content):
@@ -424,7 +462,7 @@ class TestStatesFailure:
         monkeypatch.setattr(os, "pwrite", fill)
         line = (
             rf"can't write the clients' state to {folder}/states.bin: No space left on device; "
-            "client 3 needs 32 bytes there"  # 2 * 3 float32 and an int64
+            "client 3 needs 36 bytes there"  # 2 * 3 float32, an int64 and the checksum
         )
         with pytest.raises(EngineError, match=line):
             write(trained, 3, head(5))
@@ -434,7 +472,7 @@ class TestStatesFailure:
     def test_a_file_that_cannot_be_opened(self, trained, folder):
         (folder / "states.bin").unlink()
         (folder / "states.bin").mkdir()
-        with pytest.raises(EngineError, match=r"states.bin: Is a directory; client 3 needs 32"):
+        with pytest.raises(EngineError, match=r"states.bin: Is a directory; client 3 needs 36"):
             write(trained, 3, head(1))
 
     def test_a_full_disk_while_the_schema_is_written(self, states, folder, monkeypatch):
