@@ -22,7 +22,7 @@ from rich.table import Table
 
 from fedsim import registry
 from fedsim.config import Experiment
-from fedsim.console import Output, let_go_on
+from fedsim.console import guard_output
 from fedsim.errors import ConfigError, UserError
 from fedsim.experiment_file import load
 
@@ -37,7 +37,7 @@ app = typer.Typer(
     help="Simulate federated learning on long-tailed, partly labelled clients.",
 )
 
-_out = Output(highlight=False)
+_out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 _warned: set[str] = set()
 _SETTING = re.compile(r"(data|clients|model|method|training|evaluation|engine)\.\w+ = ")
@@ -415,12 +415,15 @@ def main() -> None:
         here = os.getcwd()  # noqa: PTH109
         if here not in sys.path:
             sys.path.append(here)
-    let_go_on()
+    guard_output()
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except click.ClickException as error:
         _show_error(_usage(error))
         sys.exit(error.exit_code)
+    except UserError as error:  # as the help is printed
+        _show_error(str(error))
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -6,26 +6,34 @@ import errno
 import io
 import os
 import sys
-from contextlib import suppress
-from typing import Any
-
-from rich.console import Console
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from fedsim.errors import EngineError
 
 
-class Output(Console):
-    """Where results go; a full disk is told, and a pipe that is closed ends the program."""
+class _Results(io.TextIOWrapper):
+    """Standard output: a full disk is told, and a pipe that is closed ends the program."""
 
-    def print(self, *objects: Any, **options: Any) -> None:
-        """Print, as rich does."""
+    def write(self, text: str) -> int:
+        """Write."""
+        with self._told():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Flush."""
+        with self._told():
+            super().flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            super().print(*objects, **options)
+            yield
         except OSError as error:
             if error.errno == errno.EPIPE:  # click and rich know what to do
                 raise
             # What couldn't be written would be tried once more at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             raise EngineError(f"can't print the results: {error.strerror or error}") from None
 
 
@@ -44,10 +52,11 @@ class _Aside(io.TextIOWrapper):
             super().flush()
 
 
-def let_go_on() -> None:
-    """Let a run go on where standard output or error can't be written as it should be."""
+def guard_output() -> None:
+    """Be prepared that standard output or error can't be written as it should be."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # not closed
-        sys.stdout.reconfigure(errors="replace")
+        encoding, by_line = sys.stdout.encoding, sys.stdout.line_buffering
+        sys.stdout = _Results(sys.stdout.buffer, encoding, "replace", line_buffering=by_line)
     if isinstance(sys.stderr, io.TextIOWrapper):
         encoding, errors = sys.stderr.encoding, sys.stderr.errors
         sys.stderr = _Aside(sys.stderr.buffer, encoding, errors, line_buffering=True)

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
+
+from fedsim import cli
 
 FEDSIM = Path(sys.executable).parent / "fedsim"
 ROOT = Path(__file__).parents[2]
@@ -165,6 +168,19 @@ class TestOutput:
         done = self.shell(here, "fedsim list models >/dev/full")
         line = "error: can't print the results: No space left on device\n"
         assert (done.returncode, done.stderr) == (2, line)
+
+    @pytest.mark.parametrize("command", ["fedsim --help", "fedsim run --help"])
+    def test_so_is_help(self, command, tmp_path, monkeypatch):
+        monkeypatch.setattr(sys, "path", [*sys.path])  # `main` changes these two
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        monkeypatch.setattr(sys, "argv", command.split())
+        with Path("/dev/full").open("w") as full, (tmp_path / "errors").open("w") as errors:
+            monkeypatch.setattr(sys, "stdout", full)
+            monkeypatch.setattr(sys, "stderr", errors)
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        line = "error: can't print the results: No space left on device\n"
+        assert (ended.value.code, (tmp_path / "errors").read_text()) == (2, line)
 
 
 def test_compare_puts_runs_side_by_side(here):
