@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import tomllib
@@ -253,7 +254,8 @@ def parsed_table(file: Path, content: bytes) -> pd.DataFrame:
     Raises
     ------
     DataError
-        If it can't be read, a column is missing, or has a word among its numbers.
+        If it can't be read, a row is cut short, a column is missing, or has a word among its
+        numbers.
     """
     words = _WORDS.get(file.name, ())
     table = pd.DataFrame()
@@ -266,11 +268,25 @@ def parsed_table(file: Path, content: bytes) -> pd.DataFrame:
     except ValueError as error:  # pandas' own are ValueErrors, too
         raise DataError(f"{file}: can't be read: {error}") from None
     if not table.empty:
+        # What a row lacks pandas takes for empty. To count all fields takes as long as to read.
+        if table.iloc[:, -1].isin([np.nan, ""]).any():
+            _check_lengths(file, content)
         _frames.require(table, _COLUMNS[file.name], str(file))
     for name, column in table.items():
         if name not in words and not pd.api.types.is_numeric_dtype(column):
             raise DataError(f"{file}: column {name!r} has an entry that is no number")
     return table
+
+
+def _check_lengths(file: Path, content: bytes) -> None:
+    """Raise `DataError` if a row has fewer fields than the header; an empty line is no row."""
+    rows = csv.reader(io.StringIO(content.decode(), newline=""))
+    width = len(next(rows))
+    for row in rows:
+        if row and len(row) < width:
+            raise DataError(
+                f"{file}: line {rows.line_num} has {len(row)} fields, the header has {width}"
+            )
 
 
 def untold(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:

@@ -536,6 +536,7 @@ class TestResumeFailure:
             ("clients.csv", b",generic,", b",\xff,", r"clients.csv: can't be read: 'utf-8' codec"),
             ("rounds.csv", b"\n2,", b"\n2,0.5,high", r"rounds.csv: (column .* no number|can't be)"),
             ("clients.csv", b"num_test", b"tests", r"clients.csv: column 'num_test' is missing"),
+            ("rounds.csv", b"\n2,", b"\n2\n2,", r"rounds.csv: line 3 has 1 fields, the header has"),
         ],
     )
     def test_what_is_no_number_is_found_before_the_rest_is_trained(

@@ -428,6 +428,20 @@ class TestSavedRunFailure:
         with pytest.raises(DataError, match=name.replace(".", r"\.")):
             write_report(SavedRun.read(run))
 
+    @pytest.mark.parametrize(
+        "name", ["rounds.csv", "clients.csv", "training.csv", "partition.csv", "names.csv"]
+    )
+    def test_a_row_cut_short(self, run, name):
+        if name == "names.csv":
+            (run / name).write_text('kind,number,name\nclass,0,"a\nb"\nclass,1,\nclass,2,b\n')
+        lines = (run / name).read_text().splitlines(keepends=True)
+        fields = lines[0].count(",") + 1
+        lines[-2] = lines[-2].rpartition(",")[0] + "\n"
+        (run / name).write_text("".join(lines))
+        line = rf"{name}: line {len(lines) - 1} has {fields - 1} fields, the header has {fields}$"
+        with pytest.raises(DataError, match=line):
+            write_report(SavedRun.read(run))
+
     def test_an_empty_partition(self, run):
         (run / "partition.csv").write_text("client,class\n")
         with pytest.raises(DataError, match=r"partition\.csv: has no rows"):
