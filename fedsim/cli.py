@@ -45,23 +45,9 @@ _SETTING = re.compile(r"(data|clients|model|method|training|evaluation|engine)\.
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", show_default=False)]
 
 
-def _plain_keys(given: list[str] | None) -> list[str] | None:
-    """Make sure that keys are written as they are; TOML would take some in quotes."""
-    for text in given or []:
-        key = text.partition("=")[0]
-        if set(key) & set("\"'[]"):
-            raise typer.BadParameter(f"{text!r}: write table.key without quotes or brackets")
-    return given
-
-
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="TABLE.KEY=VALUE",
-        callback=_plain_keys,
-        help="Override a setting; repeatable.",
-    ),
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a setting; repeatable."),
 ]
 
 
@@ -130,7 +116,6 @@ def sweep(
         typer.Option(
             "--grid",
             metavar="TABLE.KEY=V1,V2",
-            callback=_plain_keys,
             help="Values of a setting to run; repeatable.",
         ),
     ] = None,

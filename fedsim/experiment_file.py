@@ -68,7 +68,14 @@ def _parse_override(override: str) -> tuple[str, Any]:
         table = {"value": text}
     if not equals or not key or len(table) > 1:
         raise ConfigError(f"--set {override!r}: write --set table.key=value, once for each key")
+    check_key(key, f"--set {override!r}")
     return key, table["value"]
+
+
+def check_key(key: str, given: str) -> None:
+    """Raise `ConfigError` if a key isn't written as it is; TOML would take some in quotes."""
+    if set(key) & set("\"'[]"):
+        raise ConfigError(f"{given}: write table.key without quotes or brackets")
 
 
 def _override(tables: dict[str, Any], key: str, value: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedsim.config import Experiment, cohort_size
 from fedsim.errors import ConfigError
-from fedsim.experiment_file import load
+from fedsim.experiment_file import check_key, load
 from fedsim.settings import named
 from fedsim.simulation import device, num_cores
 
@@ -179,6 +179,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
         raise ConfigError(
             f"--grid {text!r}: write --grid table.key=V1,V2, or table.key=[V1, V2] in TOML"
         )
+    check_key(key, f"--grid {text!r}")
     return key, found
 
 

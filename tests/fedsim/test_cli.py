@@ -425,10 +425,6 @@ class TestCommandFailure:
                 "error: npz:none.npz: no file none.npz",
             ),
             (
-                ["run", "small.toml", "--set", "'training'.lr=1"],
-                "error: --set: \"'training'.lr=1\": write table.key without quotes or brackets",
-            ),
-            (
                 ["sweep", "small.toml", "--seeds", "x"],
                 "error: --seeds: 'x' is not a valid integer; see fedsim sweep --help",
             ),

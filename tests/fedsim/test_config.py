@@ -261,6 +261,11 @@ class TestExperimentFailure:
         with pytest.raises(ConfigError, match=r"write --set table\.key=value"):
             load(write(""), [override])
 
+    @pytest.mark.parametrize("key", ["'training'.lr", 'training."lr"', "[training].lr"])
+    def test_a_key_is_written_without_quotes(self, write, key):
+        with pytest.raises(ConfigError, match=r"^--set .*=1.*: write table\.key without quotes"):
+            load(write(""), [f"{key}=1"])
+
     def test_an_override_that_is_no_toml_is_a_string(self, write):
         for value in ("9" * 5000, "[" * 5000):
             with pytest.raises(ConfigError, match=r"seed = '.*': must be a valid integer"):

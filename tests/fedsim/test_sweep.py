@@ -98,6 +98,7 @@ class TestPlanFailure:
         [
             ("training.lr", r"--grid 'training.lr': write --grid table.key=V1,V2"),
             ("training.lr=", r"write --grid table.key=V1,V2"),
+            ("'training'.lr=1", r"--grid \"'training'.lr=1\": write table.key without quotes or"),
             ("training.lr=0.1,,0.2", r"write --grid table.key=V1,V2"),
             ("training.lr=[0.1", r"table.key=\[V1, V2\] in TOML"),
             ("seed=1,2", r"--grid seed=...: give --seeds, the number of seeds"),
