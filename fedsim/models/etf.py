@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,7 @@ _STALL_CHUNKS, _STALL_FALL = 5, 0.7
 # torch's L-BFGS forgets curvature below an absolute 1e-10, which an unscaled residual passes
 # long before its angles are right.
 _LOSS_SCALE = 1e8
+_ROWS = 256  # whose angles with the others are in memory at a time
 _ANGLES_LR = 1e-4
 _MAX_COSINE = 0.99999  # the slope of arccos has no bound at 1
 
@@ -105,17 +107,23 @@ def geometry(weight: Tensor) -> Geometry:
     if not directed.all():
         row = int(directed.int().argmin())
         raise DataError(f"row {row} of weight has the norm {norms[row]:g}, so it has no angles")
-    angles = _angles(weight)
+    blocks = [
+        (len(angles), angles.mean(), angles.var(correction=0), angles.min(), angles.max())
+        for angles in _angles(weight)
+    ]
+    pairs, means, variances, least, most = torch.tensor(blocks, dtype=torch.float64).T
+    share = pairs / pairs.sum()
+    mean = (share * means).sum()
     return Geometry(
         norm_mean=norms.mean().item(),
         norm_min=norms.min().item(),
         norm_max=norms.max().item(),
         sparsity=(weight == 0).double().mean().item(),
         angle_ideal=_ideal_angle(len(weight)),
-        angle_mean=angles.mean().item(),
-        angle_min=angles.min().item(),
-        angle_max=angles.max().item(),
-        angle_std=angles.std(correction=0).item(),
+        angle_mean=mean.item(),
+        angle_min=least.min().item(),
+        angle_max=most.max().item(),
+        angle_std=(share * (variances + (means - mean).square())).sum().sqrt().item(),
     )
 
 
@@ -368,7 +376,7 @@ def _fit_gram(start: Tensor, mask: Tensor) -> Tensor:
     ideal = _ideal_angle(num_classes)
     losses: list[float] = []
     while len(losses) < _MAX_CHUNKS:
-        if (_angles(m.detach()) - ideal).abs().max() <= _CONVERGED:
+        if all((of - ideal).abs().max() <= _CONVERGED for of in _angles(m.detach())):
             break
         if len(losses) > _STALL_CHUNKS and losses[-1] > _STALL_FALL * losses[-1 - _STALL_CHUNKS]:
             break
@@ -381,8 +389,10 @@ def _ideal_angle(num_classes: int) -> float:
     return math.degrees(math.acos(-1 / (num_classes - 1)))
 
 
-def _angles(m: Tensor) -> Tensor:
-    """Return the angles [C(C-1)/2] between the rows, in degrees."""
+def _angles(m: Tensor) -> Iterator[Tensor]:
+    """Yield the angles between the rows, in degrees: of some rows with all after them at a time."""
     unit = torch.nn.functional.normalize(m, eps=0)
-    i, j = torch.triu_indices(len(m), len(m), offset=1)
-    return (unit @ unit.T)[i, j].clamp(-1, 1).arccos().rad2deg()
+    for start in range(0, len(m) - 1, _ROWS):
+        cosines = unit[start : start + _ROWS] @ unit[start:].T
+        i, j = torch.triu_indices(len(cosines), cosines.shape[1], offset=1)
+        yield cosines[i, j].clamp(-1, 1).arccos().rad2deg()

@@ -209,7 +209,9 @@ class TestAnglesRecipe:
         assert geometry(weight).deviation > WARN_ABOVE
 
 
-def test_geometry_is_that_of_plain_loops():
+@pytest.mark.parametrize("rows", [1, 3, 6, 256])
+def test_geometry_is_that_of_plain_loops(monkeypatch, rows):
+    monkeypatch.setattr("fedsim.models.etf._ROWS", rows)
     weight = rng(5).normal(size=(7, 11))
     weight[weight < -0.5] = 0
     found = geometry(torch.from_numpy(weight))

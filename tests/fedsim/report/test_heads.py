@@ -137,6 +137,22 @@ class TestEtfAngles:
         expected = [[NAN, 0.6, 0], [0.6, NAN, -0.8], [0, -0.8, NAN]]
         np.testing.assert_allclose(image.filled(NAN), expected, atol=1e-12)
 
+    def test_of_many_classes_one_in_a_few(self, monkeypatch):
+        monkeypatch.setattr("fedsim.report.heads._MOST_CELLS", 3)
+        weight = np.eye(7, 8)
+        weight[4, 0] = -1.0  # at 135 degrees to class 0
+        weight[5] = weight[1]
+        fig = etf_angles(weight, "run")
+        image = fig.axes[0].images[0]
+        expected = [[NAN, 0, 0], [0, NAN, 0], [0, 0, NAN]]  # of classes 0, 3 and 6
+        np.testing.assert_array_equal(image.get_array().filled(NAN), expected)
+        assert image.get_extent() == [-0.5, 8.5, 8.5, -0.5]
+        assert fig.axes[0].get_xlabel() == "Class (one in 3 is drawn)"
+        assert image.get_clim() == (-1, 1)
+        [note] = [text for text in texts(fig) if "angles" in text]
+        assert note.startswith("7 classes, ")
+        assert "min 0.00°" in note  # classes 1 and 5
+
     def test_colours_are_centred_at_zero(self):
         for weight in (np.array([[1.0, 0], [1, 0.5]]), simplex(10), simplex(100, 128)):
             fig = etf_angles(weight, "run")
