@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from fedsim.config import Experiment
 from fedsim.console import guard_output
 from fedsim.errors import ConfigError, UserError
 from fedsim.experiment_file import load
+from fedsim.interrupts import Terminated, noted_interrupts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +104,7 @@ def run(
                 result = simulate(experiment, out=folder, resume=resume, observer=progress)
             except KeyboardInterrupt:
                 _err.print(_how_to_go_on(folder), markup=False, soft_wrap=True)
-                raise typer.Exit(130) from None
+                raise
         _show(result.rounds, result.clients, result.names)
         _out.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
         _out.print(f"results and figures: {folder}", markup=False, soft_wrap=True)
@@ -149,7 +151,7 @@ def sweep(
         except KeyboardInterrupt:
             line = "stopped; the same command goes on, with --out "
             _err.print(line + shlex.quote(str(folder)), markup=False, soft_wrap=True)
-            raise typer.Exit(130) from None
+            raise
         done = [folder / one.name for i, one in enumerate(planned) if i not in errors]
         failed = [f"{planned[i].name}: {why}" for i, why in sorted(errors.items())]
         remove(folder / "comparison.html")
@@ -165,7 +167,6 @@ def sweep(
 
 def _run_planned(planned: list[Planned], folder: Path, jobs: int | None) -> dict[int, str]:
     """Run a sweep, and show how; return what stopped the runs that failed, by their numbers."""
-    from fedsim.interrupts import noted_interrupts
     from fedsim.jobs import run_all
     from fedsim.report.progress import Board, RunProgress
     from fedsim.sweep import jobs_at_a_time, on_its_cores
@@ -182,8 +183,7 @@ def _run_planned(planned: list[Planned], folder: Path, jobs: int | None) -> dict
         closing(run_all(experiments, folders, jobs)) as events,
     ):
         for event in events:
-            if interrupted.is_set():
-                raise KeyboardInterrupt
+            interrupted.raise_again()
             i, name = event.run, planned[event.run].name
             if event.kind == "begun":
                 _err.print(f"run {i + 1} of {len(planned)}: {name}", markup=False, soft_wrap=True)
@@ -356,7 +356,7 @@ def _run_folder(experiment: Experiment, suffix: str = "") -> Path:
 def _clear_errors(file: Path | None = None) -> Iterator[None]:
     """Show what the user did wrong as plain lines, with exit code 2.
 
-    A line about a setting names the experiment file.
+    A line about a setting names the experiment file. A signal's exit code is 128 + its number.
     """
     try:
         yield
@@ -366,8 +366,9 @@ def _clear_errors(file: Path | None = None) -> Iterator[None]:
                 line = f"{file}: {line}"
             _show_error(line)
         raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        raise typer.Exit(128 + number) from None
 
 
 def _usage(error: click.ClickException) -> str:

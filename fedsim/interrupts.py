@@ -9,18 +9,34 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever stops at Ctrl-C stops at this, too."""
+
+
+class Noted:
+    """The signal that has come, if any."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def raise_again(self) -> None:
+        """Raise what the signal has raised, if one has come."""
+        if self.number is not None:
+            raise _interrupt(self.number)
+
+
 @contextmanager
-def noted_interrupts() -> Iterator[threading.Event]:
-    """Note every interrupt, which raises KeyboardInterrupt as usual.
+def noted_interrupts() -> Iterator[Noted]:
+    """Note every interrupt, which raises KeyboardInterrupt as usual, or `Terminated`.
 
     Python drops the exception where the signal arrives inside a destructor or a callback, and
     Ray has many of both; the note lets the round loop stop all the same.
     """
-    noted = threading.Event()
+    noted = Noted()
 
     def note(number: int, frame: FrameType | None) -> None:
-        noted.set()
-        raise KeyboardInterrupt
+        noted.number = number
+        noted.raise_again()
 
     with _handled_by(note):
         yield noted
@@ -32,19 +48,21 @@ def held_interrupts() -> Iterator[None]:
 
     Ray breaks down, or leaves a folder behind, where it is interrupted as it starts.
     """
-    held = threading.Event()
+    held = Noted()
 
     def hold(number: int, frame: FrameType | None) -> None:
-        if held.is_set():
-            raise KeyboardInterrupt
-        held.set()
+        held.raise_again()
+        held.number = number
 
     try:
         with _handled_by(hold):
             yield
     finally:
-        if held.is_set():
-            raise KeyboardInterrupt
+        held.raise_again()
+
+
+def _interrupt(number: int) -> KeyboardInterrupt:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 @contextmanager

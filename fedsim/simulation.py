@@ -181,8 +181,7 @@ def simulate(
                 recorder.add(finished, strategy, grid.states)
                 if observer is not None:
                     observer(finished.row)
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
+                interrupted.raise_again()
         except BaseException:
             # What the finished rounds gave stays; on a full disk the first error is the one that
             # counts.

@@ -165,7 +165,7 @@ class RayActors:
         self.actors: list[RayActor] = []
         try:
             if not self.ray.is_initialized():
-                with held_interrupts():  # after which SIGTERM isn't Ray's any more
+                with held_interrupts():
                     self._session = _start_ray(self.ray, workers, ceil(workers * self._gpu))
             elif self.ray.cluster_resources().get("GPU", 0) < workers * self._gpu:
                 raise EngineError(
@@ -361,13 +361,19 @@ def _start_ray(ray: Any, workers: int, gpus: int = 0) -> Path:
     # no cluster; it reads the variable when it is imported, which may be before us.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
-    started = ray.init(
-        "local",  # whatever cluster is running or RAY_ADDRESS names
-        num_cpus=workers,
-        num_gpus=gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        configure_logging=False,
-    )
+    # Ray's own handler of SIGTERM would end this process half-way through its start.
+    utils = ray._private.utils
+    set_handler, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    try:
+        started = ray.init(
+            "local",  # whatever cluster is running or RAY_ADDRESS names
+            num_cpus=workers,
+            num_gpus=gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+        )
+    finally:
+        utils.set_sigterm_handler = set_handler
     return Path(started.address_info["session_dir"])

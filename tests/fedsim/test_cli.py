@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from fedsim import cli
+from fedsim.interrupts import noted_interrupts
 
 FEDSIM = Path(sys.executable).parent / "fedsim"
 ROOT = Path(__file__).parents[2]
@@ -348,6 +349,19 @@ def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(here):
     assert not living(started), [one.cmdline() for one in living(started)]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_exit_code_says_which_signal_came(here, monkeypatch, number, code):
+    def interrupted(*_, **__):
+        with noted_interrupts():
+            signal.raise_signal(number)
+
+    monkeypatch.setattr("fedsim.simulation.simulate", interrupted)
+    monkeypatch.setattr("fedsim.cli._run_planned", interrupted)
+    for command in ("run", "sweep"):
+        arguments = [command, str(here / "small.toml"), "--out", str(here / "out")]
+        assert cli.app(arguments, standalone_mode=False) == code
+
+
 def python(here, code, **environment):
     """Run a program in a process of its own."""
     return subprocess.run(
@@ -377,20 +391,23 @@ def test_ray_listens_on_the_loopback_only_whatever_it_was_told_before(here):
     assert done.stdout.splitlines()[-1] in ("['127.0.0.1', '::ffff:127.0.0.1']", "['127.0.0.1']")
 
 
-def test_ctrl_c_as_ray_starts_leaves_nothing(here):
+def test_sigterm_as_ray_connects_leaves_nothing(here):
     code = (
         "import signal\n"
+        "from pathlib import Path\n"
         "from fedsim.engine import ray_grid\n"
-        "start, found = ray_grid._start_ray, []\n"
-        "def interrupted(*arguments):\n"
-        "    signal.raise_signal(signal.SIGINT)\n"
-        "    found.append(start(*arguments))\n"
-        "    return found[0]\n"
-        "ray_grid._start_ray = interrupted\n"
+        "from fedsim.interrupts import Terminated\n"
+        "ray = ray_grid._import_ray()\n"
+        "connect, found = ray._private.worker.connect, []\n"
+        "def interrupted(node, *arguments, **others):\n"
+        "    found.append(Path(node.get_session_dir_path()))\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    return connect(node, *arguments, **others)\n"
+        "ray._private.worker.connect = interrupted\n"
         "try:\n"
         "    ray_grid.RayActors(1)\n"
-        "except KeyboardInterrupt:\n"
-        "    print(ray_grid._import_ray().is_initialized(), found[0].exists())\n"
+        "except Terminated:\n"
+        "    print(ray.is_initialized(), found[0].exists())\n"
     )
     done = python(here, code)
     assert done.stdout.splitlines()[-1:] == ["False False"], done.stderr

@@ -5,26 +5,27 @@ import threading
 
 import pytest
 
-from fedsim.interrupts import held_interrupts, noted_interrupts
+from fedsim.interrupts import Terminated, held_interrupts, noted_interrupts
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
 @pytest.fixture(autouse=True)
 def handlers():
     """Whatever happens, the handlers are those of before."""
-    before = [signal.getsignal(number) for number in SIGNALS]
+    before = [signal.getsignal(number) for number in RAISED]
     yield
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [signal.getsignal(number) for number in RAISED] == before
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", RAISED)
 def test_an_interrupt_waits_for_the_end_of_the_block(number):
     done = []
-    with pytest.raises(KeyboardInterrupt), held_interrupts():  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt) as caught, held_interrupts():  # noqa: PT012
         signal.raise_signal(number)
         done.append("all")
     assert done == ["all"]
+    assert caught.type is RAISED[number]
 
 
 def test_a_second_one_does_not_wait():
@@ -47,15 +48,16 @@ def test_an_error_in_the_block_does_not_take_the_interrupt_along():
 def test_without_an_interrupt_nothing_happens():
     with held_interrupts(), noted_interrupts() as noted:
         pass
-    assert not noted.is_set()
+    noted.raise_again()
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", RAISED)
 def test_an_interrupt_is_noted_and_raised(number):
     with noted_interrupts() as noted:
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-        assert noted.is_set()
+        for interrupt in (lambda: signal.raise_signal(number), noted.raise_again):
+            with pytest.raises(KeyboardInterrupt) as caught:
+                interrupt()
+            assert caught.type is RAISED[number]
         # As when Ray starts in a run.
         with pytest.raises(KeyboardInterrupt), held_interrupts():
             signal.raise_signal(number)
@@ -67,7 +69,7 @@ def test_what_a_program_does_about_sigterm_itself_stays():
     try:
         with noted_interrupts() as noted, held_interrupts():
             signal.raise_signal(signal.SIGTERM)
-        assert (found, noted.is_set()) == ([signal.SIGTERM], False)
+        assert (found, noted.number) == ([signal.SIGTERM], None)
     finally:
         signal.signal(signal.SIGTERM, before)
 

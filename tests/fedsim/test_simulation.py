@@ -16,6 +16,7 @@ import fedsim
 from fedsim import simulation
 from fedsim.errors import ConfigError, DataError, EngineError
 from fedsim.experiment_file import load
+from fedsim.interrupts import Terminated
 from fedsim.method import make_strategy
 from fedsim.simulation import initial_arrays, load_federation, make_task
 
@@ -353,7 +354,7 @@ def test_an_interrupted_run_keeps_its_finished_rounds(tmp_path):
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Terminated):
         fedsim.simulate(
             experiment(),
             out=tmp_path / "run",
