@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clients import FedLoGe
+from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Client, Steps
 from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
@@ -153,8 +154,17 @@ class ShuffledWeights(FedAvg):
 class Authors(FedLoGe):
     """FedLoGe's client with the authors' first weights, which reports the weight it was told.
 
-    The model must be ResNet-18 on images of 3 x 32 x 32 pixels.
+    The model must be ResNet-18 on images of 3 x 32 x 32 pixels, and there are at most 500 rounds.
     """
+
+    def warn_of(self, training: LocalTraining) -> None:
+        """Refuse more rounds than the authors drew weights for."""
+        if training.rounds > ROUNDS:
+            raise ConfigError(
+                f"training.rounds = {training.rounds}: must be at most {ROUNDS}, for which the "
+                "authors' run has drawn how clients are weighted"
+            )
+        super().warn_of(training)
 
     def initial(self, net: Net, w: Weights, rng: np.random.Generator) -> Weights:
         """Return the authors' first weights and their fixed classifier."""

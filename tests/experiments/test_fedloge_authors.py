@@ -77,17 +77,26 @@ class Numbered(Authors):
         return replace(upload, arrays={"arrays": {**arrays, "head.bias": number}})
 
 
-def test_the_numbers_of_examples_are_dealt_out_anew_each_round():
+def experiment(rounds):
     strategy = "experiments.studies.fedloge_authors:ShuffledWeights"
-    result = simulate(
-        Experiment(
-            clients={"count": 40},
-            model={"name": "mlp"},
-            method={"name": strategy, "client": f"{__name__}:Numbered"},
-            training={"rounds": 2},
-            engine={"backend": "inline"},
-        )
+    return Experiment(
+        clients={"count": 40},
+        model={"name": "mlp"},
+        method={"name": strategy, "client": f"{__name__}:Numbered"},
+        training={"rounds": rounds},
+        engine={"backend": "inline"},
     )
+
+
+def test_more_rounds_than_they_drew_are_refused_at_once(monkeypatch):
+    monkeypatch.setattr("fedsim.engine.loop.run_rounds", lambda *_, **__: iter(()))
+    simulate(experiment(rounds=500))
+    with pytest.raises(ConfigError, match=r"^training\.rounds = 501: must be at most 500"):
+        simulate(experiment(rounds=501))
+
+
+def test_the_numbers_of_examples_are_dealt_out_anew_each_round():
+    result = simulate(experiment(rounds=2))
     first, second = (of["others_examples"].tolist() for _, of in result.training.groupby("round"))
     assert sorted(first) == sorted(second) == sorted(SIZES)
     assert first != second
