@@ -46,7 +46,9 @@ class Scaffold(FedAvg):
     All clients with labelled examples count alike, as in the paper, in whose experiments they have
     the same number of examples: f is the mean of the f_i. BatchNorm's running statistics are
     averaged in the same way, whatever eta_g. Clients without labels belong to N, with c_i = 0, as
-    those do that haven't trained yet; where there are many, c stays smaller than the mean gradient.
+    those do that haven't trained yet: N is the paper's, and the server isn't told who has labels.
+    Where there are many, c stays smaller than the mean gradient, and so do the corrected steps:
+    where only half of the clients have labels, training takes about twice as many rounds.
 
     Parameters
     ----------
