@@ -24,15 +24,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedsim.engine.training import LocalTraining
-from fedsim.engine.update import Batch, Client, ClientUpdate, Steps, Upload, cross_entropy, sgd
+from fedsim.engine.update import Client, LocalSGD, Steps, Upload, sgd
 from fedsim.models import Net, Weights, parts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaffold(ClientUpdate):
+class Scaffold(LocalSGD):
     """SCAFFOLD's client.
 
     Its c_i is zero until it first trains. A client without labelled examples uploads x and no
@@ -62,8 +61,9 @@ class Scaffold(ClientUpdate):
         x, c = self.shared(w), parts(w, ["control"])
         zero = {name: torch.zeros_like(c[name]) for name in c}
         c_i = client.state or zero
-        correction = {name: c[name] - c_i[name] for name in c}
-        y_i, log = yield from sgd(self.loss, x, client.labelled, given=(correction,))
+        # Line 10: y_i <- y_i - eta_l (g_i(y_i) - c_i + c).
+        correction = {name.removeprefix("control."): c[name] - c_i[name] for name in c}
+        y_i, log = yield from sgd(self.loss, x, client.labelled, correction=correction)
         k, eta_l = client.training.num_steps(client.labelled), client.training.lr
         change, state = zero, client.state
         if k * eta_l:
@@ -73,16 +73,3 @@ class Scaffold(ClientUpdate):
             state = {name: c_i[name] + change[name] for name in c}
         metrics = {**log, "has_labels": float(len(client.labelled) > 0)}
         return Upload({"arrays": y_i, "control": change}, len(client.labelled), metrics, state)
-
-    def loss(
-        self, net: Net, y_i: Weights, batch: Batch, correction: Weights
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the cross-entropy, with the gradient g_i(y_i) - c_i + c of line 10.
-
-        What is added to it, <c - c_i, y_i - sg y_i> with sg the stop-gradient, is always 0.
-        """
-        drift = sum(
-            (correction[f"control.{name}"] * (y_i[name] - y_i[name].detach())).sum()
-            for name in sorted(net.trainable)
-        )
-        return cross_entropy(net(y_i, batch.x), batch) + drift, {}

@@ -399,7 +399,15 @@ class LocalTrainer:
             ]
         if self.device.type != "cpu":  # a number on the processor fits alone, but not in a stack
             asked = [
-                (run, replace(request, given=self._here(request.given))) for run, request in asked
+                (
+                    run,
+                    replace(
+                        request,
+                        given=tuple(map(self._here, request.given)),
+                        correction=self._here(request.correction),
+                    ),
+                )
+                for run, request in asked
             ]
         return [
             (
@@ -412,8 +420,8 @@ class LocalTrainer:
             for run, request in asked
         ]
 
-    def _here(self, given: tuple[Weights, ...]) -> tuple[Weights, ...]:
-        return tuple({name: tensor.to(self.device) for name, tensor in w.items()} for w in given)
+    def _here(self, w: Weights) -> Weights:
+        return {name: tensor.to(self.device) for name, tensor in w.items()}
 
     @torch.no_grad()
     @_tf32(False)

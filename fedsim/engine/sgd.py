@@ -97,7 +97,7 @@ def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
     ]
     w = {name: tensor.detach().clone() for name, tensor in request.w.items()}
     given = tuple(setting.net.with_own_buffers(arrays) for arrays in request.given)
-    loop = _Loop(setting, request, w, given, ())
+    loop = _Loop(setting, request, w, given, request.correction, ())
     known = code_of(request.loss), code_of(request.teach)
     for found in zip(*streams, strict=True):
         setting.clock.lap("gather")
@@ -130,7 +130,8 @@ def run_stacked(
         setting.stacks.stack(f"given {i}", [request.given[i] for request in requests])
         for i in range(len(requests[0].given))
     )
-    loop = _Loop(setting, requests[0], w, given, (len(requests),))
+    correction = setting.stacks.stack("correction", [request.correction for request in requests])
+    loop = _Loop(setting, requests[0], w, given, correction, (len(requests),))
     known = (_known(requests[0].loss), _known(requests[0].teach), number)
     last = setting.checked.get(known)
     is_due = last is None or (last != round and round.bit_count() == 1)
@@ -147,6 +148,7 @@ def run_stacked(
 
 def alike(request: SGD) -> tuple[Any, ...]:
     """Return what passes must have in common to run side by side."""
+    arrays = (request.w, *request.given, request.correction)
     return (
         request.loss,
         request.teach,
@@ -155,7 +157,7 @@ def alike(request: SGD) -> tuple[Any, ...]:
         request.lr,
         tuple(kind.labelled for kind in request.kinds),
         # In any order: what a client kept may have come back in another.
-        *(frozenset((n, t.shape) for n, t in one.items()) for one in (request.w, *request.given)),
+        *(frozenset((n, t.shape) for n, t in one.items()) for one in arrays),
     )
 
 
@@ -167,7 +169,8 @@ class _Own:
     w: Weights
     velocity: Weights
     flat: list[Tensor]
-    """The weights, what is given, the velocity and a learning rate, one after the other."""
+    """The weights, what is given, the velocity, what corrects the gradient and a learning rate, one
+    after the other."""
     still: int
     """How many of them a CUDA graph may look for where they are now."""
     form: int
@@ -183,6 +186,7 @@ class _Loop:
         request: SGD,
         w: Weights,
         given: tuple[Weights, ...],
+        correction: Weights,
         lead: tuple[int, ...],
     ) -> None:
         self._groups = setting.groups
@@ -198,9 +202,10 @@ class _Loop:
             known = ", ".join(sorted({name.partition(".")[0] for name in w}))
             raise ValueError(f"train = {request.train}: nothing to train; the parts are {known}")
         changed = trained | net.buffers
+        moved = {name: tensor for name, tensor in w.items() if name in trained}
+        self._correction = _like(moved, correction) if correction else {}
         self._velocity: Weights = {}
         if setting.training.momentum:
-            moved = {name: tensor for name, tensor in w.items() if name in trained}
             if lead:
                 self._velocity = self._stacks.zeros("velocity", moved)
             else:
@@ -216,6 +221,7 @@ class _Loop:
             trained=tuple(place for place, name in enumerate(w) if name in trained),
             moving=tuple(place for place, name in enumerate(w) if name in changed),
             velocities=len(self._velocity),
+            corrections=len(self._correction),
             has_rate=bool(self._rate),
             stacked=bool(lead),
             device=next(iter(w.values())).device,
@@ -255,16 +261,16 @@ class _Loop:
 
     def _some(self, rows: Rows) -> _Own:
         """Return the arrays of some rows: views of the first ones, copies of chosen ones."""
-        w, *given, velocity = (
+        w, *given, velocity, correction = (
             arrays if rows is None else {name: tensor[rows] for name, tensor in arrays.items()}
-            for arrays in (self._w, *self._given, self._velocity)
+            for arrays in (self._w, *self._given, self._velocity, self._correction)
         )
-        flat = [tensor for arrays in (w, *given, velocity) for tensor in arrays.values()]
+        flat = [one for arrays in (w, *given, velocity, correction) for one in arrays.values()]
         flat += self._rate
         of = self._computation
         is_still = isinstance(rows, slice) and self._stacks.are_still(of.device)
         places = tuple(tensor.data_ptr() for tensor in flat) if is_still else ()
-        form = self._tapes.number((of.names, of.trained, layout(flat), places))
+        form = self._tapes.number((of.names, of.trained, of.corrections, layout(flat), places))
         return _Own(rows, w, velocity, flat, len(places), form)
 
     def _label(self, own: _Own, batches: list[Batch], truth: Tensor) -> Targets:
@@ -347,6 +353,19 @@ class _Loop:
         counts = {f"pseudo_{name}": float(total[row]) for name, total in self._audited.items()}
         w = {name: tensor[row] for name, tensor in self._w.items()} if self._lead else self._w
         return Trained(w, log), counts
+
+
+def _like(trained: Weights, correction: Weights) -> Weights:
+    """Return what corrects the gradient in the order of what is trained, if it is as that."""
+    for name in sorted(trained.keys() | correction.keys()):
+        mine, its = (of[name].shape if name in of else None for of in (correction, trained))
+        if mine != its:
+            shapes = [None if shape is None else list(shape) for shape in (mine, its)]
+            raise ValueError(
+                f"correction: {name!r} has the shape {shapes[0]}, what is trained {shapes[1]} "
+                "(None: absent)"
+            )
+    return {name: correction[name] for name in trained}
 
 
 def _num_steps(setting: Setting, request: SGD) -> int:

@@ -1,9 +1,9 @@
 """What a step of SGD computes: a loss, its gradient and the step down it, or a teacher's targets.
 
-All of it is a function of flat tensors: the weights, what is given, the velocity, a learning rate,
-a teacher's targets and the batches, one after the other. ``vmap`` takes no None, which a batch
-without strong views has, and looking through nested ones would take longer than a step of a small
-model.
+All of it is a function of flat tensors: the weights, what is given, the velocity, what corrects the
+gradient, a learning rate, a teacher's targets and the batches, one after the other. ``vmap`` takes
+no None, which a batch without strong views has, and looking through nested ones would take longer
+than a step of a small model.
 
 Shapes: K clients side by side, B examples in a batch.
 """
@@ -68,6 +68,8 @@ class Computation:
         Places of the weights that are trained, and of all that a step changes.
     velocities : int
         How many arrays the velocity has.
+    corrections : int
+        How many arrays are added to the gradient: one for each that is trained, or none.
     has_rate : bool
         Whether the pass has a learning rate of its own.
     stacked : bool
@@ -84,6 +86,7 @@ class Computation:
     trained: tuple[int, ...]
     moving: tuple[int, ...]
     velocities: int
+    corrections: int
     has_rate: bool
     stacked: bool
     device: torch.device
@@ -102,10 +105,8 @@ class Computation:
     def compute(self, how: How, *tensors: Tensor) -> Outputs:
         """Return a teacher's targets; or a loss and its counts, after a step down its gradient."""
         found = iter(tensors)
-        arrays, velocity, rate, rest = (
-            tuple(islice(found, count))
-            for count in (self.num_arrays, self.velocities, self.has_rate, len(tensors))
-        )
+        sizes = (self.num_arrays, self.velocities, self.corrections, self.has_rate, len(tensors))
+        arrays, velocity, correction, rate, rest = (tuple(islice(found, n)) for n in sizes)
         if not how.descends:
             return self.targets(how, arrays, rest)
         moving = [arrays[place] for place in self.moving]
@@ -120,7 +121,7 @@ class Computation:
         with torch.no_grad():
             leaves = [arrays[place] for place in self.trained]
             lr = rate[0] if rate else self.training.lr
-            self.training.descend(leaves, list(gradient), list(velocity), lr)
+            self.training.descend(leaves, list(gradient), list(correction), list(velocity), lr)
             if how.partly:
                 go = goes(rest[how.targets.index("step")])
                 for tensor, was in zip((*moving, *velocity), before, strict=True):

@@ -127,11 +127,17 @@ class LocalTraining:
         self,
         w: list[Tensor],
         gradient: list[Tensor],
+        correction: list[Tensor],
         velocity: list[Tensor],
         lr: float | Tensor,
     ) -> None:
-        """Take a step of SGD down a gradient, in place; there is a velocity with momentum only."""
+        """Take a step of SGD down a gradient and what is added to it, in place.
+
+        There is a velocity with momentum only, and mostly no correction.
+        """
         if w[0].is_cuda:
+            if correction:
+                gradient = list(torch._foreach_add(gradient, correction))
             # In one go, which reads and writes each array once; it takes all in the same layout.
             torch._fused_sgd_(
                 w,
@@ -152,11 +158,15 @@ class LocalTraining:
         if self.weight_decay:
             # Not in place: weights that the loss only adds up have one gradient in common.
             gradient = list(torch._foreach_add(gradient, w, alpha=self.weight_decay))
+        # One after the other: their sum would take memory of its own, which is dear here.
+        slopes = [gradient, correction] if correction else [gradient]
         if self.momentum:
             torch._foreach_mul_(velocity, self.momentum)
-            torch._foreach_add_(velocity, gradient)
-            gradient = velocity
-        if isinstance(lr, Tensor):
-            torch._foreach_sub_(w, torch._foreach_mul(gradient, lr))
-        else:
-            torch._foreach_add_(w, gradient, alpha=-lr)
+            for slope in slopes:
+                torch._foreach_add_(velocity, slope)
+            slopes = [velocity]
+        for slope in slopes:
+            if isinstance(lr, Tensor):
+                torch._foreach_sub_(w, torch._foreach_mul(slope, lr))
+            else:
+                torch._foreach_add_(w, slope, alpha=-lr)

@@ -231,6 +231,8 @@ class SGD:
     w: Weights
     kinds: tuple[Examples, ...]
     given: tuple[Weights, ...]
+    correction: Weights
+    """Empty: none."""
     steps: int | None
     epochs: int | None
     train: tuple[str, ...]
@@ -272,6 +274,7 @@ def sgd(
     *,
     train: tuple[str, ...] = ("backbone", "head"),
     given: tuple[Weights, ...] = (),
+    correction: Weights | None = None,
     steps: int | None = None,
     epochs: int | None = None,
     lr: float | None = None,
@@ -301,6 +304,10 @@ def sgd(
         are, but for the buffers of BatchNorm layers, which follow the inputs.
     given : tuple of Weights
         More arrays that the loss takes, constant during the pass (a frozen teacher, say).
+    correction : Weights, optional
+        What is added to the loss's gradient in each step, constant during the pass: one array for
+        each that is trained, of its name and shape. Steps go down g + correction (SCAFFOLD's
+        c - c_i), for less than a linear term in the loss would take.
     steps, epochs : int, optional
         Number of steps, over as many epochs as that takes, or number of epochs. By default
         ``local_steps`` or ``local_epochs`` of the experiment.
@@ -323,25 +330,32 @@ def sgd(
     """
     kinds = examples if isinstance(examples, tuple) else (examples,)
     _check_given(given)
+    correction = correction or {}
+    _check_tensors("correction", correction)
     lr = lr if lr is None else float(lr)
     if lr is not None and not 0 <= lr < inf:
         raise ValueError(f"lr = {lr}: must be at least 0")
     if isinstance(train, str):
         raise TypeError(f"train must be a tuple of parts, such as ({train!r},)")
     _check_parts("train", train, w)
-    return (yield SGD(loss, w, kinds, given, steps, epochs, train, teach, frozen, strong, lr))
+    how = (steps, epochs, train, teach, frozen, strong, lr)
+    return (yield SGD(loss, w, kinds, given, correction, *how))
 
 
 def _check_given(given: Any) -> None:
     if not isinstance(given, tuple) or not all(isinstance(one, dict) for one in given):
         raise TypeError("given must be a tuple of dicts of tensors, such as given=(w,)")
     for place, one in enumerate(given):
-        for name, value in one.items():
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"given[{place}][{name!r}] must be a tensor, not {type(value).__name__}: "
-                    "torch.tensor(...) makes one"
-                )
+        _check_tensors(f"given[{place}]", one)
+
+
+def _check_tensors(what: str, arrays: Weights) -> None:
+    for name, value in arrays.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{what}[{name!r}] must be a tensor, not {type(value).__name__}: "
+                "torch.tensor(...) makes one"
+            )
 
 
 def _check_parts(what: str, names: tuple[str, ...], w: Weights) -> None:

@@ -32,6 +32,7 @@ METHODS = {
     "fedlabel": clients.FedLabel(warmup_rounds=0, threshold=0.5),
     "fedlabel joint": clients.FedLabel(warmup_rounds=0, threshold=0.5, schedule="joint"),
     "fedloge": clients.FedLoGe(sparsity=0.2, etf_norm=1.0),
+    "scaffold": clients.Scaffold(),  # whose gradients are corrected
 }
 
 

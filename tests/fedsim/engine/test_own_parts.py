@@ -1,9 +1,12 @@
 """Models, losses and client updates of a user's own, as odd as they come."""
 
+import copy
 import gc
+import re
 import sys
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from fedsim.engine.update import LocalSGD, Upload, cross_entropy, sgd
 from fedsim.engine.uploads import Intake
 from fedsim.engine.worker import Worker
 from fedsim.errors import EngineError
-from fedsim.models import Model, Net
+from fedsim.models import Model, Net, parts
 from fedsim.models.small import linear, mlp
 from tests.fedsim.engine.test_local import make_trainer, normalised
 
@@ -63,6 +66,91 @@ def test_frozen_parameters_stay_as_they_are(federation):
     for upload in alone + together:
         for name, tensor in upload.arrays["arrays"].items():
             assert torch.equal(tensor, start[name]) == name.startswith("backbone.1."), name
+
+
+class Corrected(LocalSGD):
+    """Passes whose gradients are corrected, by other arrays for each client."""
+
+    def update(self, w, client):
+        w_k, log = yield from sgd(
+            self.loss,
+            w,
+            client.labelled,
+            train=self.trained,
+            correction=self.correction(w, client),
+            lr=client.training.lr / 2 if client.id % 2 else None,
+        )
+        return Upload({"arrays": w_k}, 1, log)
+
+    def correction(self, w, client):
+        draw = torch.Generator().manual_seed(client.id)
+        # In another order than the weights.
+        trained = sorted(parts(w, self.trained), reverse=True)
+        return {name: 0.1 * torch.randn(w[name].shape, generator=draw) for name in trained}
+
+
+class CorrectedHead(Corrected):
+    trained = ("head",)
+
+
+class TestCorrections:
+    @pytest.mark.parametrize("update", [Corrected(), CorrectedHead()])
+    @pytest.mark.parametrize("momentum", [0.0, 0.9])
+    @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+    def test_they_are_added_to_the_gradient_of_each_step(
+        self, federation, update, momentum, weight_decay
+    ):
+        # 12 examples in one batch: the order of the batches doesn't matter.
+        settings = {"momentum": momentum, "weight_decay": weight_decay}
+        model = mlp((1, 4, 4), 3, hidden=(6,))
+        w = Net(model).initial_weights()
+        for found in both(federation, model, update, epochs=5, batch_size=12, **settings):
+            for client in range(4):
+                index = federation.labelled(client)
+                x, y = normalised(federation.source, index), federation.source.y_train[index]
+                mine = copy.deepcopy(model)
+                named = parts(dict(mine.named_parameters()), update.trained)
+                lr = 0.05 if client % 2 else 0.1
+                optimiser = torch.optim.SGD(named.values(), lr, **settings)
+                more = update.correction(w, SimpleNamespace(id=client))
+                for _ in range(5):
+                    optimiser.zero_grad()
+                    F.cross_entropy(mine(x), torch.from_numpy(y)).backward()
+                    for name, parameter in named.items():
+                        parameter.grad += more[name]
+                    optimiser.step()
+                for name, tensor in mine.state_dict().items():
+                    torch.testing.assert_close(
+                        found[client].arrays["arrays"][name], tensor, rtol=1e-5, atol=1e-6
+                    )
+
+    @pytest.mark.parametrize("stacked", [False, True])
+    @pytest.mark.parametrize(
+        ("correction", "line"),
+        [
+            ({"head.bias": torch.zeros(3)}, "'head.weight' has the shape None, what is trained"),
+            (
+                {"head.bias": torch.zeros(1), "head.weight": torch.zeros(3, 16)},
+                r"'head.bias' has the shape \[1\], what is trained \[3\]",
+            ),
+            (
+                {n: torch.zeros(2) for n in ("head.bias", "head.weight", "head.delta")},
+                r"'head.bias' has the shape \[2\], what is trained \[3\]",
+            ),
+            ({"head.bias": 0.0}, r"correction\['head.bias'\] must be a tensor, not float"),
+        ],
+    )
+    def test_others_than_what_is_trained_are_refused(self, federation, stacked, correction, line):
+        class Wrong(Corrected):
+            def correction(self, w, client):
+                return correction
+
+        trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
+        trainer.stacked = stacked
+        clients = trainer.clients(1, range(2))
+        for error in trainer.update_all(Wrong(), net.initial_weights(), clients):
+            assert isinstance(error, TypeError if "float" in line else ValueError)
+            assert re.search(line, str(error))
 
 
 class TestLosses:
