@@ -27,7 +27,7 @@ from fedsim.broadcast import Broadcast
 from fedsim.engine import flower
 from fedsim.engine.clock import Clock
 from fedsim.engine.local import Scores
-from fedsim.engine.reduction import Sum, balance, merge, share_out, tree
+from fedsim.engine.reduction import Sum, merge, share_out, tree
 from fedsim.engine.replies import Column, Replies, warn_of_unread, warn_of_untold
 from fedsim.engine.state import ClientStates
 from fedsim.engine.worker import (
@@ -173,16 +173,7 @@ class SimulatedGrid(Grid):
         total : Sum
             Of their uploads, if the strategy has `weights`.
         """
-        num_train = self._federation.num_train(np.asarray(clients))
-        work = expected_work(num_train, self._training, self._stacked)
-        slots = self.states.slots(clients)
-        size = leaf_size(self._stacked, len(clients))
-        shares: list[Share] = [
-            [(node, [(clients[i], slots[i]) for i in leaf]) for node, leaf in leaves]
-            for leaves in share_out(
-                tree(work, size, self._step), work, self.num_workers, self._step
-            )
-        ]
+        shares, _ = self._share_out(clients)
         parts: list[Replies] = []
         nodes: dict[int, Sum] = {}
         weights = None if self.weights is None else dict(self.weights)
@@ -206,6 +197,22 @@ class SimulatedGrid(Grid):
         for part, spent in clock.seconds.items():
             self.report.seconds[part] = self.report.seconds.get(part, 0.0) + spent
         return replies, total
+
+    def _share_out(self, clients: Sequence[int]) -> tuple[list[Share], list[int]]:
+        """Return whom each worker trains or tests, and all positions in that order.
+
+        Who may train side by side depends on the clients only, not on the number of workers.
+        """
+        num_train = self._federation.num_train(np.asarray(clients))
+        work = expected_work(num_train, self._training, self._stacked)
+        leaves = tree(work, leaf_size(self._stacked, len(clients)), self._step)
+        parts = share_out(leaves, work, self.num_workers, self._step)
+        slots = self.states.slots(clients)
+        shares: list[Share] = [
+            [(node, [(clients[i], slots[i]) for i in leaf]) for node, leaf in part]
+            for part in parts
+        ]
+        return shares, [i for part in parts for _, leaf in part for i in leaf]
 
     def _train(self, shared: Any, order: Order, shares: list[Share]) -> dict[int, Any]:
         """Have each worker `train` its share, where it has one; return their answers."""
@@ -242,21 +249,16 @@ class SimulatedGrid(Grid):
     ) -> Scores:
         """Test the personal views of clients, joined in their order; see `Worker.test_clients`."""
         shared, of_all = self._put(arrays), self._put(features)
-        versions = self.states.versions[list(clients)].tolist()
-        sizes = np.array([len(self._federation.test(client)) for client in clients])
-        parts = balance(sizes, self.num_workers)
+        shares, order = self._share_out(clients)
         found = self._call(
             {
-                worker: (
-                    "test_clients",
-                    (shared, of_all, round, [(clients[i], versions[i]) for i in part]),
-                )
-                for worker, part in enumerate(parts)
-                if part
+                worker: ("test_clients", (shared, of_all, round, share))
+                for worker, share in enumerate(shares)
+                if share
             }
         )
         # Each worker's answer joins its clients; bring them into the order of all.
-        order = np.concatenate([parts[worker] for worker in sorted(found)])
+        sizes = np.array([len(self._federation.test(client)) for client in clients])
         begin = np.cumsum([0, *sizes[order]])[:-1]
         back = np.concatenate(
             [

@@ -6,9 +6,10 @@ Shapes: B examples, D features, m examples of a client's own test set.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,6 @@ from fedsim.engine.update import (
     Inputs,
     Predict,
     Request,
-    Steps,
     Upload,
 )
 from fedsim.errors import EngineError, UserError, described
@@ -96,13 +96,17 @@ def _tf32(on: bool) -> Iterator[None]:
             switch.allow_tf32 = was
 
 
-def _generator(name: str, steps: Any) -> Any:
+def _steps(
+    name: str, ask: Callable[[Weights, Client], Any], w: Weights, client: Client
+) -> Generator[Request, Any, Any]:
+    """Start what asks for passes at its first request: one that fails at once fails alone."""
+    steps = ask(w, client)
     if not isinstance(steps, Generator):
         raise TypeError(
             f"{name} must be a generator: ask for passes with `yield from sgd(...)`, or put a "
             "`yield` after its return"
         )
-    return steps
+    return (yield from steps)
 
 
 @contextmanager
@@ -258,23 +262,29 @@ class LocalTrainer:
             What each client sends and keeps, and how good its pseudo-labels were, which neither
             client nor server can know (`fedsim.engine.tally.audit`); or why it failed.
         """
-        self._together = len(clients)
         # Each has a dict of its own; the tensors in it are everybody's.
-        runs = [_Run(client.id, self._update(method, dict(w), client)) for client in clients]
-        if runs:
-            with _unchanged(method, w):
-                self._drive(runs, "pass", clients[0].round, self.stacked and method.stackable)
+        steps = [_steps("update", method.update, dict(w), client) for client in clients]
+        runs = self._drive(method, w, clients, steps, "pass")
         return [run.error or (run.result, run.counts) for run in runs]
 
-    def _update(self, method: ClientUpdate, w: Weights, client: Client) -> Steps:
-        """Start the update at its first request, so that one that fails at once fails alone."""
-        steps: Steps = _generator("update", method.update(w, client))
-        return (yield from steps)
-
-    def _drive(self, runs: list[_Run], purpose: str, round: int, stacked: bool) -> None:
-        """Carry out what client updates ask for, until each has returned or failed."""
-        with torch.random.fork_rng(devices=[]):
-            self._go_on(runs, purpose, round, stacked)
+    def _drive(
+        self,
+        method: ClientUpdate,
+        w: Weights,
+        clients: Sequence[Client],
+        steps: Sequence[Generator[Request, Any, Any]],
+        purpose: str,
+    ) -> list[_Run]:
+        """Carry out what is asked for some clients, until each has its result or has failed."""
+        self._together = len(clients)
+        runs = [
+            _Run(client.id, of_client) for client, of_client in zip(clients, steps, strict=True)
+        ]
+        if runs:
+            with _unchanged(method, w), torch.random.fork_rng(devices=[]):
+                stacked = self.stacked and method.stackable
+                self._go_on(runs, purpose, clients[0].round, stacked)
+        return runs
 
     def _go_on(self, runs: list[_Run], purpose: str, round: int, stacked: bool) -> None:
         while runs:
@@ -501,57 +511,66 @@ class LocalTrainer:
         self,
         method: ClientUpdate,
         w: Weights,
-        features: Tensor,
-        client: int,
-        round: int,
-        state: Weights,
-    ) -> Scores:
-        """Test the personal views of one client on its own test set of m examples.
+        clients: Sequence[Client],
+        features: Sequence[Tensor],
+    ) -> list[Scores]:
+        """Test the personal views of some clients, each on its own test set of m examples.
 
         Parameters
         ----------
-        method, w, client, round, state
-            As for `update`; ``w`` are the new global weights.
-        features : torch.Tensor
-            Of the client's test examples under the global backbone, [m, D].
+        method, w, clients
+            As for `personalise_all`.
+        features : sequence of torch.Tensor
+            Of each client's test examples under the global backbone, [m, D].
 
         Returns
         -------
-        Scores
-            Of each personal view.
+        list of Scores
+            Of each client's personal views.
 
         Raises
         ------
         EngineError
             If the method fails, naming the client.
         """
-        index = self.federation.test(client)
-        me = replace(self.clients(round, [client])[0], state=state)
-        try:
-            w_k = self.personalise(method, w, me)
-            with _unchanged(method, w), torch.no_grad():
-                inputs = Inputs(features, lambda: self._test_inputs(index))
-                views = method.personal(self.net, w_k, me, inputs)
-                return self._scores(_checked_views("personal", views), index)
-        except Exception as error:
-            raise EngineError(
-                f"round {round}: client {client}'s personal model can't be tested: "
-                f"{described(error)}"
-            ) from error
+        scores = []
+        made = self.personalise_all(method, w, clients)
+        for client, w_k, of_client in zip(clients, made, features, strict=True):
+            index = self.federation.test(client.id)
+            inputs = Inputs(of_client, partial(self._test_inputs, index))
+            try:
+                if isinstance(w_k, Exception):
+                    raise w_k
+                with _unchanged(method, w), torch.no_grad():
+                    views = method.personal(self.net, w_k, client, inputs)
+                    scores.append(self._scores(_checked_views("personal", views), index))
+            except Exception as error:
+                raise EngineError(
+                    f"round {client.round}: client {client.id}'s personal model can't be tested: "
+                    f"{described(error)}"
+                ) from error
+        return scores
 
     def personalise(self, method: ClientUpdate, w: Weights, client: Client) -> Weights:
-        """Return the personal weights that a method makes of the global ones for a client.
-
-        Raises what the method raises.
-        """
-        with _unchanged(method, w):
-            steps = _generator("personalise", method.personalise(dict(w), client))
-            run = _Run(client.id, steps)
-            self._drive([run], "personalise", client.round, stacked=False)
-        if run.error is not None:
-            raise run.error
-        made: Weights = run.result
+        """Return a client's personal weights: `personalise_all` of one, which raises its error."""
+        (made,) = self.personalise_all(method, w, [client])
+        if isinstance(made, Exception):
+            raise made
         return made
+
+    def personalise_all(
+        self, method: ClientUpdate, w: Weights, clients: Sequence[Client]
+    ) -> list[Weights | Exception]:
+        """Return what ``method`` makes of the global weights for some clients, or why it failed.
+
+        Parameters
+        ----------
+        method, w, clients
+            As for `update_all`; ``w`` are those after the clients' round.
+        """
+        steps = [_steps("personalise", method.personalise, dict(w), client) for client in clients]
+        runs = self._drive(method, w, clients, steps, "personalise")
+        return [run.error or run.result for run in runs]
 
     def _test_inputs(self, index: NDArray[np.integer[Any]]) -> Tensor:
         return self.loader.normalise(self.loader.test.inputs(index))

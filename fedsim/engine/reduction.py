@@ -259,29 +259,6 @@ def climb(nodes: dict[int, Sum], node: int) -> None:
         nodes[node] = left
 
 
-def balance(work: NDArray[np.int64], workers: int) -> list[list[int]]:
-    """Share jobs out so that the workers finish at about the same time.
-
-    Parameters
-    ----------
-    work : ndarray [K]
-        Expected work of each job.
-    workers : int
-        Number of workers.
-
-    Returns
-    -------
-    list of list of int
-        For each worker the jobs it gets: the longest job first, always to the least busy.
-
-    Examples
-    --------
-    >>> balance(np.array([1, 5, 3, 2]), 2)
-    [[1, 0], [2, 3]]
-    """
-    return _balance(_longest_first(work), _costs(work), workers)
-
-
 def _costs(work: NDArray[np.int64]) -> list[int]:
     """Return plain numbers: NumPy would take longer to look at one than to add it."""
     costs: list[int] = (work + 1).tolist()  # a job without examples still costs a moment
@@ -309,7 +286,7 @@ def _middle(costs: Sequence[int], leaf_size: int, step: float) -> int:
 
 
 def _halves(jobs: Sequence[int], costs: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Do what `_balance` does for two, in a quarter of the time: a tree has a hundred nodes."""
+    """Give each job, the longest first, to the less busy half."""
     left: list[int] = []
     right: list[int] = []
     ahead = 0
@@ -321,14 +298,3 @@ def _halves(jobs: Sequence[int], costs: Sequence[int]) -> tuple[list[int], list[
             right.append(job)
             ahead -= costs[job]
     return left, right
-
-
-def _balance(jobs: Sequence[int], costs: Sequence[int], workers: int) -> list[list[int]]:
-    """Give each job, the longest first, to the least busy worker."""
-    parts: list[list[int]] = [[] for _ in range(workers)]
-    load = [0] * workers
-    for job in jobs:
-        worker = load.index(min(load))
-        parts[worker].append(job)
-        load[worker] += costs[job]
-    return parts

@@ -41,8 +41,9 @@ operations of theirs: as much as seven clients with logistic regression, as half
 perceptron."""
 
 Share = Sequence[tuple[int, Sequence[tuple[int, tuple[int, int]]]]]
-"""The leaves of a cohort's tree that a worker trains: node, and its clients, each with the slots of
-the state that it starts from and of the next; see `fedsim.engine.reduction` and `StateFiles`."""
+"""The leaves of a cohort's tree that a worker trains or tests: node, and its clients, each with the
+slots of the state that it starts from and of the next; see `fedsim.engine.reduction` and
+`StateFiles`."""
 
 
 class Told(NamedTuple):
@@ -278,9 +279,11 @@ class Worker:
         arrays: Arrays,
         features: NDArray[np.float32],
         round: int,
-        clients: Sequence[tuple[int, int]],
+        share: Share,
     ) -> Scores:
         """Test the personal views of clients on their own test sets, joined in their order.
+
+        Personal models that take training are made side by side, as clients train.
 
         Parameters
         ----------
@@ -290,16 +293,21 @@ class Worker:
             Of the whole global test set, from `test`.
         round : int
             From 1.
-        clients : sequence of (int, int)
-            Whom to test, and the slot of each one's state.
+        share : Share
+            Whom to test.
         """
         w = self.weights(arrays)
+        ids = [client for _, clients in share for client, _ in clients]
+        known = dict(zip(ids, self._trainer.clients(round, ids), strict=True))
+        test = self._trainer.federation.test
         scores = []
-        for client, slot in clients:
-            mine = features[self._trainer.federation.test(client)]
-            own = brought(mine, self._device)
-            state = self.weights(self._states.read(client, slot))
-            scores.append(self._trainer.test_personal(self._update, w, own, client, round, state))
+        for some in self._stacks(share, w):
+            clients = [
+                self._with_state(known[client], self._states.read(client, slot))
+                for _, client, (slot, _) in some
+            ]
+            own = [brought(features[test(client.id)], self._device) for client in clients]
+            scores += self._trainer.test_personal(self._update, w, clients, own)
         return join_scores(scores)
 
     def test_client(
@@ -316,9 +324,8 @@ class Worker:
         w = self.weights(arrays)
         scores, features = self._trainer.test(self._update, w, index)
         if self._update.has_personal_views:
-            scores = self._trainer.test_personal(
-                self._update, w, features, client, round, self.weights(state)
-            )
+            me = self._with_state(self._trainer.clients(round, [client])[0], state)
+            (scores,) = self._trainer.test_personal(self._update, w, [me], [features])
         predicted, loss = next(iter(scores.values()))
         truth = federation.source.y_test[index]
         return len(index), float(loss.mean()), float((predicted == truth).mean())

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -55,7 +55,8 @@ class Bench:
         """Return the scores of all views on the client's test examples."""
         trainer = self.trainer
         generic, features = trainer.test(method, w, self.federation.test(CLIENT))
-        personal = trainer.test_personal(method, w, features, CLIENT, ROUND, state or {})
+        me = replace(trainer.clients(ROUND, [CLIENT])[0], state=state or {})
+        (personal,) = trainer.test_personal(method, w, [me], [features])
         return generic | personal
 
     def client(self, **parts) -> Client:

@@ -277,11 +277,17 @@ def test_a_script_may_define_its_own_client_update(here):
     assert done.stdout.splitlines() == ["1 0", "[]"], done.stderr
 
 
-def test_one_and_two_workers_and_this_process_give_the_same_run(here):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "method.name=fedlabel method.warmup_rounds=1 method.threshold=0.5 training.rounds=3",
+        "method.name=fedbabu training.rounds=1",  # which trains models for the test
+    ],
+)
+def test_one_and_two_workers_and_this_process_give_the_same_run(here, settings):
     demo = ROOT / "experiments" / "digits.toml"
     found = []
-    sets = ["--set", "method.name=fedlabel", "--set", "training.rounds=3"]
-    sets += ["--set", "method.warmup_rounds=1", "--set", "method.threshold=0.5"]
+    sets = [part for setting in settings.split() for part in ("--set", setting)]
     for engine in ("engine.backend=inline", "engine.workers=1", "engine.workers=2"):
         out = here / engine
         fedsim(here, "run", demo, *sets, "--set", engine, "--out", out)

@@ -9,10 +9,15 @@ import torch
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from clients import FedBABU
+from fedsim.data.federation import federate
+from fedsim.data.partition import dirichlet
 from fedsim.engine import flower
 from fedsim.engine.inline_grid import InlineGrid
+from fedsim.engine.sgd import run_stacked
 from fedsim.engine.update import ClientUpdate, Config, LocalSGD, Upload
 from fedsim.errors import EngineError
+from fedsim.models.small import mlp
 from fedsim.simulation import initial_arrays
 
 
@@ -50,6 +55,61 @@ def make_grid(make_task):
         return InlineGrid(task), flower.to_record(initial_arrays(task))
 
     return make
+
+
+class Shares(InlineGrid):
+    """A grid of so many workers, all of which are this process."""
+
+    num_workers = 1
+
+
+@pytest.fixture
+def found_by(make_task, source):
+    """A function that tests FedBABU's fine-tuned models of 20 clients, shared out anyhow."""
+    with pytest.warns(UserWarning, match="examples"):
+        federation = federate(
+            source,
+            num_clients=20,
+            partition=dirichlet,
+            options={"alpha": 0.5},
+            min_examples=2,
+        )
+    clients = [*range(10, 20), *range(10)]
+
+    def found(stacked, workers):
+        task = make_task(federation=federation, update=FedBABU(), stacked=stacked, model=mlp)
+        grid = Shares(task)
+        grid.num_workers = workers
+        arrays = initial_arrays(task)
+        features = grid.predict(arrays).features
+        with patch("fedsim.engine.local.run_stacked", side_effect=run_stacked) as side_by_side:
+            scores = grid.predict_clients(arrays, features, 3, clients)
+        together = [
+            [tuple(request.kinds[0].index) for request, _ in call.args[1]]
+            for call in side_by_side.call_args_list
+        ]
+        grid.close()
+        return scores["personal"], sorted(together)
+
+    return found
+
+
+def test_personal_models_are_made_side_by_side_whoever_shares_the_work(found_by):
+    (predicted, loss), together = found_by(stacked=True, workers=1)
+    assert len(together) > 2
+    assert len({client for leaf in together for client in leaf}) == 20
+    for workers in (2, 3):
+        others, apart = found_by(stacked=True, workers=workers)
+        assert apart == together
+        np.testing.assert_array_equal(others, (predicted, loss))
+
+
+def test_personal_models_are_those_of_one_by_one(found_by):
+    (_, loss), _ = found_by(stacked=True, workers=1)
+    (_, alone), together = found_by(stacked=False, workers=2)
+    assert not together
+    # Over ten steps, float32 sums in another order.
+    np.testing.assert_allclose(loss, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_replies_come_in_the_order_of_the_messages(make_grid):
@@ -112,7 +172,7 @@ def test_a_client_that_raises_or_diverges_is_left_out_and_named(make_grid):
     replies = grid.send_and_receive(messages(record, [0, 1, 2, 3]))
     assert [reply.has_error() for reply in replies] == [False, True, True, False]
     assert grid.report.failures == {
-        1: "RuntimeError: out of batteries (test_grid.py, line 24, in update)",
+        1: "RuntimeError: out of batteries (test_grid.py, line 29, in update)",
         2: "head.bias is not finite (NaN or inf)",
     }
     assert grid.report.metrics["client"] == [0, 3]

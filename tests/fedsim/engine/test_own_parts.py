@@ -414,5 +414,6 @@ class TestFaultyUpdates:
         trainer, net = make_trainer(federation, mlp((1, 4, 4), 3))
         line = "round 2: client 1's personal model can't be tested: RuntimeError: no battery"
         assert isinstance(trainer, LocalTrainer)
+        clients, none = trainer.clients(2, [1, 3]), torch.zeros(0, 16)
         with pytest.raises(EngineError, match=line):
-            trainer.test_personal(NoPersonal(), net.initial_weights(), None, 1, 2, {})
+            trainer.test_personal(NoPersonal(), net.initial_weights(), clients, [none] * 2)

@@ -10,14 +10,11 @@ import numpy as np
 import pytest
 import ray
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clients import FedLoGe
 from fedsim.engine import ray_grid
 from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.ray_grid import RayActors, RayGrid, _import_ray, _start_ray
-from fedsim.engine.reduction import balance
 from fedsim.engine.update import LocalSGD, Upload
 from fedsim.engine.worker import Told
 from fedsim.errors import EngineError
@@ -279,13 +276,3 @@ class AlwaysDies(LocalSGD):
     def update(self, w, client):
         os._exit(1)
         yield
-
-
-@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 5))
-def test_balance_gives_each_job_once_and_no_worker_much_more(work, workers):
-    parts = balance(np.array(work, dtype=np.int64), workers)
-    assert len(parts) == workers
-    assert sorted(job for part in parts for job in part) == list(range(len(work)))
-    loads = [sum(work[job] + 1 for job in part) for part in parts]
-    # The least busy worker gets the next job, so loads differ by at most one job.
-    assert max(loads) - min(loads) <= max(work, default=-1) + 1

@@ -14,7 +14,7 @@ import strategies
 from fedsim.engine import flower
 from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.loop import run_rounds
-from fedsim.engine.reduction import DEPTH, Sum, balance, flatten, merge, share_out, tree
+from fedsim.engine.reduction import DEPTH, Sum, flatten, merge, share_out, tree
 from fedsim.errors import EngineError
 from fedsim.simulation import initial_arrays
 
@@ -71,14 +71,19 @@ def test_the_leaves_hold_every_client_once_and_halves_are_balanced(cohort):
 
 
 @given(work)
-def test_a_tree_is_halved_as_two_workers_would_share_it(cohort):
+def test_a_tree_is_halved_longest_first_to_the_less_busy(cohort):
     halves = [[], []]
     for node, leaf in tree(cohort):
         while node > 3:
             node //= 2
         halves[node % 2] += leaf
+    expected, busy = [[], []], [0, 0]
+    for client in sorted(range(len(cohort)), key=lambda client: -cohort[client]):
+        half = int(busy[1] < busy[0])
+        expected[half].append(client)
+        busy[half] += cohort[client] + 1
     if len(cohort) > 1:
-        assert [sorted(half) for half in halves] == list(map(sorted, balance(cohort, 2)))
+        assert [sorted(half) for half in halves] == [sorted(half) for half in expected]
 
 
 steps_cost = st.floats(0, 50)
