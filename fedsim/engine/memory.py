@@ -63,7 +63,8 @@ def fitting(one: int, memory: int) -> int:
     """Return how many clients of ``one`` bytes each may train side by side, at least 1.
 
     Half of the memory stays free: for the data, for the work space of convolutions, and for methods
-    that keep more than plain SGD does.
+    that keep more than plain SGD does. Ditto, with a second model and what holds it near the first,
+    takes 1.8 times ``one`` where that is mostly weights.
 
     Examples
     --------
