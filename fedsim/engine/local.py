@@ -23,6 +23,7 @@ from fedsim.data.transfer import brought
 from fedsim.engine.clock import Clock
 from fedsim.engine.loader import Loader
 from fedsim.engine.sgd import Pass, Setting, alike, code_of, run_alone, run_stacked
+from fedsim.engine.step import tf32
 from fedsim.engine.tally import Counts
 from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import (
@@ -80,20 +81,6 @@ def _why_not_stacked(failure: Exception) -> str:
         if "vmap" in text and said in text:
             return meant
     return text
-
-
-@contextmanager
-def _tf32(on: bool) -> Iterator[None]:
-    """Let a GPU round the inputs of float32 products to TF32 for a while, or not."""
-    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    were = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = on
-    try:
-        yield
-    finally:
-        for switch, was in zip(switches, were, strict=True):
-            switch.allow_tf32 = was
 
 
 def _steps(
@@ -369,7 +356,7 @@ class LocalTrainer:
                 return None
             passes = self._passes(group, purpose, round)
             self.clock.lap("train")  # predictions, and the methods' own steps
-            with _tf32(self.training.precision == "tf32"):
+            with tf32(self.training.precision == "tf32"):
                 if len(passes) > 1:
                     found = run_stacked(self._setting, passes, round, first.passes)
                 else:
@@ -434,7 +421,7 @@ class LocalTrainer:
         return {name: tensor.to(self.device) for name, tensor in w.items()}
 
     @torch.no_grad()
-    @_tf32(False)
+    @tf32(False)
     def _predict(self, request: Predict) -> Tensor:
         w, *given = (self.net.with_own_buffers(one) for one in (request.w, *request.given))
         return torch.cat(
@@ -445,7 +432,7 @@ class LocalTrainer:
         )
 
     @torch.no_grad()
-    @_tf32(False)
+    @tf32(False)
     def _add_up(self, request: AddUp) -> dict[str, Tensor]:
         w, *given = (self.net.with_own_buffers(one) for one in (request.w, *request.given))
         index = np.asarray(request.examples.index)
@@ -465,7 +452,7 @@ class LocalTrainer:
         return sums
 
     @torch.no_grad()
-    @_tf32(False)
+    @tf32(False)
     def test(
         self, method: ClientUpdate, w: Weights, index: NDArray[np.integer[Any]]
     ) -> tuple[Scores, Tensor]:
@@ -506,7 +493,7 @@ class LocalTrainer:
         except Exception as error:
             raise EngineError(f"the global model can't be tested: {described(error)}") from error
 
-    @_tf32(False)
+    @tf32(False)
     def test_personal(
         self,
         method: ClientUpdate,

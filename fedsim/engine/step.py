@@ -50,6 +50,20 @@ def laid_out(
     return How(tuple(targets), widths, batches[0].padded, descends, partly), fields
 
 
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Let a GPU round the inputs of float32 products to TF32 for a while, or not."""
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    were = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = on
+    try:
+        yield
+    finally:
+        for switch, was in zip(switches, were, strict=True):
+            switch.allow_tf32 = was
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Computation:
     """The arithmetic of a pass's steps.

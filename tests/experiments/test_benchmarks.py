@@ -242,9 +242,9 @@ def run_gpu(monkeypatch, capsys, file, arguments):
 def without_a_step(monkeypatch):
     descend = LocalTraining.descend
 
-    def alone_only(self, w, gradient, velocity, lr):
+    def alone_only(self, w, *others):
         if w[0].dim() == 4:  # the first convolution's weights, not those of many clients
-            descend(self, w, gradient, velocity, lr)
+            descend(self, w, *others)
 
     monkeypatch.setattr(LocalTraining, "descend", alone_only)
 
@@ -252,8 +252,9 @@ def without_a_step(monkeypatch):
 def at_twice_the_learning_rate(monkeypatch):
     descend = LocalTraining.descend
 
-    def faster(self, w, gradient, velocity, lr):
-        descend(self, w, gradient, velocity, lr * (w[0].dim() - 3))
+    def faster(self, w, *others):
+        *others, lr = others
+        descend(self, w, *others, lr * (w[0].dim() - 3))
 
     monkeypatch.setattr(LocalTraining, "descend", faster)
 

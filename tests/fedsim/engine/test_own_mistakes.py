@@ -196,6 +196,21 @@ def test_a_loss_that_is_no_function_of_its_arguments_is_refused(federation, draw
 COUNTER = itertools.count()
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_loss_is_checked_in_float32_whatever_it_trains_in(federation, stacked):
+    """In bfloat16 rounding alone moves a deep model's gradient by more than padding would."""
+    roundings = []
+
+    class Own(LocalSGD):
+        def loss(self, net, w_k, batch):
+            roundings.append(torch.is_autocast_enabled("cpu"))
+            return super().loss(net, w_k, batch)
+
+    run(federation, Own(), stacked=stacked, precision="bfloat16")
+    assert roundings[:2] == [False, False]
+    assert roundings[-1]
+
+
 def test_a_loss_may_draw_from_pytorch(federation):
     class Noise(LocalSGD):
         def loss(self, net, w_k, batch):
