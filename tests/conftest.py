@@ -1,5 +1,6 @@
 """What several tests share: a small federation, and the work that workers do on it."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim import jobs
 from fedsim.data.federation import Federation, federate
 from fedsim.data.partition import iid
 from fedsim.data.source import Source
@@ -59,6 +61,16 @@ def denormal_numbers() -> Iterator[None]:
     torch.set_flush_denormal(False)
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork processes for runs from one that has imported PyTorch, which takes each two seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["fedsim.simulation", "fedsim.report.report", "fedsim.engine.grid"]
+    )
+    monkeypatch.setattr(jobs, "_SPAWN", context)
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """Runs in processes of their own: side by side, with the same results, none harms another."""
 
 import os
-from contextlib import closing
+import shutil
 
 import pytest
 
 from fedsim.config import Experiment
 from fedsim.jobs import run_all
+from fedsim.simulation import simulate
+
+pytestmark = pytest.mark.usefixtures("ready")
 
 
 def experiment(seed=0, **tables):
@@ -37,88 +40,67 @@ def test_runs_at_a_time_give_what_one_after_the_other_gives(tmp_path):
 
 
 def test_what_has_finished_is_not_run_again(tmp_path):
-    [*run_all([experiment()], [tmp_path / "a"], 1)]
+    """A report made by `fedsim report` while a run went on, which was then killed, is no end."""
+    folder, before, killed = (tmp_path / name for name in ("a", "before", "killed"))
+    simulate(experiment(), out=folder)
+    for other in (before, killed):
+        shutil.copytree(folder, other)
+        (other / "report.html").write_text("of the first round")
+    end = (before / "run.json").stat().st_mtime_ns
+    os.utime(before / "report.html", ns=(end - 1, end - 1))
+    text = (killed / "run.json").read_text()
+    (killed / "run.json").write_text(text.replace('"finished": "', '"finished": null, "was": "', 1))
+    os.utime(killed / "report.html")
     longer = experiment(training={"rounds": 3})
-    events = [*run_all([experiment(), longer], [tmp_path / "a", tmp_path / "a"], 1)]
-    kinds = [(event.run, event.kind) for event in events]
-    assert kinds == [(0, "ended"), (1, "begun"), (1, "round"), (1, "ended")]
-
-
-def test_a_report_from_before_the_end_is_no_end(tmp_path):
-    """Made by `fedsim report` while the run went on, which was killed before its own."""
-    folder = tmp_path / "a"
-    [*run_all([experiment()], [folder], 1)]
-    page, description = folder / "report.html", folder / "run.json"
-    end, text = description.stat().st_mtime_ns, description.read_text()
-    page.write_text("of the first round")
-    os.utime(page, ns=(end - 1, end - 1))
-    [*run_all([experiment()], [folder], 1)]
-    assert "of the first round" not in page.read_text()
-    description.write_text(text.replace('"finished": "', '"finished": null, "was": "', 1))
-    page.write_text("of the first round")
-    [*run_all([experiment()], [folder], 1)]
-    assert "of the first round" not in page.read_text()
+    work = [experiment(), longer, experiment(), experiment()]
+    events = [*run_all(work, [folder, folder, before, killed], 1)]
+    assert [(event.run, event.kind) for event in events] == [
+        (0, "ended"),
+        *((1, kind) for kind in ("begun", "round", "ended")),
+        *((i, kind) for i in (2, 3) for kind in ("begun", "ended")),
+    ]
+    for other in (before, killed):
+        assert "of the first round" not in (other / "report.html").read_text()
 
 
 def test_what_runs_warn_of_is_passed_on(tmp_path):
-    tables = {"model": {"name": "resnet8"}, "method": {"name": "fedadam"}}
+    model = {"name": "cnn", "channels": [2], "norm": "batch"}
+    tables = {"model": model, "method": {"name": "fedadam"}}
     events = run_all([experiment(**tables)], [tmp_path / "a"], 1)
     (warning,) = [event.what for event in events if event.kind == "warning"]
     assert warning.startswith("method.name = 'fedadam' takes steps on BatchNorm's running")
 
 
 ENDS = """
-import os, signal
-from strategies import FedAvg
 class {name}(FedAvg):
     def configure_train(self, *arguments):
         {code}
 """
 
 
-class TestFailure:
-    @pytest.mark.parametrize(
-        ("name", "code", "line"),
-        [
-            (
-                "Raises",
-                "raise RuntimeError('boom')",
-                "round 1: Raises.configure_train: RuntimeError: b",
-            ),
-            ("Exits", "raise SystemExit(3)", "round 1: Exits.configure_train: SystemExit: 3"),
-            ("Leaves", "os._exit(7)", "its process ended with exit code 7"),
-            ("Killed", "os.kill(os.getpid(), 9)", "its process was ended by SIGKILL (perhaps the"),
-            ("Signalled", "os.kill(os.getpid(), 40)", "its process was ended by signal 40"),
-        ],
+def test_a_run_that_ends_badly_leaves_the_others_alone(tmp_path, monkeypatch):
+    ends = {
+        "Raises": (
+            "raise RuntimeError('boom')",
+            "round 1: Raises.configure_train: RuntimeError: b",
+        ),
+        "Exits": ("raise SystemExit(3)", "round 1: Exits.configure_train: SystemExit: 3"),
+        "Leaves": ("os._exit(7)", "its process ended with exit code 7"),
+        "Killed": ("os.kill(os.getpid(), 9)", "its process was ended by SIGKILL (perhaps the"),
+        "Signalled": ("os.kill(os.getpid(), 40)", "its process was ended by signal 40"),
+    }
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "".join(ENDS.format(name=name, code=code) for name, (code, _) in ends.items())
+    (tmp_path / "ends_badly.py").write_text("import os\nfrom strategies import FedAvg\n" + code)
+    (tmp_path / "no run").mkdir()
+    (tmp_path / "no run" / "mine.txt").write_text("not a run")
+    bad = [experiment(method={"name": f"ends_badly:{name}"}) for name in ends]
+    names = [*ends, "no run", "good"]
+    found = ended(
+        run_all([*bad, experiment(), experiment()], [tmp_path / name for name in names], 1)
     )
-    def test_a_run_that_ends_badly_leaves_the_others_alone(
-        self, tmp_path, monkeypatch, name, code, line
-    ):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.syspath_prepend(tmp_path)
-        module = f"ends_{name.lower()}"
-        (tmp_path / f"{module}.py").write_text(ENDS.format(name=name, code=code))
-        bad = experiment(method={"name": f"{module}:{name}"})
-        events = ended(run_all([bad, experiment()], [tmp_path / "bad", tmp_path / "good"], 1))
-        assert events[0].startswith(line)
-        assert events[1] is None
-        assert (tmp_path / "good" / "report.html").exists()
-
-    def test_a_folder_with_something_else(self, tmp_path):
-        (tmp_path / "a").mkdir()
-        (tmp_path / "a" / "mine.txt").write_text("not a run")
-        (event,) = run_all([experiment()], [tmp_path / "a"], 1)
-        assert event.what.startswith(f"{tmp_path}/a holds no run that could go on")
-
-    def test_runs_stop_when_nobody_listens_any_more(self, tmp_path):
-        endless = [experiment(seed, training={"rounds": 100_000}) for seed in range(2)]
-        folders = [tmp_path / "0", tmp_path / "1"]
-        with closing(run_all(endless, folders, 2)) as events:
-            running: set[int] = set()
-            for event in events:
-                running |= {event.run} if event.kind == "round" else set()
-                if len(running) == 2:
-                    break
-        for folder in folders:
-            assert (folder / "model.safetensors").exists()
-            assert '"finished": null' not in (folder / "run.json").read_text()
+    for i, (_, line) in enumerate(ends.values()):
+        assert found[i].startswith(line)
+    assert found[5].startswith(f"{tmp_path}/no run holds no run that could go on")
+    assert found[6] is None
+    assert (tmp_path / "good" / "report.html").exists()
