@@ -6,7 +6,8 @@ import os
 import pickle
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from math import ceil, floor, inf
 from multiprocessing.connection import Client, Connection
@@ -43,6 +44,12 @@ PATIENCE = 10.0
 SHORT = 0.05
 """Seconds of training below which workers keep to their shares in the next round: to take over from
 others costs a round a millisecond or two."""
+
+
+HELPERS = ("start_api_server", "start_log_monitor", "start_monitor")
+"""What Ray starts beside its workers, and nobody asks for here: the server of its dashboard, the
+reader of its workers' logs, and its autoscaler. They take a second of its start, another of its
+end, and memory for three more processes of Python."""
 
 
 class RayActor:
@@ -357,14 +364,14 @@ def _import_ray() -> Any:
 
 def _start_ray(ray: Any, workers: int, gpus: int = 0) -> Path:
     """Start Ray on the loopback; returns the folder of its log and sockets."""
+    from ray._private import node, utils
+
     # Ray resolves "127.0.0.1" to the machine's outward address and listens there, unless this is
     # no cluster; it reads the variable when it is imported, which may be before us.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     # Ray's own handler of SIGTERM would end this process half-way through its start.
-    utils = ray._private.utils
-    set_handler, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
-    try:
+    with _idle(node.Node, HELPERS), _idle(utils, ["set_sigterm_handler"]):
         started = ray.init(
             "local",  # whatever cluster is running or RAY_ADDRESS names
             num_cpus=workers,
@@ -374,6 +381,17 @@ def _start_ray(ray: Any, workers: int, gpus: int = 0) -> Path:
             logging_level="ERROR",
             configure_logging=False,
         )
-    finally:
-        utils.set_sigterm_handler = set_handler
     return Path(started.address_info["session_dir"])
+
+
+@contextmanager
+def _idle(owner: Any, names: Iterable[str]) -> Iterator[None]:
+    """Let some functions of Ray's do nothing for a while; no setting of `ray.init` does."""
+    known = {name: getattr(owner, name) for name in names if hasattr(owner, name)}
+    for name in known:
+        setattr(owner, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, function in known.items():
+            setattr(owner, name, function)
