@@ -161,9 +161,7 @@ class Computation:
             # The clients' losses don't touch each other: their gradients come in one go. In this
             # thread, in which a tape will do the same: the libraries' plans are a thread's own.
             with torch.autograd.set_multithreading_enabled(False):
-                gradient = torch.autograd.grad(
-                    loss, leaves, torch.ones_like(loss), materialize_grads=True
-                )
+                gradient = torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
         return loss, counts, gradient
 
     def _of_all(self, how: How) -> Callable[..., Any]:
