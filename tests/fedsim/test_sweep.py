@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import time
-from textwrap import indent
 
 import pandas as pd
 import psutil
@@ -15,6 +14,8 @@ import pytest
 from fedsim.errors import ConfigError
 from fedsim.sweep import jobs_at_a_time, on_its_cores, plan
 from tests.fedsim.test_cli import FEDSIM, SMALL, fedsim
+
+pytestmark = pytest.mark.usefixtures("ready")
 
 
 @pytest.fixture
@@ -149,34 +150,34 @@ class TestPlanFailure:
         ]
 
 
-def sweep_with(file, module, name, method):
-    """Sweep over a strategy with a method of its own, in a module, and over FedAvg."""
-    code = f"from strategies import FedAvg\nclass {name}(FedAvg):\n{indent(method, '    ')}"
-    (file.parent / f"{module}.py").write_text(code)
-    grid = ("--grid", f"method.name={module}:{name},fedavg")
-    return fedsim(file.parent, "sweep", "small.toml", *grid, "--out", "all", code=2)
+MINE = """\
+from strategies import FedAvg
+class Exit(FedAvg):
+    def configure_train(self, *arguments):
+        raise SystemExit(3)
+class Boom(FedAvg):
+    def aggregate_train(self, server_round, replies):
+        raise RuntimeError('boom')
+"""
 
 
-def test_a_strategy_that_exits_leaves_the_other_runs_alone(file):
-    method = "def configure_train(self, *arguments):\n    raise SystemExit(3)\n"
-    done = sweep_with(file, "mine_exit", "Exit", method)
-    line = "error: mine_exit-Exit,seed=3: round 1: Exit.configure_train: SystemExit: 3"
-    assert line in done.stderr
+def test_strategies_that_exit_or_raise_leave_the_other_runs_alone(file):
+    file.with_name("mine.py").write_text(MINE)
+    grid = ("--grid", "method.name=mine:Exit,mine:Boom,fedavg")
+    done = fedsim(file.parent, "sweep", "small.toml", *grid, "--out", "all", code=2)
+    for line in (
+        "mine-Exit,seed=3: round 1: Exit.configure_train: SystemExit: 3",
+        "mine-Boom,seed=3: round 1: Boom.aggregate_train: RuntimeError: boom (mine.py, line 7, in ",
+    ):
+        assert f"error: {line}" in done.stderr
+        assert f"Not here: {line}" in (file.parent / "all/comparison.html").read_text()
+    assert done.stderr.endswith("error: 2 of 3 runs failed, as said above\n")
     assert "After round 3" in done.stdout
-
-
-def test_a_strategy_that_raises_leaves_the_other_runs_alone(file):
-    method = "def aggregate_train(self, server_round, replies):\n    raise RuntimeError('boom')\n"
-    done = sweep_with(file, "mine_boom", "Boom", method)
-    line = "round 1: Boom.aggregate_train: RuntimeError: boom (mine_boom.py, line 4, in aggregate_t"
-    assert f"error: mine_boom-Boom,seed=3: {line}" in done.stderr
-    assert done.stderr.endswith("error: 1 of 2 runs failed, as said above\n")
     assert re.search(r"^small +1 +[\d.]+ ", done.stdout, re.M)
-    assert "Not here: mine_boom-Boom,seed=3" in (file.parent / "all/comparison.html").read_text()
 
 
 def test_what_ran_before_is_no_result_of_a_sweep_that_fails(file):
-    fedsim(file.parent, "sweep", "small.toml", "--out", "all")
+    fedsim(file.parent, "run", "small.toml", "--out", "all/seed=3")
     other = ("--set", "training.lr=0.5")
     done = fedsim(file.parent, "sweep", "small.toml", *other, "--out", "all", code=2)
     line = "error: seed=3: training.lr was 0.05 in all/seed=3, but is 0.5 now; a resumed run can"
@@ -216,22 +217,23 @@ def test_sweep_compares_its_runs_and_runs_none_twice(file):
     ]
     rounds = file.parent / "all" / "lr=1.0,seed=4" / "rounds.csv"
     assert table["generic"].iloc[3] == pd.read_csv(rounds)["generic_accuracy"].iloc[-1]
+    # One was killed after the last round, but before its end.
+    killed = rounds.parents[1] / "lr=0.1,seed=4"
+    for name in ("report.html", "model.safetensors"):
+        (killed / name).unlink()
+    command += ["--jobs", "1", "--out", "all"]
     before = rounds.stat().st_mtime_ns
-    again = fedsim(file.parent, *command, "--out", "all", "--set", "training.rounds=3")
-    assert (again.stdout, again.stderr) == (done.stdout, "")
+    again = fedsim(file.parent, *command, "--set", "training.rounds=3")
+    assert (again.stdout, again.stderr) == (done.stdout, "run 2 of 4: lr=0.1,seed=4\n")
+    assert (killed / "report.html").exists()
+    assert (killed / "model.safetensors").exists()
     assert rounds.stat().st_mtime_ns == before
     # More rounds: each goes on.
-    fedsim(file.parent, *command, "--out", "all", "--set", "training.rounds=4")
+    fedsim(file.parent, *command, "--set", "training.rounds=4")
     assert len(pd.read_csv(rounds)) == 4
     assert (
         "linear on digits, 6 clients (iid), 4 rounds" in rounds.with_name("report.html").read_text()
     )
-    # Killed after the last round, but before the run's end.
-    for name in ("report.html", "model.safetensors"):
-        rounds.with_name(name).unlink()
-    fedsim(file.parent, *command, "--out", "all", "--set", "training.rounds=4")
-    assert rounds.with_name("report.html").exists()
-    assert rounds.with_name("model.safetensors").exists()
 
 
 def begin_endless(file):
@@ -249,7 +251,7 @@ def begin_endless(file):
     )
     rounds = [file.parent / "all" / f"seed={seed}" / "rounds.csv" for seed in (3, 4)]
     begun = time.monotonic()
-    while not all(file.exists() for file in rounds) and time.monotonic() < begun + 60:
+    while not all(file.exists() for file in rounds) and time.monotonic() < begun + 120:
         time.sleep(0.1)
     return process, command, rounds
 
@@ -263,6 +265,7 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(file):
     assert "Traceback" not in stderr
     done = [len(pd.read_csv(file)) for file in rounds]
     assert all((file.parent / "model.safetensors").exists() for file in rounds)
+    assert not any('"finished": null' in file.with_name("run.json").read_text() for file in rounds)
     command[-1] = f"training.rounds={max(done) + 1}"
     fedsim(file.parent, *command)
     assert [len(pd.read_csv(file)) for file in rounds] == [max(done) + 1] * 2

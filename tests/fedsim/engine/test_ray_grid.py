@@ -5,8 +5,10 @@ import tempfile
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import ray
 import torch
@@ -18,8 +20,9 @@ from fedsim.engine.ray_grid import RayActors, RayGrid, _import_ray, _start_ray
 from fedsim.engine.update import LocalSGD, Upload
 from fedsim.engine.worker import Told
 from fedsim.errors import EngineError
+from fedsim.experiment_file import load
 from fedsim.models.small import cnn
-from fedsim.simulation import initial_arrays
+from fedsim.simulation import initial_arrays, simulate
 
 
 class Dies(LocalSGD):
@@ -54,9 +57,10 @@ def running_ray(tmp_path_factory):
     del os.environ["FEDSIM_TEST_FLAG"]
 
 
-@pytest.mark.parametrize("small", [0, ray_grid.SMALL])
-@pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("workers", "stacked", "small"),  # each pair of values once
+    [(1, False, 0), (1, True, ray_grid.SMALL), (2, False, ray_grid.SMALL), (2, True, 0)],
+)
 def test_the_numbers_are_those_of_this_process(
     make_task, running_ray, monkeypatch, workers, stacked, small
 ):
@@ -103,6 +107,28 @@ def test_the_numbers_are_those_of_this_process(
     assert ray.is_initialized()  # it was not ours to stop
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "method.name=fedlabel method.warmup_rounds=1 method.threshold=0.5 training.rounds=3",
+        "method.name=fedbabu training.rounds=1",  # which trains models for the test
+    ],
+)
+def test_whole_runs_are_those_of_this_process(running_ray, settings):
+    demo = Path(__file__).parents[3] / "experiments" / "digits.toml"
+    sets = [*settings.split(), "training.local_epochs=1"]
+    inline, *others = (
+        simulate(load(demo, [*sets, engine]))
+        for engine in ("engine.backend=inline", "engine.workers=1", "engine.workers=2")
+    )
+    for other in others:
+        rounds = (result.rounds.drop(columns="seconds") for result in (inline, other))
+        pd.testing.assert_frame_equal(*rounds)
+        pd.testing.assert_frame_equal(inline.clients, other.clients)
+        pd.testing.assert_frame_equal(inline.training, other.training)
+        assert_equal(inline.arrays, other.arrays)
+
+
 class Repeats(LocalSGD):
     """Says what it was told; only client 3 looks further."""
 
@@ -112,15 +138,15 @@ class Repeats(LocalSGD):
         yield
 
 
-@pytest.mark.parametrize("short", [0, 60])  # each worker its share, or what the others leave, too
-def test_clients_are_told_what_the_strategy_sends(make_task, running_ray, monkeypatch, short):
-    monkeypatch.setattr(ray_grid, "SHORT", short)
+def test_clients_are_told_what_the_strategy_sends(make_task, running_ray, monkeypatch):
     task = make_task(update=Repeats())
     arrays = initial_arrays(task)
     grid = RayGrid(task, RayActors(2))
     try:
         cohort = [0, 1, 2, 3]
-        for round in (1, 2):
+        # Each worker what the others leave, too, or its share.
+        for round, short in enumerate((0, 0, 60, 60), start=1):
+            monkeypatch.setattr(ray_grid, "SHORT", short)
             told = Told([{"mu": 0.5, "nu": 2}, {"mu": 0.25}], {0: 0, 1: 1, 2: 1, 3: 0})
             found, _ = grid.train(arrays, round, cohort, told)
             assert found.metrics["mu"] == [0.5, 0.25, 0.25, 2.5]
