@@ -297,14 +297,15 @@ class Worker:
             Whom to test.
         """
         w = self.weights(arrays)
-        ids = [client for _, clients in share for client, _ in clients]
-        known = dict(zip(ids, self._trainer.clients(round, ids), strict=True))
         test = self._trainer.federation.test
         scores = []
         for some in self._stacks(share, w):
+            ids = [client for _, client, _ in some]
             clients = [
-                self._with_state(known[client], self._states.read(client, slot))
-                for _, client, (slot, _) in some
+                self._with_state(client, self._states.read(client.id, slot))
+                for client, (_, _, (slot, _)) in zip(
+                    self._trainer.clients(round, ids), some, strict=True
+                )
             ]
             own = [brought(features[test(client.id)], self._device) for client in clients]
             scores += self._trainer.test_personal(self._update, w, clients, own)
