@@ -22,22 +22,12 @@ class Broadcast(Sequence[Message]):
         Where they go, in order.
     message_type : str
         One of `flwr.app.MessageType`.
-    mean_only : bool
-        Whether of the answers the sender needs no more than the mean, weighted by examples, so that
-        one answer may stand for all.
     """
 
-    def __init__(
-        self,
-        content: RecordDict,
-        nodes: Sequence[int],
-        message_type: str,
-        mean_only: bool = False,
-    ) -> None:
+    def __init__(self, content: RecordDict, nodes: Sequence[int], message_type: str) -> None:
         self.content = content
         self.nodes = nodes
         self.message_type = message_type
-        self.mean_only = mean_only
         self._made: dict[int, Message] = {}
 
     @property

@@ -54,9 +54,14 @@ class _Aside(io.TextIOWrapper):
 
 def guard_output() -> None:
     """Be prepared that standard output or error can't be written as it should be."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not closed
-        encoding, by_line = sys.stdout.encoding, sys.stdout.line_buffering
-        sys.stdout = _Results(sys.stdout.buffer, encoding, "replace", line_buffering=by_line)
+    if isinstance(out := sys.stdout, io.TextIOWrapper):  # not closed
+        sys.stdout = _Results(
+            out.buffer,
+            out.encoding,
+            "replace",
+            line_buffering=out.line_buffering,
+            write_through=out.write_through,
+        )
     if isinstance(sys.stderr, io.TextIOWrapper):
         encoding, errors = sys.stderr.encoding, sys.stderr.errors
         sys.stderr = _Aside(sys.stderr.buffer, encoding, errors, line_buffering=True)

@@ -118,9 +118,11 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
                 raise
             package = module_name.partition(".")[0]
             if package in sys.modules and _own_file(module_name).is_file():
+                # Built-in modules have no file.
+                place = getattr(sys.modules[package], "__file__", None) or package
                 raise ConfigError(
-                    f"{name!r}: the package {sys.modules[package].__file__} hides your own folder "
-                    f"{package}, which needs another name"
+                    f"{name!r}: the module {place} hides your own folder {package}, which needs "
+                    "another name"
                 ) from None
             raise ConfigError(
                 f"{name!r}: there is no module {error.name!r} in the working directory "

@@ -95,6 +95,14 @@ def weights_of(strategy: Strategy) -> Mapping[str, str] | None:
     return None
 
 
+def takes_mean_of_tests(strategy: Strategy) -> bool:
+    """Tell whether of the clients' tests a strategy needs the mean only, weighted by examples.
+
+    Its ``aggregate_evaluate`` says so by an attribute ``mean_only``.
+    """
+    return getattr(type(strategy).aggregate_evaluate, "mean_only", False)
+
+
 def enter_runtime() -> None:
     """Let `flwr.app.Message` be built in this process, outside any Flower runtime."""
     TaskIdentity.task_id = 1

@@ -129,6 +129,8 @@ class SimulatedGrid(Grid):
         self.weights: Mapping[str, str] | None = None
         """Array group -> the metric that weights it, where the strategy only needs weighted means;
         its training messages then get one reply, which holds them. None: every client's reply."""
+        self.mean_of_tests = False
+        """Whether evaluate messages get one reply, too: the mean weighted by test examples."""
         self.report = TrainReport()
         """About the last training messages."""
         self.evaluated = pd.DataFrame()
@@ -426,13 +428,13 @@ class SimulatedGrid(Grid):
             personal = (view for view in self.views if view.startswith("personal"))
             own = frame[frame["view"] == next(personal, self.views[0])]
             figures = own[["num_test", "loss", "accuracy"]].to_numpy()
-            if isinstance(group, Broadcast) and group.mean_only:
+            if self.mean_of_tests:
                 figures = _mean(figures)
             answers += [
                 flower.evaluate_reply(self._message(group, place), int(num_test), loss, accuracy)
                 for place, (num_test, loss, accuracy) in enumerate(figures.tolist())
             ]
-        self.evaluated = pd.concat(frames, ignore_index=True)
+        self.evaluated = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
         return answers
 
     def _check_clients(self, clients: Sequence[int]) -> None:

@@ -518,7 +518,8 @@ class LocalTrainer:
         Raises
         ------
         EngineError
-            If the method fails, naming the client.
+            If the method fails, naming the client; or changes the global weights in place, of
+            which the client isn't known.
         """
         scores = []
         made = self.personalise_all(method, w, clients)

@@ -88,6 +88,7 @@ def run_rounds(
         A round with no usable reply keeps the old model, with a warning.
     """
     grid.weights = flower.weights_of(strategy)
+    grid.mean_of_tests = flower.takes_mean_of_tests(strategy)
     for round in range(finished + 1, rounds + 1):
         clock = Clock()
         with flower.quiet_log():

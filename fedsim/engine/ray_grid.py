@@ -251,19 +251,21 @@ class RayGrid(SimulatedGrid):
             with held_interrupts():
                 self._task = self._ray.put(task)
                 self._imports = fingerprint(task.packages)
-                begun = [actor.begin(self._task, actors.claims) for actor in actors.actors]
-                for found in self._ray.get(begun):
-                    _check_imports(found, self._imports)
+                self._wait_for([actor.begin(self._task, actors.claims) for actor in actors.actors])
         except BaseException as error:
             self.close()
-            if isinstance(error, self._ray.exceptions.RayTaskError):
-                error = error.cause
-                if isinstance(error, UserError):
-                    raise error from None
-            elif not isinstance(error, self._ray.exceptions.RayActorError):
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            raise EngineError(f"a Ray worker could not start: {reason}") from None
+            if isinstance(error, self._ray.exceptions.RayActorError):
+                raise _not_started(error) from None
+            raise
+
+    def _wait_for(self, begun: list[ObjectRef[dict[str, str]]]) -> None:
+        """Wait until workers have begun, and see that they run the same code as this process."""
+        try:
+            for found in self._ray.get(begun):
+                _check_imports(found, self._imports)
+        except self._ray.exceptions.RayTaskError as error:
+            is_users = isinstance(error.cause, UserError)
+            raise (error.cause if is_users else _not_started(error.cause)) from None
 
     @property
     def num_workers(self) -> int:
@@ -319,7 +321,7 @@ class RayGrid(SimulatedGrid):
                     actors[worker] = self._actors.start()
                     begun = actors[worker].begin(self._task, self._actors.claims)
                     with suppress(self._ray.exceptions.RayActorError):  # its answer will say so
-                        _check_imports(self._ray.get(begun), self._imports)
+                        self._wait_for([begun])
                     dead.append(worker)
                 except self._ray.exceptions.RayTaskError as error:
                     # What the user can mend is one line here, too.
@@ -334,6 +336,10 @@ class RayGrid(SimulatedGrid):
             f"a worker died {ATTEMPTS} times on the same work; is there enough memory? "
             "engine.workers = 1 needs the least"
         )
+
+
+def _not_started(error: BaseException) -> EngineError:
+    return EngineError(f"a Ray worker could not start: {type(error).__name__}: {error}")
 
 
 def _check_imports(found: dict[str, str], expected: dict[str, str]) -> None:

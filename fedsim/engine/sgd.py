@@ -365,7 +365,7 @@ def _like(trained: Weights, correction: Weights) -> Weights:
                 f"correction: {name!r} has the shape {shapes[0]}, what is trained {shapes[1]} "
                 "(None: absent)"
             )
-    return {name: correction[name] for name in trained}
+    return {name: correction[name].to(tensor.dtype) for name, tensor in trained.items()}
 
 
 def _num_steps(setting: Setting, request: SGD) -> int:

@@ -191,12 +191,13 @@ class StackedConv2d(nn.Conv2d):
             # Which under vmap leaves convolutions as they are.
             dtype = torch.get_autocast_dtype(x.device.type)
             bias = None if self.bias is None else self.bias.to(dtype)
-            return F.conv2d(x.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding)
+            y = F.conv2d(x.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding)
+            return y.to(x.dtype)  # other layers than these have weights in it
         return super().forward(x)
 
 
 class StackedGreyConv2d(StackedConv2d, GreyConv2d):
-    """The same for grey images: on a processor a product."""
+    """The same for grey images: in float32 on a processor a product."""
 
 
 class StackedMean2d(nn.AdaptiveAvgPool2d):

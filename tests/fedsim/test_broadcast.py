@@ -11,6 +11,7 @@ from fedsim.data.federation import federate
 from fedsim.data.partition import iid
 from fedsim.engine import flower
 from fedsim.engine.inline_grid import InlineGrid
+from fedsim.engine.loop import run_rounds
 from fedsim.simulation import initial_arrays
 from tests.conftest import make_source
 
@@ -83,8 +84,9 @@ def test_a_message_that_was_changed_is_sent_as_it_is_now(task):
     assert [reply.content for reply in changed[1:]] == [reply.content for reply in plain[1:]]
 
 
-def test_a_round_without_clients_has_no_messages_and_no_replies(task):
-    assert trained(task, lambda messages: Broadcast(messages.content, [], "train")) == []
+@pytest.mark.parametrize("message_type", ["train", "evaluate"])
+def test_a_round_without_clients_has_no_messages_and_no_replies(task, message_type):
+    assert trained(task, lambda messages: Broadcast(messages.content, [], message_type)) == []
 
 
 class Watches(strategies.FedAvg):
@@ -104,6 +106,7 @@ def test_one_reply_stands_for_the_tests_of_all_where_only_their_mean_is_asked_fo
     found = []
     for strategy in (watching := Watches(), strategies.FedAvg()):
         grid = InlineGrid(task)
+        grid.mean_of_tests = flower.takes_mean_of_tests(strategy)
         messages = strategy.configure_evaluate(1, arrays, ConfigRecord(), grid)
         replies = list(grid.send_and_receive(messages))
         found.append((strategy.aggregate_evaluate(1, replies), grid.evaluated))
@@ -118,6 +121,21 @@ def test_one_reply_stands_for_the_tests_of_all_where_only_their_mean_is_asked_fo
         by_hand = (tested["num_test"] * tested[name]).sum() / rows["num_test"].sum()
         assert mean[name] == pytest.approx(by_hand, rel=1e-12)
         assert expected[name] == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_a_strategy_around_fedavg_that_looks_at_the_tests_sees_every_clients(task):
+    class Around(Watches):
+        """Has another choose the clients."""
+
+        inner = strategies.FedAvg()
+
+        def configure_evaluate(self, *arguments):
+            return self.inner.configure_evaluate(*arguments)
+
+    arrays = flower.to_record(initial_arrays(task))
+    strategy = Around()
+    list(run_rounds(strategy, InlineGrid(task), arrays, rounds=1, evaluate_every=1, seed=0))
+    assert len(strategy.seen) == task.federation.num_clients
 
 
 def test_flowers_own_strategy_sends_lists(task):

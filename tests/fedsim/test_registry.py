@@ -150,6 +150,10 @@ class TestRegistryFailure:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(ConfigError, match=r"__init__\.py hides your own folder clients, which"):
             registry.find("client", "clients.mine:Mine")
+        (tmp_path / "time").mkdir()
+        (tmp_path / "time" / "mine.py").write_text("class Mine: ...")
+        with pytest.raises(ConfigError, match=r"the module time hides your own folder time"):
+            registry.find("client", "time.mine:Mine")
         with pytest.raises(ConfigError, match=r"there is no module 'clients\.other'"):
             registry.find("client", "clients.other:Mine")
 

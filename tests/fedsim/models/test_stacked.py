@@ -104,7 +104,7 @@ def test_convolutions_are_rounded_to_bfloat16_where_asked(channels, bias):
     with torch.autocast("cpu", torch.bfloat16):
         found = vmap(of_one)(weights, x)
 
-    assert found.dtype == torch.bfloat16
+    assert found.dtype == torch.float32  # for layers that autocast doesn't reach either
     for k, factor in enumerate((1, -2)):
         # Products of rounded numbers, summed in float32, are rounded; the bias is added to that.
         rounded = deepcopy(plain).bfloat16().double()
@@ -112,6 +112,15 @@ def test_convolutions_are_rounded_to_bfloat16_where_asked(channels, bias):
         most = 2**-7 if bias else 1e-6
         torch.testing.assert_close(found[k].double(), expected, rtol=2**-8, atol=most)
         assert (found[k] - factor * plain(x[k])).abs().max() > 1e-3
+
+
+def test_layers_that_are_not_ours_follow_them_in_bfloat16():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(), nn.Conv2d(4, 4, 3, groups=4))
+    weights = {n: torch.stack([w, w]) for n, w in model.state_dict().items()}
+    spread(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = vmap(lambda w, x: functional_call(model, w, (x,)))(weights, torch.ones(2, 1, 3, 6, 6))
+    assert y.isfinite().all()
 
 
 class TestFailure:
