@@ -6,9 +6,10 @@ import os
 import platform
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -320,12 +321,7 @@ class Recorder:
             "bytes_down": sum(row["bytes_down"] for row in self._rounds),
             "workers": self._workers,
             "device": _device_name(self._device),
-            "versions": {
-                "python": platform.python_version(),
-                **{
-                    name: version(name) for name in ("fedsim-flwr", "flwr", "ray", "torch", "numpy")
-                },
-            },
+            "versions": _versions(),
             "commit": _commit(),
             "own_parts": self._own_parts,
             "earlier_parts": self._earlier_parts,
@@ -346,6 +342,15 @@ def _device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(device)
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that there are: not all runs need Ray."""
+    found = {"python": platform.python_version()}
+    for name in ("fedsim-flwr", "flwr", "ray", "torch", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _commit() -> str | None:

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from importlib import metadata
 
 import numpy as np
 import pandas as pd
@@ -677,3 +678,16 @@ class TestSimulateFailure:
         monkeypatch.delitem(sys.modules, "my_models", raising=False)
         with pytest.raises(ConfigError, match=line):
             fedsim.simulate(experiment(model={"name": "my_models:f"}))
+
+
+def test_a_run_of_this_process_needs_no_ray(tmp_path, monkeypatch):
+    def installed(name, of=metadata.version):
+        if name == "ray":
+            raise metadata.PackageNotFoundError(name)
+        return of(name)
+
+    monkeypatch.setattr("fedsim.recorder.version", installed)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    fedsim.simulate(experiment(engine={"backend": "inline"}), out=tmp_path / "run")
+    versions = json.loads((tmp_path / "run" / "run.json").read_text())["versions"]
+    assert versions.keys() == {"python", "fedsim-flwr", "flwr", "torch", "numpy"}
