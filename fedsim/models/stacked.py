@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from fedsim.errors import UserError
 from fedsim.models.layers import BATCH_NORMS, GreyConv2d
@@ -74,6 +75,8 @@ def spread(module: nn.Module) -> nn.Module:
         elif StackedConv2d.fits(layer):
             is_grey = isinstance(layer, GreyConv2d)
             layer.__class__ = StackedGreyConv2d if is_grey else StackedConv2d
+        elif isinstance(layer, _ConvNd | nn.PReLU):
+            layer.register_forward_pre_hook(_in_own_dtype)
         elif type(layer) is nn.GroupNorm:
             layer.__class__ = StackedGroupNorm
         elif type(layer) is nn.AdaptiveAvgPool2d and layer.output_size in (1, (1, 1)):
@@ -84,6 +87,13 @@ def spread(module: nn.Module) -> nn.Module:
                 "running statistics and a momentum, can leave padding out"
             )
     return module
+
+
+def _in_own_dtype(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give a layer that autocast doesn't reach inputs as its weights are: kernels round theirs."""
+    assert isinstance(layer.weight, Tensor)
+    dtype = layer.weight.dtype
+    return tuple(one.to(dtype) if isinstance(one, Tensor) else one for one in inputs)
 
 
 class StackedBatchNorm(_BatchNorm):

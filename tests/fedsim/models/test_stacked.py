@@ -123,6 +123,17 @@ def test_layers_that_are_not_ours_follow_them_in_bfloat16():
     assert y.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(4, 4, 3, groups=4), nn.Conv1d(4, 2, 3), nn.ConvTranspose2d(4, 2, 3), nn.PReLU()],
+)
+def test_a_layer_of_another_kind_takes_what_a_kernel_has_rounded(layer):
+    shape = (2, 4, 6) if isinstance(layer, nn.Conv1d) else (2, 4, 6, 6)
+    x = torch.randn(shape).bfloat16()
+    expected = deepcopy(layer)(x.float())
+    torch.testing.assert_close(spread(deepcopy(layer))(x), expected)
+
+
 class TestFailure:
     def test_a_tensor_of_unknown_padding(self):
         known, mask, padding = torch.ones(2, 1), torch.ones(2), Padding()
