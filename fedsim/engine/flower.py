@@ -242,16 +242,13 @@ def together(replies: Replies, total: Sum, weights: Mapping[str, str]) -> Replie
         return replies
     examples = np.array(replies.metrics["num_examples"])
     sums = {name.replace("-", "_") for name in weights.values()}
-    # Without examples a client has no other numbers.
-    counted = examples > 0 if examples.any() else np.ones(len(examples), bool)
-    shares = examples[counted] if examples.any() else None
     metrics: dict[str, Column] = {}
     for name, column in replies.metrics.items():
         values = np.array(column, float)
         if name in sums:
             metrics[name] = [float(values.sum())]
         else:
-            metrics[name] = [float(np.average(values[counted], weights=shares))]
+            metrics[name] = [mean_by_examples(values, examples)]
     metrics["num_examples"] = [int(examples.sum())]
     return Replies(
         clients=replies.clients[:1],
@@ -259,6 +256,18 @@ def together(replies: Replies, total: Sum, weights: Mapping[str, str]) -> Replie
         arrays=[total.means()],
         failures=replies.failures,
     )
+
+
+def mean_by_examples(values: NDArray[Any], examples: NDArray[Any]) -> float:
+    """Return the mean of clients' numbers, weighted by examples: without, a client has no others.
+
+    >>> mean_by_examples(np.array([0.5, 0.1, np.nan]), np.array([1, 3, 0]))
+    0.2
+    """
+    counted = examples > 0
+    if not counted.any():
+        return float(values.mean())
+    return float(np.average(values[counted], weights=examples[counted]))
 
 
 def train_replies(

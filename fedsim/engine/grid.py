@@ -429,7 +429,9 @@ class SimulatedGrid(Grid):
             own = frame[frame["view"] == next(personal, self.views[0])]
             figures = own[["num_test", "loss", "accuracy"]].to_numpy()
             if self.mean_of_tests:
-                figures = _mean(figures)
+                sizes, *others = figures.T
+                means = [flower.mean_by_examples(values, sizes) for values in others]
+                figures = np.array([[sizes.sum(), *means]])
             answers += [
                 flower.evaluate_reply(self._message(group, place), int(num_test), loss, accuracy)
                 for place, (num_test, loss, accuracy) in enumerate(figures.tolist())
@@ -447,19 +449,6 @@ class SimulatedGrid(Grid):
         if len(set(clients)) < len(clients):
             twice = next(k for place, k in enumerate(clients) if k in clients[:place])
             raise EngineError(f"client {twice} gets the same message twice in a round")
-
-
-def _mean(figures: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return as one row the sum of clients' test examples, and the means of their figures.
-
-    >>> _mean(np.array([[1, 0.5, 1.0], [3, 0.1, 0.0], [0, nan, nan]])).round(6).tolist()
-    [[4.0, 0.2, 0.25]]
-    """
-    tested = figures[figures[:, 0] > 0]
-    if not len(tested):
-        return np.zeros((1, 3))
-    num_test = tested[:, 0]
-    return np.array([[num_test.sum(), *np.average(tested[:, 1:], axis=0, weights=num_test)]])
 
 
 def _by_record(
