@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedsim import registry
-from fedsim.config import Experiment
+from fedsim.config import Experiment, find_update
 from fedsim.console import guard_output
 from fedsim.errors import ConfigError, UserError
 from fedsim.experiment_file import load
@@ -298,7 +298,7 @@ def list_(
             except ConfigError as error:  # of another package: the rest can be listed
                 table.add_row(name, f"[red]{escape(str(error))}[/]")
                 continue
-            table.add_row(shown, ", ".join(f"{key} = {value!r}" for key, value in settings.items()))
+            table.add_row(shown, ", ".join(settings.values()))
         _out.print(table)
 
 
@@ -317,15 +317,17 @@ def _as_written(what: Kinds, name: str) -> str:
     return f"{name}:PATH" if placed else name
 
 
-def _settings(what: Kinds, name: str) -> dict[str, Any]:
+def _settings(what: Kinds, name: str) -> dict[str, str]:
+    """Return what can be set of a component, each with its default as text."""
     components = [registry.find(_KIND[what], name)]
-    if what is Kinds.methods and registry.has("client", name):
-        components.append(registry.find("client", name))
-    return {
-        key: value
-        for component in components
-        for key, value in registry.options(component)().model_dump(mode="json").items()
-    }
+    if what is Kinds.methods and (update := find_update(name, "")) is not None:
+        components.append(update)
+    found = {}
+    for model in map(registry.options, components):
+        defaults = model.model_construct().model_dump(mode="json")
+        for key in model.model_fields:
+            found[key] = f"{key} = {defaults[key]!r}" if key in defaults else f"{key} (required)"
+    return found
 
 
 def _how_to_go_on(folder: Path) -> str:

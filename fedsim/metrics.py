@@ -130,6 +130,33 @@ def global_metrics(
     return {str(name): float(scores[name].iloc[0]) for name in scores.columns}
 
 
+def client_mean(values: npt.ArrayLike, weights: npt.ArrayLike) -> float:
+    """Return the mean of a number that some clients report, weighted by their examples, say.
+
+    Parameters
+    ----------
+    values : float [K]
+        The clients' numbers; NaN where a client has none.
+    weights : float [K]
+        >= 0. A client of weight 0 doesn't count, whatever its number.
+
+    Returns
+    -------
+    float
+        NaN where no client counts.
+
+    Examples
+    --------
+    >>> client_mean([0.5, 0.1, float("nan"), 7.0], [1, 3, 4, 0])
+    0.2
+    """
+    of_each, weight = np.asarray(values, np.float64), np.asarray(weights, np.float64)
+    counted = (weight > 0) & ~np.isnan(of_each)
+    if not counted.any():
+        return float("nan")
+    return float(np.average(of_each[counted], weights=weight[counted]))
+
+
 def spread(accuracy: npt.ArrayLike) -> dict[str, float]:
     """Summarise how evenly a model serves the clients.
 

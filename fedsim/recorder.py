@@ -257,8 +257,9 @@ class Recorder:
         """Add rows to training.csv; a method may have more to say after its warm-up."""
         if self._folder is None:
             return
-        if list(columns) == self._training_columns:
-            self._folder.append("training.csv", pd.DataFrame(columns))
+        if columns.keys() <= set(self._training_columns):
+            frame = pd.DataFrame(columns, columns=self._training_columns)
+            self._folder.append("training.csv", frame)
             return
         table = self._whole_training()
         self._folder.write_table("training.csv", table)

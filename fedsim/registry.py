@@ -114,7 +114,7 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             # Only the user's own module may be missing; what it imports in turn has its own error.
-            if error.name is None or not module_name.startswith(error.name):
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
                 raise
             package = module_name.partition(".")[0]
             if package in sys.modules and _own_file(module_name).is_file():

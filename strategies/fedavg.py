@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO
+from math import nan
 from time import sleep
 from types import MappingProxyType
 from typing import TypedDict
@@ -39,6 +40,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fedsim.broadcast import Broadcast
+from fedsim.metrics import client_mean
 from fedsim.rng import generator
 
 NUM_EXAMPLES = "num-examples"
@@ -93,6 +95,10 @@ class FedAvg(Strategy):
     the sums of the weights and of the examples, and of the other metrics means weighted by
     examples. A subclass with an `aggregate_train` of its own must say it anew, or gets every reply.
     """
+
+    only_mean_of_tests: bool = True
+    """That `aggregate_evaluate` needs nothing but the mean of the tests: one reply stands for all
+    of them. A subclass with an `aggregate_evaluate` of its own gets every reply."""
 
     def __init__(
         self,
@@ -169,9 +175,6 @@ class FedAvg(Strategy):
         contents = [reply.content for reply in replies if reply.has_content()]
         weights = [number(content, NUM_EXAMPLES) for content in contents]
         return mean_metrics(contents, weights) if sum(weights) else None
-
-    # So that one reply may stand for the tests of all; an override gets every client's.
-    aggregate_evaluate.mean_only = True  # type: ignore[attr-defined]
 
     # ----- its parts -----------------------------------------------------------------------
 
@@ -252,16 +255,11 @@ def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> A
 
 
 def mean_metrics(contents: Sequence[RecordDict], weights: Sequence[float]) -> MetricRecord:
-    """Return the weighted means of the replies' numbers, without those of weight 0."""
-    counted = [(c, w) for c, w in zip(contents, weights, strict=True) if w]
-    metrics = [next(iter(content.metric_records.values())) for content, _ in counted]
-    shares = np.array([weight for _, weight in counted])
+    """Return the weighted mean of each number that replies have, over those that have it."""
+    metrics = [next(iter(content.metric_records.values())) for content in contents]
+    names = dict.fromkeys(name for record in metrics for name in record if name != NUM_EXAMPLES)
     return MetricRecord(
-        {
-            name: float(np.average([record[name] for record in metrics], weights=shares))
-            for name in metrics[0]
-            if name != NUM_EXAMPLES
-        }
+        {n: client_mean([record.get(n, nan) for record in metrics], weights) for n in names}
     )
 
 

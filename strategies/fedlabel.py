@@ -13,7 +13,8 @@ n_k                ``num_pseudo`` in its metrics
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Literal, Unpack
 
 from flwr.app import ArrayRecord, Message, MetricRecord
@@ -36,6 +37,10 @@ class FedLabel(FedAvg):
         See `FedAvg`.
     """
 
+    weights: Mapping[str, str] = MappingProxyType(
+        {"labelled": "has_labels", "unlabelled": "num_pseudo"}
+    )
+
     def __init__(
         self,
         *,
@@ -45,8 +50,8 @@ class FedLabel(FedAvg):
     ) -> None:
         super().__init__(**sampling)
         self.disjoint = aggregation == "disjoint" and schedule == "sequential"
-        disjoint = {"labelled": "has_labels", "unlabelled": "num_pseudo"}
-        self.weights = disjoint if self.disjoint else FedAvg.weights
+        if not self.disjoint:
+            self.weights = FedAvg.weights
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

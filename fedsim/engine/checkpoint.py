@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 import numpy as np
@@ -165,7 +165,7 @@ def _pack(value: Any, where: str, parts: Parts) -> Any:
     if isinstance(value, ArrayRecord):
         arrays = flower.arrays_of(value).items()
         return {"record": [[name, put(array, f"{where}/{name}")] for name, array in arrays]}
-    if isinstance(value, Mapping):
+    if type(value) in (dict, MappingProxyType):  # not a Counter, which would come back as a dict
         if not all(type(key) in _SAME_IN_JSON for key in value):
             raise TypeError("a dict with keys that aren't numbers or texts")
         return {"dict": [[k, _pack(item, f"{where}/{k}", parts)] for k, item in value.items()]}

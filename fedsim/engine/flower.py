@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from fedsim.engine.reduction import Sum
 from fedsim.engine.replies import Column, Replies
 from fedsim.errors import EngineError
+from fedsim.metrics import client_mean
 from fedsim.models import Arrays
 from fedsim.rng import generator
 
@@ -60,11 +61,13 @@ _FLOWER_MEANS = (FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi)
 
 
 def weights_of(strategy: Strategy) -> Mapping[str, str] | None:
-    """Return by which metric a strategy weights each group of arrays; None if it needs them all.
+    """Return by which number a strategy weights each group of arrays; None if it needs them all.
 
-    A strategy says in an attribute ``weights`` that it only takes weighted means; a subclass that
-    averages in another way must say so anew. Of Flower's own strategies, FedAvg and the server
-    optimisers on top of it only take weighted means.
+    A strategy says in its class's attribute ``weights`` that it only takes weighted means; a
+    subclass that averages in another way must say so anew. Of Flower's own strategies, FedAvg and
+    the server optimisers on top of it only take weighted means.
+
+    The numbers have the names of an `Upload`'s, with underscores where Flower's have hyphens.
 
     Raises
     ------
@@ -78,29 +81,34 @@ def weights_of(strategy: Strategy) -> Mapping[str, str] | None:
         )
     if type(strategy) in _FLOWER_MEANS:
         assert isinstance(strategy, FedAvg)
-        return {"arrays": strategy.weighted_by_key}
-    for part in (strategy, *type(strategy).__mro__):
-        if "weights" in vars(part):
-            weights: Any = vars(part)["weights"]
-            if weights is None:
-                return None
-            if not isinstance(weights, Mapping) or {*map(type, weights.values())} - {str}:
-                raise EngineError(
-                    f"{type(strategy).__name__}.weights = {weights!r}: must be a dict of metrics "
-                    'by group of arrays, such as {"arrays": "num_examples"}'
-                )
-            return weights
-        if "aggregate_train" in vars(part):
-            return None
-    return None
+        return {"arrays": strategy.weighted_by_key.replace("-", "_")}
+    weights = _declared(strategy, "weights", of="aggregate_train")
+    if weights is None:
+        return None
+    if not isinstance(weights, Mapping) or {*map(type, weights.values())} - {str}:
+        raise EngineError(
+            f"{type(strategy).__name__}.weights = {weights!r}: must be a dict of metrics "
+            'by group of arrays, such as {"arrays": "num_examples"}'
+        )
+    return {group: name.replace("-", "_") for group, name in weights.items()}
 
 
 def takes_mean_of_tests(strategy: Strategy) -> bool:
     """Tell whether of the clients' tests a strategy needs the mean only, weighted by examples.
 
-    Its ``aggregate_evaluate`` says so by an attribute ``mean_only``.
+    It says so in its class's attribute ``only_mean_of_tests``, as in ``weights`` of the training.
     """
-    return getattr(type(strategy).aggregate_evaluate, "mean_only", False)
+    return bool(_declared(strategy, "only_mean_of_tests", of="aggregate_evaluate"))
+
+
+def _declared(strategy: Strategy, name: str, *, of: str) -> Any:
+    """Return an attribute that a class declares for its method ``of``; None for an override."""
+    for part in type(strategy).__mro__:
+        if name in vars(part):
+            return getattr(strategy, name)
+        if of in vars(part):
+            return None
+    return None
 
 
 def enter_runtime() -> None:
@@ -241,14 +249,14 @@ def together(replies: Replies, total: Sum, weights: Mapping[str, str]) -> Replie
     if not replies.clients:
         return replies
     examples = np.array(replies.metrics["num_examples"])
-    sums = {name.replace("-", "_") for name in weights.values()}
+    sums = {*weights.values()}
     metrics: dict[str, Column] = {}
     for name, column in replies.metrics.items():
         values = np.array(column, float)
         if name in sums:
             metrics[name] = [float(values.sum())]
         else:
-            metrics[name] = [mean_by_examples(values, examples)]
+            metrics[name] = [client_mean(values, examples)]
     metrics["num_examples"] = [int(examples.sum())]
     return Replies(
         clients=replies.clients[:1],
@@ -256,18 +264,6 @@ def together(replies: Replies, total: Sum, weights: Mapping[str, str]) -> Replie
         arrays=[total.means()],
         failures=replies.failures,
     )
-
-
-def mean_by_examples(values: NDArray[Any], examples: NDArray[Any]) -> float:
-    """Return the mean of clients' numbers, weighted by examples: without, a client has no others.
-
-    >>> mean_by_examples(np.array([0.5, 0.1, np.nan]), np.array([1, 3, 0]))
-    0.2
-    """
-    counted = examples > 0
-    if not counted.any():
-        return float(values.mean())
-    return float(np.average(values[counted], weights=examples[counted]))
 
 
 def train_replies(

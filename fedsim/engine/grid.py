@@ -44,7 +44,7 @@ from fedsim.engine.worker import (
     num_blocks,
 )
 from fedsim.errors import EngineError
-from fedsim.metrics import client_metrics, global_metrics
+from fedsim.metrics import client_mean, client_metrics, global_metrics
 from fedsim.models import Arrays
 from fedsim.models.net import num_bytes
 from fedsim.processor import flush_denormals
@@ -430,7 +430,7 @@ class SimulatedGrid(Grid):
             figures = own[["num_test", "loss", "accuracy"]].to_numpy()
             if self.mean_of_tests:
                 sizes, *others = figures.T
-                means = [flower.mean_by_examples(values, sizes) for values in others]
+                means = [client_mean(values, sizes) for values in others]
                 figures = np.array([[sizes.sum(), *means]])
             answers += [
                 flower.evaluate_reply(self._message(group, place), int(num_test), loss, accuracy)

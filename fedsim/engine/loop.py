@@ -19,7 +19,7 @@ from fedsim.engine import flower
 from fedsim.engine.clock import Clock
 from fedsim.engine.grid import SimulatedGrid, TrainReport
 from fedsim.errors import EngineError, UserError, described
-from fedsim.metrics import column
+from fedsim.metrics import client_mean, column
 
 REASONS_SHOWN = CLIENTS_SHOWN = 3
 """Reasons for failures that a round's warning says, and clients that it names with each."""
@@ -334,9 +334,4 @@ def _train_loss(metrics: Mapping[str, Sequence[float]]) -> float:
     """Return the clients' mean training loss, weighted by their examples; NaN without any."""
     if "train_loss" not in metrics:
         return float("nan")
-    loss = np.array(metrics["train_loss"], dtype=float)
-    weights = np.array(metrics["num_examples"], dtype=float)
-    trained = (weights > 0) & ~np.isnan(loss)
-    if not trained.any():
-        return float("nan")
-    return float(np.average(loss[trained], weights=weights[trained]))
+    return client_mean(metrics["train_loss"], metrics["num_examples"])

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 ATTEMPTS = 3
-"""How often work is given to a fresh worker after its worker died."""
+"""How often a piece of work is tried, by a new worker each time, where workers die of it."""
 SMALL = 8 << 20
 """Bytes up to which a call carries its arrays along, for all workers together: what goes through
 shared memory arrives ten milliseconds later, and is there once for any number of workers."""

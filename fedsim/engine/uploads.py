@@ -54,8 +54,6 @@ class Intake:
     ) -> None:
         self._keep = keep
         self._weights = weights
-        if weights is not None:  # Flower's names have hyphens, ours are Python's
-            self._weights = {group: name.replace("-", "_") for group, name in weights.items()}
         self._clock = clock
         self._replies = Replies()
         self._metrics: list[dict[str, float]] = []
@@ -171,9 +169,11 @@ def _checked(
         if isinstance(count, str | bytes):
             raise TypeError(f"num_examples is {count!r}")
         num_examples = float(count)
-        if any(type(value) not in (int, float) for value in upload.metrics.values()):
+        if any(type(value) not in (int, float) for value in (count, *upload.metrics.values())):
+            if type(count) not in (int, float):
+                count = int(num_examples) if num_examples.is_integer() else num_examples
             metrics = {name: float(value) for name, value in upload.metrics.items()}
-            upload = replace(upload, metrics=metrics)
+            upload = replace(upload, num_examples=count, metrics=metrics)
     except (TypeError, ValueError, RuntimeError) as error:
         return TypeError(f"num_examples and the metrics must be numbers: {error}")
     if not 0 <= num_examples < inf:

@@ -98,9 +98,9 @@ class Net:
         """The dtypes of the buffers of whole numbers or booleans, by name."""
         self.num_features = model.features
         self.num_classes = model.head.out_features
-        # The weights always come from outside: keep the two modes as empty shells.
         self.padding = Padding()
         """Of the inputs in training mode; only `side_by_side` asks for it."""
+        # The weights always come from outside: keep the two modes as empty shells.
         train, test = (copy.deepcopy(model.backbone).to("meta") for _ in range(2))
         names = _names(model.backbone)
         self._train = _Shell(quicken(train.train()), names, self.padding)

@@ -22,7 +22,7 @@ _HEADS = {
     "retrained.weight": "re-trained head",
 }
 _OWN_HEADS = ("personal.weight", "head.weight")
-_MOST_CLIENTS = 1000  # of more clients every so-manieth is read for the mean of their heads
+_MOST_CLIENTS = 1000  # of twice as many or more only every so-manieth is read
 
 
 def class_norms(run: SavedRun) -> pd.DataFrame:

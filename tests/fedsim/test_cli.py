@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from subprocess import CompletedProcess
 from unittest.mock import patch
@@ -20,7 +21,7 @@ import pytest
 from rich.console import Console
 
 import clients
-from fedsim import cli
+from fedsim import cli, registry
 from fedsim.interrupts import noted_interrupts
 
 FEDSIM = Path(sys.executable).parent / "fedsim"
@@ -239,6 +240,25 @@ def test_partition_shows_who_holds_what_without_training(here):
 )
 def test_list_names_settings_and_defaults(here, what, line):
     assert re.search(line, fedsim(here, "list", what).stdout)
+
+
+def test_list_of_another_packages_method_has_its_clients_settings(here, monkeypatch):
+    (here / "other_package.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from fedsim.engine.update import LocalSGD\n"
+        "from strategies import FedAvg\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class MyClient(LocalSGD):\n"
+        "    nu: float = 0.5\n"
+        "class Mine(FedAvg):\n"
+        "    client = MyClient\n"
+        "    def __init__(self, *, beta: float, **others):\n"
+        "        super().__init__(**others)\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    points = {"mine": EntryPoint("mine", "other_package:Mine", "fedsim.methods")}
+    monkeypatch.setattr(registry, "_points", lambda kind: points if kind == "method" else {})
+    assert re.search(r"mine +beta \(required\), nu = 0\.5", fedsim(here, "list", "methods").stdout)
 
 
 def test_parts_of_ones_own_are_found_in_the_working_directory(here):

@@ -106,6 +106,12 @@ class TestRegistryFailure:
         ):
             registry.find("model", "cn")
 
+    def test_what_a_module_of_ones_own_lacks_is_its_own_error(self, tmp_path, monkeypatch):
+        (tmp_path / "timm_models.py").write_text("import timm\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        with pytest.raises(ConfigError, match=r"timm_models can't be imported: .*'timm'.*line 1"):
+            registry.find("model", "timm_models:f")
+
     def test_a_module_that_is_missing(self):
         with pytest.raises(ConfigError, match="there is no module 'no_such_module'"):
             registry.find("model", "no_such_module:f")

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
@@ -15,10 +16,12 @@ from safetensors.numpy import load_file
 
 import fedsim
 from fedsim import simulation
+from fedsim.engine.update import LocalSGD
 from fedsim.errors import ConfigError, DataError, EngineError
 from fedsim.experiment_file import load
 from fedsim.interrupts import Terminated
 from fedsim.method import make_strategy
+from fedsim.report.run_directory import RunDirectory
 from fedsim.simulation import initial_arrays, load_federation, make_task
 
 SMALL = {
@@ -134,6 +137,35 @@ def test_training_rows_are_the_clients_of_each_round(run):
     for round, rows in run.training.groupby("round"):
         mean = np.average(rows["train_loss"], weights=rows["num_examples"])
         assert run.rounds.set_index("round").loc[round, "train_loss"] == pytest.approx(mean)
+
+
+class Now(LocalSGD):
+    """Reports a number of its own in some rounds only, before the others or after them."""
+
+    def update(self, w, client):
+        upload = yield from super().update(w, client)
+        own = {"own": float(client.round)} if client.round > 1 else {}
+        metrics = {**own, **upload.metrics} if client.round % 2 else {**upload.metrics, **own}
+        return replace(upload, metrics=metrics if client.round != 4 else upload.metrics)
+
+
+def test_columns_that_come_and_go_dont_write_the_training_table_anew(tmp_path, monkeypatch):
+    written = []
+
+    def write_table(self, name, table, real=RunDirectory.write_table):
+        written.append(name)
+        real(self, name, table)
+
+    monkeypatch.setattr(RunDirectory, "write_table", write_table)
+    method = {"client": f"{__name__}:Now"}
+    result = fedsim.simulate(
+        experiment(method=method, training={"rounds": 6}), out=tmp_path / "run"
+    )
+    table = pd.read_csv(tmp_path / "run" / "training.csv")
+    pd.testing.assert_frame_equal(table, result.training)
+    own = table.groupby("round")["own"].mean()
+    assert own.dropna().to_dict() == {2: 2.0, 3: 3.0, 5: 5.0, 6: 6.0}
+    assert written.count("training.csv") == 2  # the first time, and where there is a new column
 
 
 def test_pseudo_labels_are_recorded_once_there_are_any(tmp_path):

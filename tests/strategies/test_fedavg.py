@@ -51,6 +51,17 @@ def test_a_client_with_nothing_to_train_on_has_no_say_even_if_its_loss_is_nan():
     assert metrics == MetricRecord({"loss": 0.5})
 
 
+def test_a_number_that_not_all_clients_have_is_a_mean_over_those_that_have_it():
+    # By hand: loss (1 * 1 + 3 * 2) / 4, drift (1 * 5 + 2 * 8) / 3.
+    replies = [
+        answer({"w": [1.0]}, 1, loss=1.0, drift=5.0),
+        answer({"w": [1.0]}, 3, loss=2.0),
+        answer({"w": [1.0]}, 2, loss=float("nan"), drift=8.0),
+    ]
+    _, metrics = FedAvg().aggregate_train(1, replies)
+    assert metrics == MetricRecord({"loss": 1.75, "drift": 7.0})
+
+
 def test_an_array_without_dimensions_is_averaged_too():
     arrays, _ = FedAvg().aggregate_train(1, [answer({"beta": 1.0}, 1), answer({"beta": 4.0}, 2)])
     assert values(arrays) == {"beta": 3.0}

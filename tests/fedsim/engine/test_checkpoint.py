@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import warnings
+from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -183,6 +184,8 @@ class TestStrategies:
             (np.zeros(2, np.complex64), "an array of complex64"),
             ({(1, 2): 3}, "a dict with keys that aren't numbers or texts"),
             ([{1}], "a set"),
+            (Counter(a=1), "a Counter"),
+            ({"by class": defaultdict(int)}, "a defaultdict"),
             (torch.ones(1, requires_grad=True), "a Tensor"),
         ],
     )

@@ -85,10 +85,17 @@ def test_one_reply_for_all_has_means_over_those_with_examples_and_sums_of_weight
     assert (found.clients, found.failures) == ([3], {4: "no battery"})
 
 
-def test_without_any_examples_the_means_are_over_all():
+def test_without_any_examples_there_are_no_means():
     replies = Replies(clients=[0, 1], metrics={"num_examples": [0, 0], "x": [1.0, 4.0]})
-    found = flower.together(replies, Sum(), {"arrays": "num-examples"})
-    assert found.metrics == {"num_examples": [0], "x": [2.5]}
+    found = flower.together(replies, Sum(), {"arrays": "num_examples"})
+    assert found.metrics["num_examples"] == [0]
+    assert np.isnan(found.metrics["x"]).all()
+
+
+def test_what_some_clients_dont_report_is_a_mean_over_the_others():
+    metrics = {"num_examples": [1, 3, 2], "x": [2.0, None, 5.0], "y": [np.nan, 1.0, 1.0]}
+    found = flower.together(Replies(clients=[0, 1, 2], metrics=metrics), Sum(), {})
+    assert found.metrics == {"num_examples": [6], "x": [4.0], "y": [1.0]}
 
 
 @pytest.mark.parametrize(

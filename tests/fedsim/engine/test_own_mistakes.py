@@ -649,7 +649,7 @@ class Uploads(LocalSGD):
 )
 def test_an_upload_that_is_none(federation, make, line):
     found, _ = run(federation, Uploads(make=make), clients=[0])
-    intake = Intake(lambda client, slot, arrays: None, {"arrays": "num-examples"}, Clock())
+    intake = Intake(lambda client, slot, arrays: None, {"arrays": "num_examples"}, Clock())
     intake.take(1, 0, 0, (found[0], {"pseudo_kept": 1.0}))
     replies, _ = intake.end()
     with pytest.raises(ValueError, match=line):

@@ -79,7 +79,7 @@ def test_the_numbers_are_those_of_this_process(
         for round, cohort in enumerate([[2, 0, 3], [3, 2]], start=1):
             both = []
             for backend in (inline, grid):
-                backend.weights = {"arrays": "num-examples"} if round == 2 else None
+                backend.weights = {"arrays": "num_examples"} if round == 2 else None
                 both.append(backend.train(arrays, round, cohort))
             (replies, total), (ray_replies, ray_total) = both
             assert replies.clients == ray_replies.clients == cohort
@@ -204,7 +204,7 @@ def test_a_worker_that_is_done_early_takes_over_from_another(make_task, running_
     try:
         both = []
         for backend in (inline, grid):
-            backend.weights = {"arrays": "num-examples"}
+            backend.weights = {"arrays": "num_examples"}
             both.append(backend.train(arrays, 1, cohort))
     finally:
         grid.close()
@@ -242,7 +242,7 @@ class TestRayGridFailure:
         arrays = initial_arrays(task)
         grid = RayGrid(task, RayActors(2))
         try:
-            grid.weights = {"head": "num-examples"}
+            grid.weights = {"head": "num_examples"}
             with pytest.raises(EngineError, match=r"averages the arrays 'head', but the clients"):
                 grid.train(arrays, 1, [0, 1, 2, 3])
             grid.weights = None

@@ -206,13 +206,13 @@ def test_two_workers_take_the_two_halves():
 
 
 def test_who_needs_only_means():
-    assert flower.weights_of(strategies.FedAvg()) == {"arrays": "num-examples"}
-    assert flower.weights_of(strategies.FedLoGe()) == {"arrays": "num-examples"}
+    assert flower.weights_of(strategies.FedAvg()) == {"arrays": "num_examples"}
+    assert flower.weights_of(strategies.FedLoGe()) == {"arrays": "num_examples"}
     assert flower.weights_of(strategies.FedLabel())["unlabelled"] == "num_pseudo"
     assert flower.weights_of(strategies.FedLabel(aggregation="single")) == {
-        "arrays": "num-examples"
+        "arrays": "num_examples"
     }
-    assert flower.weights_of(FedAvg()) == flower.weights_of(FedAdam()) == {"arrays": "num-examples"}
+    assert flower.weights_of(FedAvg()) == flower.weights_of(FedAdam()) == {"arrays": "num_examples"}
     # These look at every upload.
     for strategy in (strategies.CReFF(), FedMedian(), FedTrimmedAvg(), Krum(num_malicious_nodes=1)):
         assert flower.weights_of(strategy) is None
@@ -226,8 +226,14 @@ def test_a_subclass_that_averages_in_its_own_way_gets_every_reply():
     class Means(Own):
         weights = strategies.FedAvg.weights
 
+    class OfFedLabel(strategies.FedLabel):  # whose constructor says what its own weights are
+        def aggregate_train(self, server_round, replies):
+            return super().aggregate_train(server_round, replies)
+
     assert flower.weights_of(Own()) is None
-    assert flower.weights_of(Means()) == {"arrays": "num-examples"}
+    assert flower.weights_of(OfFedLabel()) is None
+    assert flower.weights_of(OfFedLabel(schedule="joint")) is None
+    assert flower.weights_of(Means()) == {"arrays": "num_examples"}
 
 
 @pytest.mark.parametrize("strategy", [strategies.FedAvg, FedAvg, FedAdam])

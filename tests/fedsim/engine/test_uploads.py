@@ -10,7 +10,7 @@ from fedsim.engine.update import Upload
 from fedsim.engine.uploads import Intake
 from fedsim.errors import EngineError
 
-WEIGHTS = {"arrays": "num-examples", "extra": "num_pseudo"}
+WEIGHTS = {"arrays": "num_examples", "extra": "num_pseudo"}
 
 
 def result(client, **changes):
@@ -47,6 +47,19 @@ RESULTS = [
     result(5, num_examples=0),
     result(6),
 ]
+
+
+@pytest.mark.parametrize(
+    ("given", "reported"),
+    [(torch.tensor(360.0), 360), (np.int64(5), 5), (np.float32(0.5), 0.5), (7, 7), (2.5, 2.5)],
+)
+def test_examples_and_metrics_become_numbers_of_python(given, reported):
+    """As the sum of ``client.class_counts`` is none: tables and Flower's records take no others."""
+    replies, _, _ = taken([result(0, num_examples=given, metrics={"num_pseudo": given})])
+    (num_examples,), (metric,) = replies.metrics["num_examples"], replies.metrics["num_pseudo"]
+    assert (num_examples, type(num_examples)) == (reported, type(reported))
+    assert metric == reported
+    assert type(metric) in (int, float)
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
@@ -128,7 +141,7 @@ def test_without_weights_the_replies_have_the_arrays():
 class TestIntakeFailure:
     def test_a_group_that_the_clients_do_not_upload(self):
         with pytest.raises(EngineError, match=r"averages the arrays 'heads'.*upload 'arrays', 'ex"):
-            taken([result(0)], weights={"heads": "num-examples"})
+            taken([result(0)], weights={"heads": "num_examples"})
 
     def test_a_weight_that_the_clients_do_not_report(self):
         with pytest.raises(EngineError, match=r"weights by 'steps'.*report num_examples, num_ps"):
@@ -137,4 +150,4 @@ class TestIntakeFailure:
 
 def test_a_group_that_nobody_averages_is_told():
     with pytest.warns(UserWarning, match=r"the arrays 'extra', which the strategy doesn't average"):
-        taken(RESULTS[:1], {"arrays": "num-examples"})
+        taken(RESULTS[:1], {"arrays": "num_examples"})

@@ -64,10 +64,10 @@ def test_a_sum_does_not_depend_on_who_trains_side_by_side(make_task, monkeypatch
     arrays = {"head.weight": np.ones((3, 16), np.float32), "head.bias": np.ones(3, np.float32)}
     share = [(2, [(0, (-1, 0)), (1, (-1, 0))]), (6, [(2, (-1, 0))]), (7, [(3, (-1, 0))])]
     worker = Worker(make_task())
-    _, alone, _ = worker.train(arrays, Order(1, {"arrays": "num-examples"}), share)
+    _, alone, _ = worker.train(arrays, Order(1, {"arrays": "num_examples"}), share)
     apart = [[(n, *one) for n, leaf in share for one in leaf]]
     monkeypatch.setattr(worker, "_stacks", lambda *arguments: iter(apart))
-    _, together, _ = worker.train(arrays, Order(1, {"arrays": "num-examples"}), share)
+    _, together, _ = worker.train(arrays, Order(1, {"arrays": "num_examples"}), share)
     assert list(together) == list(alone) == [1]
     assert torch.equal(alone[1].vectors["arrays"], together[1].vectors["arrays"])
 
