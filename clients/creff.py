@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.engine.update import SGD, Batch, Client, Inputs, LocalSGD, Steps, Trained, sgd
+from fedsim.engine.update import Batch, Client, Inputs, LocalSGD, Request, Steps, sgd
 from fedsim.models import Net, Weights
 
 
@@ -47,7 +48,7 @@ class CReFF(LocalSGD):
         gradients = yield from self.class_gradients(w, client)
         return replace(upload, arrays={**upload.arrays, "gradients": gradients})
 
-    def class_gradients(self, w: Weights, client: Client) -> Generator[SGD, Trained, Weights]:
+    def class_gradients(self, w: Weights, client: Client) -> Generator[Request, Any, Weights]:
         """Return the mean gradient of the cross-entropy over the examples of each class.
 
         It is that of the re-trained classifier on the features of the received backbone, in

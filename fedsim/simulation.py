@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedsim.engine.grid import SimulatedGrid
-    from fedsim.engine.ray_grid import RayActors
+    from fedsim.engine.ray_actors import RayActors
     from fedsim.engine.worker import Task
     from fedsim.models import Arrays, Model
 
@@ -336,7 +336,7 @@ def make_grid(
 
 
 def _start_actors(experiment: Experiment) -> RayActors:
-    from fedsim.engine.ray_grid import RayActors
+    from fedsim.engine.ray_actors import RayActors
 
     return RayActors(num_workers(experiment), gpu_share(experiment))
 

@@ -39,7 +39,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fedsim.broadcast import Broadcast
+from fedsim.engine.broadcast import Broadcast
 from fedsim.metrics import client_mean
 from fedsim.rng import generator
 

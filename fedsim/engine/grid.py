@@ -23,24 +23,22 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
-from fedsim.broadcast import Broadcast
 from fedsim.engine import flower
+from fedsim.engine.broadcast import Broadcast
 from fedsim.engine.clock import Clock
 from fedsim.engine.local import Scores
-from fedsim.engine.reduction import Sum, merge, share_out, tree
+from fedsim.engine.reduction import Sum, merge
 from fedsim.engine.replies import Column, Replies, warn_of_unread, warn_of_untold
+from fedsim.engine.schedule import STEP_OVERHEAD_FLOPS, expected_work, leaf_size, share_out, tree
 from fedsim.engine.state import ClientStates
 from fedsim.engine.worker import (
     NOTHING_TOLD,
-    STEP_FLOPS,
     Order,
     Share,
     Task,
     Tested,
     Told,
-    expected_work,
     join_scores,
-    leaf_size,
     num_blocks,
 )
 from fedsim.errors import EngineError
@@ -116,7 +114,7 @@ class SimulatedGrid(Grid):
         self._groups = task.statistics.groups
         self._training = task.training
         self._stacked = task.stacked
-        self._step = STEP_FLOPS / task.step_flops if task.stacked else 0.0
+        self._step_overhead = STEP_OVERHEAD_FLOPS / task.step_flops if task.stacked else 0.0
         self.views = task.update.views
         """The views of the model that are tested, in order."""
         self._personal = task.update.has_personal_views
@@ -207,8 +205,8 @@ class SimulatedGrid(Grid):
         """
         num_train = self._federation.num_train(np.asarray(clients))
         work = expected_work(num_train, self._training, self._stacked)
-        leaves = tree(work, leaf_size(self._stacked, len(clients)), self._step)
-        parts = share_out(leaves, work, self.num_workers, self._step)
+        leaves = tree(work, leaf_size(self._stacked, len(clients)), self._step_overhead)
+        parts = share_out(leaves, work, self.num_workers, self._step_overhead)
         slots = self.states.slots(clients)
         shares: list[Share] = [
             [(node, [(clients[i], slots[i]) for i in leaf]) for node, leaf in part]

@@ -20,7 +20,7 @@ from fedsim.data.augment import StrongAugmentation, WeakAugmentation
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.data.transfer import brought
-from fedsim.engine.update import SGD, Batch, Examples
+from fedsim.engine.requests import SGD, Batch, Examples
 from fedsim.models.layers import channels_last
 
 LOOK_AHEAD = 256

@@ -22,23 +22,12 @@ from fedsim.data.statistics import Statistics
 from fedsim.data.transfer import brought
 from fedsim.engine.clock import Clock
 from fedsim.engine.loader import Loader
+from fedsim.engine.requests import SGD, AddUp, Batch, Examples, Predict, Request
 from fedsim.engine.sgd import Pass, Setting, alike, code_of, run_alone, run_stacked
 from fedsim.engine.step import tf32
 from fedsim.engine.tally import Counts
 from fedsim.engine.training import LocalTraining
-from fedsim.engine.update import (
-    SGD,
-    AddUp,
-    Batch,
-    Client,
-    ClientUpdate,
-    Config,
-    Examples,
-    Inputs,
-    Predict,
-    Request,
-    Upload,
-)
+from fedsim.engine.update import Client, ClientUpdate, Config, Inputs, Upload
 from fedsim.errors import EngineError, UserError, described
 from fedsim.models.net import Net, Weights
 from fedsim.rng import Generators

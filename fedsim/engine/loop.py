@@ -13,9 +13,9 @@ import pandas as pd
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.broadcast import Broadcast
 from fedsim.data.class_groups import GROUPS
 from fedsim.engine import flower
+from fedsim.engine.broadcast import Broadcast
 from fedsim.engine.clock import Clock
 from fedsim.engine.grid import SimulatedGrid, TrainReport
 from fedsim.errors import EngineError, UserError, described

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedsim.engine.requests import Batch, Targets
 from fedsim.engine.step import Computation, laid_out, tf32
-from fedsim.engine.update import Batch, Targets
 
 
 class _Found(NamedTuple):

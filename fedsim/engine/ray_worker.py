@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from fedsim.engine.claims import Claims
+from fedsim.engine.imports import Origin, extend_path, origins
 from fedsim.engine.reduction import Sum
 from fedsim.engine.replies import Replies
-from fedsim.engine.worker import Order, Share, Task, Worker, extend_path, fingerprint
+from fedsim.engine.worker import Order, Share, Task, Worker
 from fedsim.models.net import Arrays
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class RayWorker(Worker):
     def __init__(self, path: Sequence[str]) -> None:
         extend_path(path)
 
-    def begin(self, task: list[ObjectRef[Task]], address: str, claims: Path) -> dict[str, str]:
+    def begin(self, task: list[ObjectRef[Task]], address: str, claims: Path) -> dict[str, Origin]:
         """Read the task from shared memory, and listen on a Unix socket that is made for it.
 
         ``claims`` is the file in which the workers say what they take.
@@ -52,7 +53,7 @@ class RayWorker(Worker):
         warnings.showwarning = lambda message, *_, **__: self._warned.append(str(message))
         self._listener = Listener(address, "AF_UNIX")
         self._driver: Connection | None = None
-        return fingerprint(contents.packages)
+        return origins(contents.packages)
 
     def serve(self, *shared: Any) -> None:
         """Answer calls until an empty one comes, or the driver hangs up.

@@ -25,9 +25,6 @@ from torch import Tensor
 from fedsim.errors import EngineError
 from fedsim.models.net import Arrays, Weights
 
-DEPTH = 6
-"""Most levels below the root: up to 64 leaves, fine enough to share out among as many workers."""
-
 Form = tuple[tuple[str, tuple[int, ...]], ...]
 """Names and shapes of arrays that stand one after the other in a vector."""
 
@@ -170,76 +167,6 @@ def _differ(group: str, one: Form, other: Form) -> str:
     )
 
 
-def tree(
-    work: NDArray[np.int64], leaf_size: int = 1, step: float = 0.0
-) -> list[tuple[int, list[int]]]:
-    """Cut a cohort into a tree whose halves have about the same work.
-
-    Where leaves hold several clients, which then train side by side, those with the most work go
-    together: a leaf takes as many steps as its longest client, and each of them costs something
-    besides the clients' arithmetic.
-
-    Parameters
-    ----------
-    work : ndarray [K]
-        Expected work of each client of the cohort, K >= 1.
-    leaf_size : int
-        Most clients of a leaf, >= 1, if that takes no more than `DEPTH` levels.
-    step : float
-        What a step of a leaf costs besides, in units of ``work``, >= 0.
-
-    Returns
-    -------
-    list of (int, list of int)
-        The leaves from left to right: node, and its clients' positions in rising order.
-
-    Examples
-    --------
-    >>> tree(np.array([1, 5, 3, 2]))
-    [(4, [1]), (5, [0]), (6, [2]), (7, [3])]
-    >>> tree(np.array([1, 9, 3, 2, 2, 1]), leaf_size=3)
-    [(2, [1]), (6, [2, 3]), (7, [0, 4, 5])]
-    """
-    costs = _costs(work)
-
-    def cut(node: int, clients: list[int], depth: int) -> list[tuple[int, list[int]]]:
-        if depth == DEPTH or len(clients) <= leaf_size:
-            return [(node, sorted(clients))]
-        if leaf_size == 1:
-            left, right = _halves(clients, costs)
-        else:
-            middle = _middle([costs[client] for client in clients], leaf_size, step)
-            left, right = clients[:middle], clients[middle:]
-        return cut(2 * node, left, depth + 1) + cut(2 * node + 1, right, depth + 1)
-
-    return cut(1, _longest_first(work), 0)
-
-
-def share_out(
-    leaves: Sequence[tuple[int, list[int]]],
-    work: NDArray[np.int64],
-    workers: int,
-    step: float = 0.0,
-) -> list[list[tuple[int, list[int]]]]:
-    """Give each worker neighbouring leaves of a `tree` of about the same work; some may get none.
-
-    Examples
-    --------
-    >>> work = np.array([1, 5, 3, 2])
-    >>> share_out(tree(work), work, 2)
-    [[(4, [1]), (5, [0])], [(6, [2]), (7, [3])]]
-    """
-    of_client = _costs(work)
-    of_leaves = [[of_client[client] for client in clients] for _, clients in leaves]
-    costs = np.array([sum(of_leaf) + step * max(of_leaf) for of_leaf in of_leaves])
-    middles = np.cumsum(costs) - costs / 2
-    owners = (middles * workers / costs.sum()).astype(np.int64)
-    shares: list[list[tuple[int, list[int]]]] = [[] for _ in range(workers)]
-    for leaf, owner in zip(leaves, owners, strict=True):
-        shares[owner].append(leaf)
-    return shares
-
-
 def merge(nodes: dict[int, Sum]) -> dict[int, Sum]:
     """Add up what can be: wherever both children are there, they become their parent."""
     for node in list(nodes):
@@ -257,44 +184,3 @@ def climb(nodes: dict[int, Sum], node: int) -> None:
         left.add(right)
         node //= 2
         nodes[node] = left
-
-
-def _costs(work: NDArray[np.int64]) -> list[int]:
-    """Return plain numbers: NumPy would take longer to look at one than to add it."""
-    costs: list[int] = (work + 1).tolist()  # a job without examples still costs a moment
-    return costs
-
-
-def _longest_first(work: NDArray[np.int64]) -> list[int]:
-    order: list[int] = np.argsort(-work, kind="stable").tolist()
-    return order
-
-
-def _middle(costs: Sequence[int], leaf_size: int, step: float) -> int:
-    """Return where to cut clients, the longest first, so that both parts cost about the same.
-
-    They count as if they were cut on into full leaves.
-    """
-    own = np.array(costs)
-    firsts = np.where(np.arange(len(own)) % leaf_size, 0, own)
-    after = [0] * (len(own) + leaf_size)  # of the leaves that begin at a client, the longest ones
-    for place in reversed(range(len(own))):
-        after[place] = after[place + leaf_size] + costs[place]
-    left = np.cumsum(own + step * firsts)
-    right = own.sum() - np.cumsum(own) + step * np.array(after[1 : len(own) + 1])
-    return int(np.abs(left - right)[:-1].argmin()) + 1
-
-
-def _halves(jobs: Sequence[int], costs: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Give each job, the longest first, to the less busy half."""
-    left: list[int] = []
-    right: list[int] = []
-    ahead = 0
-    for job in jobs:
-        if ahead <= 0:
-            left.append(job)
-            ahead += costs[job]
-        else:
-            right.append(job)
-            ahead -= costs[job]
-    return left, right

@@ -24,12 +24,12 @@ from fedsim.engine.clock import Clock
 from fedsim.engine.graph import Outputs
 from fedsim.engine.loader import Loader
 from fedsim.engine.loss_check import check_loss
+from fedsim.engine.requests import SGD, Batch, Targets, Trained
 from fedsim.engine.stacks import Stacks
 from fedsim.engine.step import Computation, goes, laid_out
 from fedsim.engine.tally import Counts, Rows, Tally, audit
 from fedsim.engine.tape import Tapes, layout
 from fedsim.engine.training import LocalTraining
-from fedsim.engine.update import SGD, Batch, Targets, Trained
 from fedsim.models.net import Net, Weights, parts
 
 Pass = tuple[SGD, Sequence[np.random.Generator]]
@@ -85,7 +85,7 @@ def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
     Returns
     -------
     trained : Trained
-        See `fedsim.engine.update.sgd`.
+        See `fedsim.engine.requests.sgd`.
     counts : dict
         Pseudo-labels against the hidden truth, see `audit`; empty without a teacher.
     """

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedsim.engine.graph import Outputs
+from fedsim.engine.requests import Batch, Targets
 from fedsim.engine.training import LocalTraining
-from fedsim.engine.update import Batch, Targets
 from fedsim.models.net import Net
 
 
@@ -73,7 +73,7 @@ class Computation:
     net : Net
         The model; of a stack the one that is made for clients side by side.
     loss, teach : callable
-        The pass's, see `fedsim.engine.update.sgd`.
+        The pass's, see `fedsim.engine.requests.sgd`.
     training : LocalTraining
         How to train.
     names : tuple of tuple of str
@@ -135,7 +135,7 @@ class Computation:
         with torch.no_grad():
             leaves = [arrays[place] for place in self.trained]
             lr = rate[0] if rate else self.training.lr
-            self.training.descend(leaves, list(gradient), list(correction), list(velocity), lr)
+            descend(self.training, leaves, list(gradient), list(correction), list(velocity), lr)
             if how.partly:
                 go = goes(rest[how.targets.index("step")])
                 for tensor, was in zip((*moving, *velocity), before, strict=True):
@@ -215,6 +215,55 @@ class Computation:
             if tensor._version != was:
                 whose = getattr(self.loss, "__qualname__", "the loss")
                 raise TypeError(f"{whose} changes {name!r} in place, which it is given: clone it")
+
+
+def descend(
+    training: LocalTraining,
+    w: list[Tensor],
+    gradient: list[Tensor],
+    correction: list[Tensor],
+    velocity: list[Tensor],
+    lr: float | Tensor,
+) -> None:
+    """Take a step of SGD down a gradient and what is added to it, in place.
+
+    There is a velocity with momentum only, and mostly no correction.
+    """
+    if w[0].is_cuda:
+        if correction:
+            gradient = list(torch._foreach_add(gradient, correction))
+        # In one go, which reads and writes each array once; it takes all in the same layout.
+        torch._fused_sgd_(
+            w,
+            [
+                of_w if of_w.stride() == one.stride() else torch.empty_like(one).copy_(of_w)
+                for one, of_w in zip(w, gradient, strict=True)
+            ],
+            velocity,
+            lr=lr,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+        return
+    if training.weight_decay:
+        # Not in place: weights that the loss only adds up have one gradient in common.
+        gradient = list(torch._foreach_add(gradient, w, alpha=training.weight_decay))
+    # One after the other: their sum would take memory of its own, which is dear here.
+    slopes = [gradient, correction] if correction else [gradient]
+    if training.momentum:
+        torch._foreach_mul_(velocity, training.momentum)
+        for slope in slopes:
+            torch._foreach_add_(velocity, slope)
+        slopes = [velocity]
+    for slope in slopes:
+        if isinstance(lr, Tensor):
+            torch._foreach_sub_(w, torch._foreach_mul(slope, lr))
+        else:
+            torch._foreach_add_(w, slope, alpha=-lr)
 
 
 def goes(step: Tensor) -> Tensor:

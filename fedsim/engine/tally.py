@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.class_groups import GROUPS
-from fedsim.engine.update import Targets
+from fedsim.engine.requests import Targets
 
 Rows = slice | Tensor | None
 """Which rows of a stack take a step: the first ones, or some; None for a client alone."""

@@ -7,9 +7,6 @@ from collections.abc import Sized
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 
 def epoch_steps(counts: list[int], batch_size: int) -> int:
     """Return the steps of an epoch over one or several kinds of examples.
@@ -97,7 +94,7 @@ class LocalTraining:
     def num_steps(self, *kinds: Sized, steps: int | None = None, epochs: int | None = None) -> int:
         """Return the steps of a pass over examples; 0 where there is nothing to train on.
 
-        ``steps`` and ``epochs`` are those that the pass asks for, see `fedsim.engine.update.sgd`.
+        ``steps`` and ``epochs`` are those that the pass asks for, see `fedsim.engine.requests.sgd`.
         """
         in_an_epoch = epoch_steps([len(kind) for kind in kinds], self.batch_size)
         if not in_an_epoch:
@@ -122,51 +119,3 @@ class LocalTraining:
             return 0
         epochs, more = divmod(self.num_steps(kind, steps=steps), in_an_epoch)
         return epochs * len(kind) + more * self.batch_size
-
-    def descend(
-        self,
-        w: list[Tensor],
-        gradient: list[Tensor],
-        correction: list[Tensor],
-        velocity: list[Tensor],
-        lr: float | Tensor,
-    ) -> None:
-        """Take a step of SGD down a gradient and what is added to it, in place.
-
-        There is a velocity with momentum only, and mostly no correction.
-        """
-        if w[0].is_cuda:
-            if correction:
-                gradient = list(torch._foreach_add(gradient, correction))
-            # In one go, which reads and writes each array once; it takes all in the same layout.
-            torch._fused_sgd_(
-                w,
-                [
-                    of_w if of_w.stride() == one.stride() else torch.empty_like(one).copy_(of_w)
-                    for one, of_w in zip(w, gradient, strict=True)
-                ],
-                velocity,
-                lr=lr,
-                momentum=self.momentum,
-                weight_decay=self.weight_decay,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-            )
-            return
-        if self.weight_decay:
-            # Not in place: weights that the loss only adds up have one gradient in common.
-            gradient = list(torch._foreach_add(gradient, w, alpha=self.weight_decay))
-        # One after the other: their sum would take memory of its own, which is dear here.
-        slopes = [gradient, correction] if correction else [gradient]
-        if self.momentum:
-            torch._foreach_mul_(velocity, self.momentum)
-            for slope in slopes:
-                torch._foreach_add_(velocity, slope)
-            slopes = [velocity]
-        for slope in slopes:
-            if isinstance(lr, Tensor):
-                torch._foreach_sub_(w, torch._foreach_mul(slope, lr))
-            else:
-                torch._foreach_add_(w, slope, alpha=-lr)

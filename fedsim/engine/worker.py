@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import chain
 from math import ceil
 from pathlib import Path
@@ -23,6 +20,7 @@ from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
 from fedsim.engine.memory import client_bytes, fitting
 from fedsim.engine.reduction import Sum
 from fedsim.engine.replies import Replies
+from fedsim.engine.schedule import MAX_STACKED_CLIENTS
 from fedsim.engine.state import StateFiles
 from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Client, ClientUpdate, Config
@@ -30,15 +28,6 @@ from fedsim.engine.uploads import Intake
 from fedsim.models.layers import channels_last
 from fedsim.models.net import Arrays, Model, Net, Weights
 from fedsim.processor import flush_denormals
-
-SIDE_BY_SIDE = 40
-"""Most clients that train side by side: enough to hide the overhead of a step, few enough for
-their weights to stay near the processor."""
-
-STEP_FLOPS = 3e6
-"""What a step of clients side by side costs on a CPU besides their arithmetic, in floating-point
-operations of theirs: as much as seven clients with logistic regression, as half a one with a
-perceptron."""
 
 Share = Sequence[tuple[int, Sequence[tuple[int, tuple[int, int]]]]]
 """The leaves of a cohort's tree that a worker trains or tests: node, and its clients, each with the
@@ -210,7 +199,7 @@ class Worker:
         leaves = [[(node, *one) for one in leaf] for node, leaf in share]
         size = 1
         if self._trainer.stacked:
-            size = SIDE_BY_SIDE
+            size = MAX_STACKED_CLIENTS
             if self._device.type != "cpu":
                 self._at_once = self._at_once or self._fitting(w)
                 most = min(self._at_once, self._trainer.most or self._at_once)
@@ -343,82 +332,9 @@ def join_scores(parts: Sequence[Scores]) -> Scores:
     }
 
 
-def leaf_size(stacked: bool, cohort: int) -> int:
-    """Return how many clients a leaf of the cohort's tree has at most.
-
-    One by one it is a client. Side by side it depends on the cohort only, so that the numbers don't
-    depend on the workers: two fifths of it, from 8 to `SIDE_BY_SIDE`. Halving cuts a cohort of
-    equal clients into quarters, for there are at least some workers; the few long ones of a skewed
-    cohort stay together, since each leaf takes as many steps as its longest client.
-
-    Examples
-    --------
-    >>> leaf_size(False, 100), leaf_size(True, 20), leaf_size(True, 100), leaf_size(True, 1000)
-    (1, 8, 40, 40)
-    """
-    return min(max(8, ceil(0.4 * cohort)), SIDE_BY_SIDE) if stacked else 1
-
-
-def expected_work(
-    num_train: NDArray[np.int64], training: LocalTraining, stacked: bool
-) -> NDArray[np.int64]:
-    """Return what clients are expected to cost: in examples, or side by side in steps.
-
-    Side by side, what a client costs before and after its steps is as much as two of them.
-
-    Parameters
-    ----------
-    num_train : ndarray of int [K]
-        Training examples of each client.
-    training : LocalTraining
-        How they train.
-    stacked : bool
-        Whether side by side.
-
-    Examples
-    --------
-    >>> training = LocalTraining(epochs=2, batch_size=10, lr=0.1)
-    >>> expected_work(np.array([0, 5, 60]), training, stacked=False)
-    array([  0,  10, 120])
-    >>> expected_work(np.array([0, 5, 60]), training, stacked=True)
-    array([ 2,  4, 14])
-    """
-    if stacked:
-        in_an_epoch = -(-num_train // training.batch_size)
-        steps = np.minimum(in_an_epoch, 1) * training.steps
-        return 2 + (steps if training.steps else training.epochs * in_an_epoch)
-    if training.steps:
-        return np.minimum(num_train, training.batch_size) * training.steps
-    return training.epochs * num_train
-
-
 def num_blocks(federation: Federation) -> int:
     """Return into how many blocks testing cuts the global test set."""
     return ceil(len(federation.source.y_test) / PREDICT_BLOCK)
-
-
-def fingerprint(packages: Iterable[str]) -> dict[str, str]:
-    """Return for each top-level package or module its file and a digest of its contents.
-
-    Processes whose fingerprints agree run the same code. Nothing is imported for it.
-    """
-    prints = {}
-    for name in packages:
-        spec = find_spec(name)
-        file = Path(spec.origin) if spec is not None and spec.origin else None
-        if file is None:
-            prints[name] = "nowhere"
-            continue
-        digest = hashlib.sha256()
-        for source in sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]:
-            digest.update(source.read_bytes())
-        prints[name] = f"{file} ({digest.hexdigest()[:12]})"
-    return prints
-
-
-def extend_path(folders: Iterable[str]) -> None:
-    """Search ``folders`` for modules, after everything else."""
-    sys.path.extend(folder for folder in folders if folder not in sys.path)
 
 
 def as_weights(net: Net, arrays: Arrays, device: torch.device) -> Weights:

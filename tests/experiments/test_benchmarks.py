@@ -12,9 +12,8 @@ import torch
 from experiments.benchmarks import gpu, harness
 from experiments.benchmarks.harness import Row, Run, Variant, ratio, report, take_turns
 from experiments.benchmarks.workloads import WORKLOADS, vectors, workload
-from fedsim.engine import local, tape
+from fedsim.engine import local, step, tape
 from fedsim.engine.stacks import Stacks
-from fedsim.engine.training import LocalTraining
 from fedsim.models.stacked import StackedBatchNorm
 
 
@@ -240,23 +239,23 @@ def run_gpu(monkeypatch, capsys, file, arguments):
 
 
 def without_a_step(monkeypatch):
-    descend = LocalTraining.descend
+    descend = step.descend
 
-    def alone_only(self, w, *others):
+    def alone_only(training, w, *others):
         if w[0].dim() == 4:  # the first convolution's weights, not those of many clients
-            descend(self, w, *others)
+            descend(training, w, *others)
 
-    monkeypatch.setattr(LocalTraining, "descend", alone_only)
+    monkeypatch.setattr(step, "descend", alone_only)
 
 
 def at_twice_the_learning_rate(monkeypatch):
-    descend = LocalTraining.descend
+    descend = step.descend
 
-    def faster(self, w, *others):
+    def faster(training, w, *others):
         *others, lr = others
-        descend(self, w, *others, lr * (w[0].dim() - 3))
+        descend(training, w, *others, lr * (w[0].dim() - 3))
 
-    monkeypatch.setattr(LocalTraining, "descend", faster)
+    monkeypatch.setattr(step, "descend", faster)
 
 
 def without_running_statistics(monkeypatch):

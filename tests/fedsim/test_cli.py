@@ -402,9 +402,9 @@ def test_sigterm_as_ray_connects_leaves_nothing(here):
     code = (
         "import signal\n"
         "from pathlib import Path\n"
-        "from fedsim.engine import ray_grid\n"
+        "from fedsim.engine import ray_actors\n"
         "from fedsim.interrupts import Terminated\n"
-        "ray = ray_grid._import_ray()\n"
+        "ray = ray_actors._import_ray()\n"
         "connect, found = ray._private.worker.connect, []\n"
         "def interrupted(node, *arguments, **others):\n"
         "    found.append(Path(node.get_session_dir_path()))\n"
@@ -412,7 +412,7 @@ def test_sigterm_as_ray_connects_leaves_nothing(here):
         "    return connect(node, *arguments, **others)\n"
         "ray._private.worker.connect = interrupted\n"
         "try:\n"
-        "    ray_grid.RayActors(1)\n"
+        "    ray_actors.RayActors(1)\n"
         "except Terminated:\n"
         "    print(ray.is_initialized(), found[0].exists())\n"
     )

@@ -602,7 +602,7 @@ class TestSimulateFailure:
         started.clear()
         monkeypatch.setattr(simulation, "deal_out", deal_out)
         monkeypatch.setattr(simulation, "DEALING_SECONDS", seconds)
-        monkeypatch.setattr("fedsim.engine.ray_grid.RayActors", Actors)
+        monkeypatch.setattr("fedsim.engine.ray_actors.RayActors", Actors)
         with pytest.raises(DataError, match="nobody has any"):
             fedsim.simulate(experiment(engine={"backend": "ray"}))
         # Known soon enough, it keeps Ray from being started at all.

@@ -15,8 +15,10 @@ import torch
 
 from clients import FedLoGe
 from fedsim.engine import ray_grid
+from fedsim.engine.imports import Origin
 from fedsim.engine.inline_grid import InlineGrid
-from fedsim.engine.ray_grid import RayActors, RayGrid, _import_ray, _start_ray
+from fedsim.engine.ray_actors import RayActors, _import_ray, _start_ray
+from fedsim.engine.ray_grid import RayGrid
 from fedsim.engine.update import LocalSGD, Upload
 from fedsim.engine.worker import Told
 from fedsim.errors import EngineError
@@ -59,13 +61,18 @@ def running_ray(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("workers", "stacked", "small"),  # each pair of values once
-    [(1, False, 0), (1, True, ray_grid.SMALL), (2, False, ray_grid.SMALL), (2, True, 0)],
+    [
+        (1, False, 0),
+        (1, True, ray_grid.INLINE_BYTES),
+        (2, False, ray_grid.INLINE_BYTES),
+        (2, True, 0),
+    ],
 )
 def test_the_numbers_are_those_of_this_process(
     make_task, running_ray, monkeypatch, workers, stacked, small
 ):
     """FedLoGe: BatchNorm, arrays that the clients keep, and personal views."""
-    monkeypatch.setattr(ray_grid, "SMALL", small)  # 0: all arrays go through shared memory
+    monkeypatch.setattr(ray_grid, "INLINE_BYTES", small)  # 0: all arrays go through shared memory
 
     def net(shape, classes):
         return cnn(shape, classes, channels=(4,), norm="batch")
@@ -146,7 +153,7 @@ def test_clients_are_told_what_the_strategy_sends(make_task, running_ray, monkey
         cohort = [0, 1, 2, 3]
         # Each worker what the others leave, too, or its share.
         for round, short in enumerate((0, 0, 60, 60), start=1):
-            monkeypatch.setattr(ray_grid, "SHORT", short)
+            monkeypatch.setattr(ray_grid, "STEAL_FROM_SECONDS", short)
             told = Told([{"mu": 0.5, "nu": 2}, {"mu": 0.25}], {0: 0, 1: 1, 2: 1, 3: 0})
             found, _ = grid.train(arrays, round, cohort, told)
             assert found.metrics["mu"] == [0.5, 0.25, 0.25, 2.5]
@@ -274,7 +281,7 @@ class TestRayGridFailure:
 
     def test_a_worker_that_would_import_other_files(self, make_task, running_ray, monkeypatch):
         monkeypatch.setattr(
-            ray_grid, "fingerprint", lambda packages: dict.fromkeys(packages, "elsewhere")
+            ray_grid, "origins", lambda packages: dict.fromkeys(packages, Origin("elsewhere", ""))
         )
         with pytest.raises(EngineError, match=r"would import '\w+' from .*this process from else"):
             RayGrid(make_task(), RayActors(1))
@@ -283,9 +290,8 @@ class TestRayGridFailure:
         self, make_task, running_ray, monkeypatch
     ):
         grid = RayGrid(task := make_task(update=AlwaysDies()), RayActors(1))
-        monkeypatch.setattr(
-            grid, "_imports", {name: f"{file[:-3]}0)" for name, file in grid._imports.items()}
-        )
+        before = {name: one._replace(digest="0") for name, one in grid._origins.items()}
+        monkeypatch.setattr(grid, "_origins", before)
         try:
             with (
                 pytest.warns(UserWarning, match="died and is replaced"),

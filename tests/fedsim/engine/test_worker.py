@@ -1,4 +1,4 @@
-"""Whom a worker trains at a time, and what that is expected to cost."""
+"""Whom a worker trains at a time."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedsim.engine import worker as module
-from fedsim.engine.worker import Order, Worker, expected_work
+from fedsim.engine.worker import Order, Worker
 
 SHARE = [
     (4, [(client, -1) for client in (1, 5, 6)]),
@@ -26,7 +26,7 @@ def test_one_by_one_a_client_at_a_time(make_task):
 def test_on_the_processor_leaves_stay_apart(make_task, monkeypatch):
     worker = Worker(make_task(stacked=True))
     assert clients_at_a_time(worker) == [[1, 5, 6], [0, 2]]
-    monkeypatch.setattr(module, "SIDE_BY_SIDE", 2)
+    monkeypatch.setattr(module, "MAX_STACKED_CLIENTS", 2)
     assert clients_at_a_time(worker) == [[1, 5], [6], [0, 2]]
 
 
@@ -70,17 +70,3 @@ def test_a_sum_does_not_depend_on_who_trains_side_by_side(make_task, monkeypatch
     _, together, _ = worker.train(arrays, Order(1, {"arrays": "num_examples"}), share)
     assert list(together) == list(alone) == [1]
     assert torch.equal(alone[1].vectors["arrays"], together[1].vectors["arrays"])
-
-
-@pytest.mark.parametrize(
-    ("settings", "stacked", "expected"),
-    [
-        ({"epochs": 3}, False, [0, 3, 36]),
-        ({"epochs": 3}, True, [2, 5, 11]),
-        ({"epochs": 3, "steps": 7}, False, [0, 7, 35]),
-        ({"epochs": 3, "steps": 7}, True, [2, 9, 9]),
-    ],
-)
-def test_expected_work(make_task, settings, stacked, expected):
-    training = make_task(batch_size=5, **settings).training
-    assert expected_work(np.array([0, 1, 12]), training, stacked).tolist() == expected

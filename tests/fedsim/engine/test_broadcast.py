@@ -6,10 +6,10 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 import strategies
-from fedsim.broadcast import Broadcast
 from fedsim.data.federation import federate
 from fedsim.data.partition import iid
 from fedsim.engine import flower
+from fedsim.engine.broadcast import Broadcast
 from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.loop import run_rounds
 from fedsim.simulation import initial_arrays
