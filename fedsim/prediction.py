@@ -18,7 +18,8 @@ from fedsim import registry
 from fedsim.config import Experiment
 from fedsim.data.checks import check, is_whole
 from fedsim.data.statistics import Statistics
-from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer
+from fedsim.engine.loader import PREDICT_BLOCK
+from fedsim.engine.local import LocalTrainer
 from fedsim.engine.state import ClientStates
 from fedsim.engine.update import Client, ClientUpdate, Examples, Inputs
 from fedsim.engine.worker import as_weights

@@ -60,6 +60,7 @@ from fedsim.data.federation import Federation, federate
 from fedsim.data.partition import iid
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
+from fedsim.engine.evaluation import Evaluator
 from fedsim.engine.local import LocalTrainer
 from fedsim.engine.memory import client_bytes
 from fedsim.engine.training import LocalTraining
@@ -168,7 +169,7 @@ class Cohort:
     def at_a_time(self, trainer: LocalTrainer) -> int:
         """Return how many clients train side by side, fewer once more have not fitted."""
         clients = self.federation.num_clients
-        most = min(self._fitting, trainer.most or self._fitting)
+        most = min(self._fitting, trainer.max_stack or self._fitting)
         return ceil(clients / ceil(clients / most))
 
     def _prepare(self) -> list[list[tuple[Tensor, Tensor]]]:
@@ -300,7 +301,7 @@ def curves(cohort: Cohort, rounds: int) -> None:
         w, found = cohort.w, []
         for _ in range(rounds):
             w, loss = cohort.round(trainer, w)
-            scores, _ = trainer.test(cohort.method, w, np.arange(TEST))
+            scores, _ = Evaluator(trainer).test(cohort.method, w, np.arange(TEST))
             right = scores["generic"][0] == cohort.federation.source.y_test
             found.append(f"{loss:.3f} ({right.mean():.1%})")
         print(f"training loss and accuracy, {name}: {', '.join(found)}", flush=True)
@@ -348,7 +349,7 @@ def measure(setting: Setting, most: float, args: argparse.Namespace) -> Row:
         buffers=buffers,
         teraflops=teraflops,
         share=teraflops / most,
-        fitted=cohort.stacked.most is None,
+        fitted=cohort.stacked.max_stack is None,
         in_graphs=not cohort.stacked.graphs_failed,
     )
 

@@ -19,8 +19,9 @@ import numpy as np
 from experiments.benchmarks import harness
 from experiments.benchmarks.harness import Measured, Stopwatch
 from experiments.benchmarks.workloads import workload
+from fedsim.engine.evaluation import num_blocks
 from fedsim.engine.state import StateFiles
-from fedsim.engine.worker import Worker, num_blocks
+from fedsim.engine.worker import Worker
 from fedsim.simulation import initial_arrays, load_federation, make_task
 
 

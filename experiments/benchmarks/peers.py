@@ -37,7 +37,8 @@ from experiments.benchmarks.harness import RAYS_OWN, Measured, Stopwatch, peak_m
 from experiments.benchmarks.workloads import workload
 from fedsim.data.federation import Federation
 from fedsim.engine import flower
-from fedsim.engine.worker import Worker, num_blocks
+from fedsim.engine.evaluation import num_blocks
+from fedsim.engine.worker import Worker
 from fedsim.models.layers import Flatten
 from fedsim.simulation import initial_arrays, load_federation, make_task
 from strategies import FedLabel, FedLoGe

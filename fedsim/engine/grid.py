@@ -26,21 +26,12 @@ from numpy.typing import NDArray
 from fedsim.engine import flower
 from fedsim.engine.broadcast import Broadcast
 from fedsim.engine.clock import Clock
-from fedsim.engine.local import Scores
+from fedsim.engine.evaluation import Scores, Tested, join_scores, num_blocks
 from fedsim.engine.reduction import Sum, merge
 from fedsim.engine.replies import Column, Replies, warn_of_unread, warn_of_untold
 from fedsim.engine.schedule import STEP_OVERHEAD_FLOPS, expected_work, leaf_size, share_out, tree
 from fedsim.engine.state import ClientStates
-from fedsim.engine.worker import (
-    NOTHING_TOLD,
-    Order,
-    Share,
-    Task,
-    Tested,
-    Told,
-    join_scores,
-    num_blocks,
-)
+from fedsim.engine.worker import NOTHING_TOLD, Order, Share, Task, Told
 from fedsim.errors import EngineError
 from fedsim.metrics import client_mean, client_metrics, global_metrics
 from fedsim.models import Arrays

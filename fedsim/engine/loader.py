@@ -23,6 +23,10 @@ from fedsim.data.transfer import brought
 from fedsim.engine.requests import SGD, Batch, Examples
 from fedsim.models.layers import channels_last
 
+PREDICT_BLOCK = 250
+"""Examples in a forward pass of evaluation. Fixed, so that rounding doesn't depend on how the
+blocks are shared out among the workers."""
+
 LOOK_AHEAD = 256
 """Examples that are looked up and augmented at a time: many steps' where batches are small, so
 that a step costs little more than its arithmetic."""

@@ -1,7 +1,4 @@
-"""Carries client updates out, and tests the views of their models.
-
-Shapes: B examples, D features, m examples of a client's own test set.
-"""
+"""Carries client updates out."""
 
 from __future__ import annotations
 
@@ -9,39 +6,30 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.data.transfer import brought
 from fedsim.engine.clock import Clock
-from fedsim.engine.loader import Loader
+from fedsim.engine.loader import PREDICT_BLOCK, Loader
 from fedsim.engine.requests import SGD, AddUp, Batch, Examples, Predict, Request
 from fedsim.engine.sgd import Pass, Setting, alike, code_of, run_alone, run_stacked
 from fedsim.engine.step import tf32
 from fedsim.engine.tally import Counts
 from fedsim.engine.training import LocalTraining
-from fedsim.engine.update import Client, ClientUpdate, Config, Inputs, Upload
-from fedsim.errors import EngineError, UserError, described
+from fedsim.engine.update import Client, ClientUpdate, Config, Upload
+from fedsim.errors import EngineError
 from fedsim.models.net import Net, Weights
 from fedsim.rng import Generators
 
-PREDICT_BLOCK = 250
-"""Examples in a forward pass of evaluation. Fixed, so that rounding doesn't depend on how the
-blocks are shared out among the workers."""
-
-Scores = dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
-"""For each view the most probable class and the cross-entropy of each test example, [B]."""
-
 
 @dataclass(slots=True)
-class _Run:
+class _Progress:
     """One client's update under way."""
 
     client: int
@@ -86,7 +74,7 @@ def _steps(
 
 
 @contextmanager
-def _unchanged(method: ClientUpdate, w: Weights) -> Iterator[None]:
+def unchanged(method: ClientUpdate, w: Weights) -> Iterator[None]:
     """Make sure that a method leaves the global weights as they are.
 
     Raises
@@ -102,12 +90,6 @@ def _unchanged(method: ClientUpdate, w: Weights) -> Iterator[None]:
             f"{type(method).__name__} changes the global {changed[0]} in place, which all clients "
             "share; let it change a copy, such as w[name].clone()"
         )
-
-
-def _checked_views(name: str, views: Any) -> dict[str, Tensor]:
-    if not isinstance(views, dict):
-        raise TypeError(f"{name} must return a dict of logits by view, not {type(views).__name__}")
-    return views
 
 
 class LocalTrainer:
@@ -149,9 +131,9 @@ class LocalTrainer:
         self.training = training
         self.seed = seed
         self._generators = Generators(seed, round=0, clients=())
-        self.most: int | None = None
+        self.max_stack: int | None = None
         """How many clients to train side by side at most, once more of them have not fitted."""
-        self._together = 0
+        self._num_clients = 0
         self._warned_of_own_functions = False
         self.clock = Clock()
         """Where the time of the updates goes; the owner reads it and starts it anew."""
@@ -250,21 +232,22 @@ class LocalTrainer:
         clients: Sequence[Client],
         steps: Sequence[Generator[Request, Any, Any]],
         purpose: str,
-    ) -> list[_Run]:
+    ) -> list[_Progress]:
         """Carry out what is asked for some clients, until each has its result or has failed."""
-        self._together = len(clients)
+        self._num_clients = len(clients)
         runs = [
-            _Run(client.id, of_client) for client, of_client in zip(clients, steps, strict=True)
+            _Progress(client.id, of_client)
+            for client, of_client in zip(clients, steps, strict=True)
         ]
         if runs:
-            with _unchanged(method, w), torch.random.fork_rng(devices=[]):
+            with unchanged(method, w), torch.random.fork_rng(devices=[]):
                 stacked = self.stacked and method.stackable
                 self._go_on(runs, purpose, clients[0].round, stacked)
         return runs
 
-    def _go_on(self, runs: list[_Run], purpose: str, round: int, stacked: bool) -> None:
+    def _go_on(self, runs: list[_Progress], purpose: str, round: int, stacked: bool) -> None:
         while runs:
-            asked: list[tuple[_Run, Request]] = []
+            asked: list[tuple[_Progress, Request]] = []
             for run in runs:
                 try:
                     request = run.requests.send(run.answer)
@@ -278,14 +261,14 @@ class LocalTrainer:
                     run.result = finished.value
                 except (Exception, SystemExit) as error:  # its failure must not end the others
                     run.error = _failure(error)
-            together: dict[Any, list[tuple[_Run, Request]]] = {}
+            groups: dict[Any, list[tuple[_Progress, Request]]] = {}
             for run, request in asked:
                 key: Any = run.client
                 if stacked and isinstance(request, SGD):
                     key = alike(request)
-                together.setdefault(key, []).append((run, request))
-            self._warn_of_own_functions(together)
-            for group in together.values():
+                groups.setdefault(key, []).append((run, request))
+            self._warn_of_own_functions(groups)
+            for group in groups.values():
                 self._answer(group, purpose, round)
             runs = [run for run, _ in asked if run.error is None]
 
@@ -303,7 +286,7 @@ class LocalTrainer:
                 stacklevel=2,
             )
 
-    def _answer(self, group: list[tuple[_Run, Request]], purpose: str, round: int) -> None:
+    def _answer(self, group: list[tuple[_Progress, Request]], purpose: str, round: int) -> None:
         """Carry out one client's request, or the passes of several side by side."""
         failure = self._try(group, purpose, round)
         if failure is None:
@@ -317,7 +300,7 @@ class LocalTrainer:
             warnings.warn(f"{len(group)} clients don't fit side by side: in halves", stacklevel=2)
             half = len(group) // 2
             # They need not be all whose arrays are here.
-            self.most = max(half, (self.most or self._together) // 2)
+            self.max_stack = max(half, (self.max_stack or self._num_clients) // 2)
             self._answer(group[:half], purpose, round)
             self._answer(group[half:], purpose, round)
             return
@@ -333,7 +316,9 @@ class LocalTrainer:
                 stacklevel=2,
             )
 
-    def _try(self, group: list[tuple[_Run, Request]], purpose: str, round: int) -> Exception | None:
+    def _try(
+        self, group: list[tuple[_Progress, Request]], purpose: str, round: int
+    ) -> Exception | None:
         """Carry requests out, or return why that failed."""
         try:
             first, request = group[0]
@@ -371,7 +356,9 @@ class LocalTrainer:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _passes(self, group: list[tuple[_Run, Request]], purpose: str, round: int) -> list[Pass]:
+    def _passes(
+        self, group: list[tuple[_Progress, Request]], purpose: str, round: int
+    ) -> list[Pass]:
         """Return requests with random numbers of their own for each kind of their examples."""
         asked = [(run, request) for run, request in group if isinstance(request, SGD)]
         assert len(asked) == len(group), "predictions have no random numbers"
@@ -415,8 +402,9 @@ class LocalTrainer:
         w, *given = (self.net.with_own_buffers(one) for one in (request.w, *request.given))
         return torch.cat(
             [
-                request.function(self.net, w, block, *given)
-                for block in torch.split(self.loader.inputs(request.examples), PREDICT_BLOCK)
+                request.function(self.net, w, self.loader.inputs(some), *given)
+                # Of no examples, too, a function may return an array.
+                for some in request.examples.in_blocks(PREDICT_BLOCK) or [request.examples]
             ]
         )
 
@@ -424,10 +412,8 @@ class LocalTrainer:
     @tf32(False)
     def _add_up(self, request: AddUp) -> dict[str, Tensor]:
         w, *given = (self.net.with_own_buffers(one) for one in (request.w, *request.given))
-        index = np.asarray(request.examples.index)
         sums: dict[str, Tensor] = {}
-        for start in range(0, len(index), PREDICT_BLOCK):
-            some = Examples(index[start : start + PREDICT_BLOCK], request.examples.labelled)
+        for some in request.examples.in_blocks(PREDICT_BLOCK):
             y = self.loader.train.labels(some.index)
             y = y if some.labelled else torch.full_like(y, -1)
             mask = torch.ones(len(some), device=self.device)
@@ -439,94 +425,6 @@ class LocalTrainer:
             for name, tensor in found.items():
                 sums[name] = sums[name] + tensor if name in sums else tensor
         return sums
-
-    @torch.no_grad()
-    @tf32(False)
-    def test(
-        self, method: ClientUpdate, w: Weights, index: NDArray[np.integer[Any]]
-    ) -> tuple[Scores, Tensor]:
-        """Test the generic views on examples of the global test set.
-
-        Parameters
-        ----------
-        method : ClientUpdate
-            Says what the views are.
-        w : Weights
-            The global weights.
-        index : ndarray of int [B]
-            The examples.
-
-        Returns
-        -------
-        scores : Scores
-            Of each generic view.
-        features : torch.Tensor
-            The examples' features under the global backbone, [B, D].
-
-        Raises
-        ------
-        EngineError
-            If the method or the model fails.
-        """
-        x = self._test_inputs(index)
-        try:
-            features = self.net.predict_features(w, x)
-            with _unchanged(method, w):
-                inputs = Inputs(features, lambda: x)
-                views = _checked_views("generic", method.generic(self.net, dict(w), inputs))
-            # A method may have no generic model to test.
-            tested = {view: logits for view, logits in views.items() if view in method.views}
-            return self._scores(tested, index), features
-        except UserError:
-            raise
-        except Exception as error:
-            raise EngineError(f"the global model can't be tested: {described(error)}") from error
-
-    @tf32(False)
-    def test_personal(
-        self,
-        method: ClientUpdate,
-        w: Weights,
-        clients: Sequence[Client],
-        features: Sequence[Tensor],
-    ) -> list[Scores]:
-        """Test the personal views of some clients, each on its own test set of m examples.
-
-        Parameters
-        ----------
-        method, w, clients
-            As for `personalise_all`.
-        features : sequence of torch.Tensor
-            Of each client's test examples under the global backbone, [m, D].
-
-        Returns
-        -------
-        list of Scores
-            Of each client's personal views.
-
-        Raises
-        ------
-        EngineError
-            If the method fails, naming the client; or changes the global weights in place, of
-            which the client isn't known.
-        """
-        scores = []
-        made = self.personalise_all(method, w, clients)
-        for client, w_k, of_client in zip(clients, made, features, strict=True):
-            index = self.federation.test(client.id)
-            inputs = Inputs(of_client, partial(self._test_inputs, index))
-            try:
-                if isinstance(w_k, Exception):
-                    raise w_k
-                with _unchanged(method, w), torch.no_grad():
-                    views = method.personal(self.net, w_k, client, inputs)
-                    scores.append(self._scores(_checked_views("personal", views), index))
-            except Exception as error:
-                raise EngineError(
-                    f"round {client.round}: client {client.id}'s personal model can't be tested: "
-                    f"{described(error)}"
-                ) from error
-        return scores
 
     def personalise(self, method: ClientUpdate, w: Weights, client: Client) -> Weights:
         """Return a client's personal weights: `personalise_all` of one, which raises its error."""
@@ -548,14 +446,3 @@ class LocalTrainer:
         steps = [_steps("personalise", method.personalise, dict(w), client) for client in clients]
         runs = self._drive(method, w, clients, steps, "personalise")
         return [run.error or run.result for run in runs]
-
-    def _test_inputs(self, index: NDArray[np.integer[Any]]) -> Tensor:
-        return self.loader.normalise(self.loader.test.inputs(index))
-
-    def _scores(self, views: dict[str, Tensor], index: NDArray[np.integer[Any]]) -> Scores:
-        y = self.loader.test.labels(index)
-        scores = {}
-        for view, logits in views.items():
-            loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
-            scores[view] = logits.argmax(1).cpu().numpy(), loss.cpu().numpy()
-        return scores

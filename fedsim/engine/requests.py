@@ -60,6 +60,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.index)
 
+    def in_blocks(self, size: int) -> list[Examples]:
+        """Return them in order, so many at a time; the last ones may be fewer."""
+        starts = range(0, len(self), size)
+        return [Examples(self.index[start : start + size], self.labelled) for start in starts]
+
 
 Loss: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """``loss(net, w, batch, *given)`` returns the scalar to minimise and scalars to sum over steps.

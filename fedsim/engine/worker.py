@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
 from fedsim.data.transfer import brought
-from fedsim.engine.local import PREDICT_BLOCK, LocalTrainer, Scores
+from fedsim.engine.evaluation import Evaluator, Scores, Tested, join_scores
+from fedsim.engine.loader import PREDICT_BLOCK
+from fedsim.engine.local import LocalTrainer
 from fedsim.engine.memory import client_bytes, fitting
 from fedsim.engine.reduction import Sum
 from fedsim.engine.replies import Replies
@@ -82,22 +84,6 @@ class Task:
     """Top-level packages and modules that must be the same files in every process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tested:
-    """What testing blocks of the global test set gave.
-
-    Attributes
-    ----------
-    scores : Scores
-        For each generic view the predicted class and the loss of each example.
-    features : ndarray of float32 [B, D] or None
-        The examples' features, if the method has personal views.
-    """
-
-    scores: Scores
-    features: NDArray[np.float32] | None
-
-
 class Worker:
     """Trains clients and tests models, on one thread of the processor or on a GPU.
 
@@ -123,6 +109,7 @@ class Worker:
             task.stacked,
             self._device,
         )
+        self._evaluator = Evaluator(self._trainer)
         self._states = StateFiles(task.states)
         self._at_once = 0
 
@@ -202,7 +189,7 @@ class Worker:
             size = MAX_STACKED_CLIENTS
             if self._device.type != "cpu":
                 self._at_once = self._at_once or self._fitting(w)
-                most = min(self._at_once, self._trainer.most or self._at_once)
+                most = min(self._at_once, self._trainer.max_stack or self._at_once)
                 leaves = [list(chain.from_iterable(leaves))]
                 count = max(1, len(leaves[0]))
                 size = ceil(count / ceil(count / most))  # the last ones aren't left alone
@@ -257,7 +244,7 @@ class Worker:
         for block in blocks:
             begin = block * PREDICT_BLOCK
             examples = np.arange(begin, min(begin + PREDICT_BLOCK, num_test))
-            of_block, f = self._trainer.test(self._update, w, examples)
+            of_block, f = self._evaluator.test(self._update, w, examples)
             scores.append(of_block)
             if self._update.has_personal_views:
                 features.append(f.cpu().numpy())
@@ -297,7 +284,7 @@ class Worker:
                 )
             ]
             own = [brought(features[test(client.id)], self._device) for client in clients]
-            scores += self._trainer.test_personal(self._update, w, clients, own)
+            scores += self._evaluator.test_personal(self._update, w, clients, own)
         return join_scores(scores)
 
     def test_client(
@@ -312,29 +299,13 @@ class Worker:
         if not len(index):
             return 0, float("nan"), float("nan")
         w = self.weights(arrays)
-        scores, features = self._trainer.test(self._update, w, index)
+        scores, features = self._evaluator.test(self._update, w, index)
         if self._update.has_personal_views:
             me = self._with_state(self._trainer.clients(round, [client])[0], state)
-            (scores,) = self._trainer.test_personal(self._update, w, [me], [features])
+            (scores,) = self._evaluator.test_personal(self._update, w, [me], [features])
         predicted, loss = next(iter(scores.values()))
         truth = federation.source.y_test[index]
         return len(index), float(loss.mean()), float((predicted == truth).mean())
-
-
-def join_scores(parts: Sequence[Scores]) -> Scores:
-    """Join the scores of parts of a test set, in order."""
-    return {
-        view: (
-            np.concatenate([scores[view][0] for scores in parts]),
-            np.concatenate([scores[view][1] for scores in parts]),
-        )
-        for view in (parts[0] if parts else ())
-    }
-
-
-def num_blocks(federation: Federation) -> int:
-    """Return into how many blocks testing cuts the global test set."""
-    return ceil(len(federation.source.y_test) / PREDICT_BLOCK)
 
 
 def as_weights(net: Net, arrays: Arrays, device: torch.device) -> Weights:

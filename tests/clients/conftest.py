@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
+from fedsim.engine.evaluation import Evaluator, Scores
 from fedsim.engine.loader import Loader
-from fedsim.engine.local import LocalTrainer, Scores
+from fedsim.engine.local import LocalTrainer
 from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Client, ClientUpdate, Examples, Upload
 from fedsim.models import Model, Net, Weights
@@ -53,10 +54,10 @@ class Bench:
 
     def test(self, method: ClientUpdate, w: Weights, state: Weights | None = None) -> Scores:
         """Return the scores of all views on the client's test examples."""
-        trainer = self.trainer
-        generic, features = trainer.test(method, w, self.federation.test(CLIENT))
+        trainer, evaluator = self.trainer, Evaluator(self.trainer)
+        generic, features = evaluator.test(method, w, self.federation.test(CLIENT))
         me = replace(trainer.clients(ROUND, [CLIENT])[0], state=state or {})
-        (personal,) = trainer.test_personal(method, w, [me], [features])
+        (personal,) = evaluator.test_personal(method, w, [me], [features])
         return generic | personal
 
     def client(self, **parts) -> Client:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fedsim.engine import local
 from fedsim.engine.clock import Clock
+from fedsim.engine.evaluation import Evaluator
 from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.local import LocalTrainer
 from fedsim.engine.update import LocalSGD, Upload, cross_entropy, sgd
@@ -274,7 +275,7 @@ def test_clients_that_do_not_fit_side_by_side_go_in_halves(federation, monkeypat
     trainer.stacked = True
     with pytest.warns(UserWarning, match="in halves"):
         trainer.update_all(LocalSGD(), net.initial_weights(), trainer.clients(1, range(4)))
-    assert trainer.most == 2
+    assert trainer.max_stack == 2
 
 
 class TestModels:
@@ -416,4 +417,6 @@ class TestFaultyUpdates:
         assert isinstance(trainer, LocalTrainer)
         clients, none = trainer.clients(2, [1, 3]), torch.zeros(0, 16)
         with pytest.raises(EngineError, match=line):
-            trainer.test_personal(NoPersonal(), net.initial_weights(), clients, [none] * 2)
+            Evaluator(trainer).test_personal(
+                NoPersonal(), net.initial_weights(), clients, [none] * 2
+            )

@@ -55,7 +55,7 @@ def test_what_has_not_fitted_is_not_tried_again(make_task, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(module, "client_bytes", lambda *arguments: 1000)
     assert clients_at_a_time(worker) == [[1, 5, 6, 0, 2]]
-    worker._trainer.most = 2
+    worker._trainer.max_stack = 2
     assert clients_at_a_time(worker) == [[1, 5], [6, 0], [2]]
 
 
