@@ -301,7 +301,7 @@ def curves(cohort: Cohort, rounds: int) -> None:
         w, found = cohort.w, []
         for _ in range(rounds):
             w, loss = cohort.round(trainer, w)
-            scores, _ = Evaluator(trainer).test(cohort.method, w, np.arange(TEST))
+            scores, _ = Evaluator(trainer).test_generic(cohort.method, w, np.arange(TEST))
             right = scores["generic"][0] == cohort.federation.source.y_test
             found.append(f"{loss:.3f} ({right.mean():.1%})")
         print(f"training loss and accuracy, {name}: {', '.join(found)}", flush=True)

@@ -42,7 +42,7 @@ def _run(rounds: int, *, heads: bool) -> Measured:
         task = make_task(work, federation, Path(folder))
         worker, arrays = Worker(task), initial_arrays(task)
         blocks = range(num_blocks(federation))
-        features = worker.test(arrays, blocks).features
+        features = worker.test_generic(arrays, blocks).features
         assert features is not None, "FedLoGe has personal views"
         share = [(1, [(client, (0, 1)) for client in range(work.clients.count)])]
         _, own = worker.train_client(arrays, 1, 0, {}, {})
@@ -50,9 +50,9 @@ def _run(rounds: int, *, heads: bool) -> Measured:
         for client in range(work.clients.count):
             kept = {n: a + rng.normal(size=a.shape).astype(a.dtype) for n, a in own.items()}
             states.write(client, 0, kept)
-        once: Callable[[], object] = lambda: worker.test(arrays, blocks)  # noqa: E731
+        once: Callable[[], object] = lambda: worker.test_generic(arrays, blocks)  # noqa: E731
         if heads:
-            once = lambda: worker.test_clients(arrays, features, 1, share)  # noqa: E731
+            once = lambda: worker.test_personal(arrays, features, 1, share)  # noqa: E731
         watch = Stopwatch()
         for done in range(1, rounds + 1):
             once()

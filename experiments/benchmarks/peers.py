@@ -89,7 +89,9 @@ def run_flower(name: str, rounds: int) -> Measured:
         model.load_state_dict(models[0].to_torch_state_dict())
         accuracy = _accuracy(federation, model, mean, std)
     else:
-        tested = Worker(task).test(flower.from_record(models[0]), range(num_blocks(federation)))
+        tested = Worker(task).test_generic(
+            flower.from_record(models[0]), range(num_blocks(federation))
+        )
         predicted, _ = tested.scores["generic"]
         accuracy = float((predicted == federation.source.y_test).mean())
     more = {"accuracy": accuracy, "without_ray_mib": memory[2]}

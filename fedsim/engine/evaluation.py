@@ -58,7 +58,7 @@ class Evaluator:
 
     @torch.no_grad()
     @tf32(False)
-    def test(
+    def test_generic(
         self, method: ClientUpdate, w: Weights, index: NDArray[np.integer[Any]]
     ) -> tuple[Scores, Tensor]:
         """Test the generic views on examples of the global test set.

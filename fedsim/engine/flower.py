@@ -35,8 +35,10 @@ from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from numpy.random import mtrand
 from numpy.typing import NDArray
 
+from fedsim.engine.broadcast import Broadcast
 from fedsim.engine.reduction import Sum
 from fedsim.engine.replies import Column, Replies
+from fedsim.engine.worker import ClientConfigs
 from fedsim.errors import EngineError
 from fedsim.metrics import client_mean
 from fedsim.models import Arrays
@@ -232,6 +234,46 @@ def instruction(content: RecordDict, kind: str) -> Instruction:
             "a strategy must name the round"
         )
     return Instruction(records[0], round, config)
+
+
+class Cohort(NamedTuple):
+    """Messages of a round that carry the same model."""
+
+    record: ArrayRecord
+    round: int
+    configs: ClientConfigs
+    """What else they tell their clients."""
+    clients: list[int]
+    messages: Sequence[Message]
+
+
+def cohorts(messages: Sequence[Message]) -> Iterator[Cohort]:
+    """Group messages that carry the same ArrayRecord and name the same round."""
+    if isinstance(messages, Broadcast):
+        if len(messages):
+            record, round, config = instruction(messages.content, messages.message_type)
+            nodes = list(messages.nodes)
+            yield Cohort(record, round, ClientConfigs([config]), nodes, messages)
+        return
+    # A round's messages share one content, and Flower takes long to look into it.
+    instructions: dict[int, Instruction] = {}
+    groups: dict[tuple[int, int], list[Message]] = {}
+    for message in messages:
+        content = id(message.content)
+        if content not in instructions:
+            kind = message.metadata.message_type
+            instructions[content] = instruction(message.content, kind)
+        found = instructions[content]
+        groups.setdefault((id(found.record), found.round), []).append(message)
+    for group in groups.values():
+        contents = [id(message.content) for message in group]
+        clients = [message.metadata.dst_node_id for message in group]
+        places = {content: place for place, content in enumerate(dict.fromkeys(contents))}
+        configs = [instructions[content].config for content in places]
+        place_of = {k: places[content] for k, content in zip(clients, contents, strict=True)}
+        told = ClientConfigs(configs, place_of if len(configs) > 1 else {})
+        first = instructions[contents[0]]
+        yield Cohort(first.record, first.round, told, clients, group)
 
 
 def reply(message: Message, groups: dict[str, Arrays], metrics: Mapping[str, float]) -> Message:

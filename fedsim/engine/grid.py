@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from math import nan
 from typing import Any
 
 import numpy as np
@@ -28,61 +26,15 @@ from fedsim.engine.broadcast import Broadcast
 from fedsim.engine.clock import Clock
 from fedsim.engine.evaluation import Scores, Tested, join_scores, num_blocks
 from fedsim.engine.reduction import Sum, merge
-from fedsim.engine.replies import Column, Replies, warn_of_unread, warn_of_untold
+from fedsim.engine.replies import Replies, TrainReport, warn_of_unread, warn_of_untold
 from fedsim.engine.schedule import STEP_OVERHEAD_FLOPS, expected_work, leaf_size, share_out, tree
 from fedsim.engine.state import ClientStates
-from fedsim.engine.worker import NOTHING_TOLD, Order, Share, Task, Told
+from fedsim.engine.worker import NO_CONFIGS, ClientConfigs, Order, Share, Task
 from fedsim.errors import EngineError
 from fedsim.metrics import client_mean, client_metrics, global_metrics
 from fedsim.models import Arrays
 from fedsim.models.net import num_bytes
 from fedsim.processor import flush_denormals
-
-
-@dataclass(slots=True)
-class TrainReport:
-    """What the clients of the last round of training did.
-
-    Attributes
-    ----------
-    clients : list of int
-        The clients that were asked, in the order of their messages.
-    failures : dict
-        Client -> why it was left out.
-    metrics : dict of list
-        Columns with a value for each client that answered: ``round``, ``client``,
-        ``num_examples``, its metrics and what the simulator found out about it; NaN where a
-        client has none of that name.
-    bytes_down, bytes_up : int
-        What the arrays would take on a real network, all clients together.
-    seconds : dict
-        Where the time of the training went, by part: of what the workers do the mean over them,
-        and ``wait`` for the rest, until the slowest one's answer is there.
-    """
-
-    clients: list[int] = field(default_factory=list)
-    failures: dict[int, str] = field(default_factory=dict)
-    metrics: dict[str, list[Any]] = field(default_factory=dict)
-    bytes_down: int = 0
-    bytes_up: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, round: int, clients: Sequence[int], replies: Replies) -> None:
-        """Add what some clients answered who were asked together."""
-        before, more = len(self.metrics.get("client", ())), len(replies.clients)
-        self.clients += clients
-        self.failures |= replies.failures
-        self.bytes_up += sum(replies.num_bytes)
-        columns: dict[str, Column] = {
-            "round": [round] * more,
-            "client": replies.clients,
-            **replies.metrics,
-            **replies.audit,
-        }
-        for name in dict.fromkeys((*self.metrics, *columns)):
-            column = columns.get(name, [None] * more)
-            whole = self.metrics.setdefault(name, [nan] * before)
-            whole += [nan if value is None else value for value in column]
 
 
 class SimulatedGrid(Grid):
@@ -153,9 +105,9 @@ class SimulatedGrid(Grid):
         arrays: Arrays,
         round: int,
         clients: Sequence[int],
-        told: Told = NOTHING_TOLD,
+        configs: ClientConfigs = NO_CONFIGS,
     ) -> tuple[Replies, Sum]:
-        """Train clients from the global arrays; ``told`` is what they are told besides.
+        """Train clients from the global arrays; ``configs`` are what they are told besides.
 
         Returns
         -------
@@ -171,7 +123,7 @@ class SimulatedGrid(Grid):
         clock = Clock()
         shared = self._put(arrays)
         clock.lap("serialise")
-        answers = self._train(shared, Order(round, weights, told), shares)
+        answers = self._train(shared, Order(round, weights, configs), shares)
         clock.lap("wait")
         for found, sums, seconds in answers.values():
             parts.append(found)
@@ -217,13 +169,13 @@ class SimulatedGrid(Grid):
 
     # ----- testing -------------------------------------------------------------------------
 
-    def predict(self, arrays: Arrays) -> Tested:
-        """Test the generic views on the whole global test set; see `Worker.test`."""
+    def test_generic(self, arrays: Arrays) -> Tested:
+        """Test the generic views on the whole global test set; see `Worker.test_generic`."""
         shared = self._put(arrays)
         parts = np.array_split(np.arange(num_blocks(self._federation)), self.num_workers)
         found = self._call(
             {
-                worker: ("test", (shared, part.tolist()))
+                worker: ("test_generic", (shared, part.tolist()))
                 for worker, part in enumerate(parts)
                 if len(part)
             }
@@ -235,15 +187,15 @@ class SimulatedGrid(Grid):
             np.concatenate(features) if features else None,
         )
 
-    def predict_clients(
+    def test_personal(
         self, arrays: Arrays, features: NDArray[np.float32], round: int, clients: Sequence[int]
     ) -> Scores:
-        """Test the personal views of clients, joined in their order; see `Worker.test_clients`."""
+        """Test the personal views of clients, joined in their order; see `Worker.test_personal`."""
         shared, of_all = self._put(arrays), self._put(features)
         shares, order = self._share_out(clients)
         found = self._call(
             {
-                worker: ("test_clients", (shared, of_all, round, share))
+                worker: ("test_personal", (shared, of_all, round, share))
                 for worker, share in enumerate(shares)
                 if share
             }
@@ -260,7 +212,7 @@ class SimulatedGrid(Grid):
         joined = join_scores([found[worker] for worker in sorted(found)])
         return {view: (predicted[back], loss[back]) for view, (predicted, loss) in joined.items()}
 
-    def test(self, record: ArrayRecord) -> dict[str, dict[str, float]]:
+    def generic_metrics(self, record: ArrayRecord) -> dict[str, dict[str, float]]:
         """Return for each generic view its metrics on the global test set: `global_metrics`."""
         y = self._federation.source.y_test
         return {
@@ -271,10 +223,10 @@ class SimulatedGrid(Grid):
     def _test_once(self, record: ArrayRecord) -> Tested:
         """One pass over the test set serves the generic figures and those of every client."""
         if self._tested is None or self._tested[0] is not record:
-            self._tested = (record, self.predict(flower.from_record(record)))
+            self._tested = (record, self.test_generic(flower.from_record(record)))
         return self._tested[1]
 
-    def _test_clients(
+    def _client_metrics(
         self, record: ArrayRecord, round: int, clients: Sequence[int]
     ) -> pd.DataFrame:
         """Return a row for each client and view, in the order of both."""
@@ -289,7 +241,7 @@ class SimulatedGrid(Grid):
         if self._personal:
             assert tested.features is not None, "personal views come with features"
             arrays = flower.from_record(record)
-            scores |= self.predict_clients(arrays, tested.features, round, clients)
+            scores |= self.test_personal(arrays, tested.features, round, clients)
         frames = []
         for view in self.views:
             if view not in scores:
@@ -386,12 +338,12 @@ class SimulatedGrid(Grid):
         self._tested = None  # a strategy may put the new model into the record that it sent
         answers: list[Message] = []
         # A strategy sends all clients of a round one and the same record: look at it once.
-        for record, round, told, clients, group in _by_record(messages):
+        for record, round, configs, clients, group in flower.cohorts(messages):
             arrays = flower.from_record(record)
             self._check_clients(clients)
             report.bytes_down += len(group) * num_bytes(arrays)
-            replies, total = self.train(arrays, round, clients, told)
-            warn_of_unread(itertools.chain.from_iterable(told.configs), replies)
+            replies, total = self.train(arrays, round, clients, configs)
+            warn_of_unread(itertools.chain.from_iterable(configs.configs), replies)
             report.add(round, clients, replies)
             if self.weights is not None:
                 replies = flower.together(replies, total, self.weights)
@@ -408,10 +360,10 @@ class SimulatedGrid(Grid):
     def _answer_evaluate(self, messages: Sequence[Message]) -> list[Message]:
         frames = []
         answers: list[Message] = []
-        for record, round, told, clients, group in _by_record(messages):
-            warn_of_untold(itertools.chain.from_iterable(told.configs))
+        for record, round, configs, clients, group in flower.cohorts(messages):
+            warn_of_untold(itertools.chain.from_iterable(configs.configs))
             self._check_clients(clients)
-            frame = self._test_clients(record, round, clients)
+            frame = self._client_metrics(record, round, clients)
             frames.append(frame)
             # A client answers for its own model, if it has one.
             personal = (view for view in self.views if view.startswith("personal"))
@@ -438,33 +390,3 @@ class SimulatedGrid(Grid):
         if len(set(clients)) < len(clients):
             twice = next(k for place, k in enumerate(clients) if k in clients[:place])
             raise EngineError(f"client {twice} gets the same message twice in a round")
-
-
-def _by_record(
-    messages: Sequence[Message],
-) -> Iterator[tuple[ArrayRecord, int, Told, list[int], Sequence[Message]]]:
-    """Group messages that carry the same ArrayRecord and name the same round.
-
-    With what else they tell their clients, and the clients.
-    """
-    if isinstance(messages, Broadcast):
-        if len(messages):
-            record, round, config = flower.instruction(messages.content, messages.message_type)
-            yield record, round, Told([config]), list(messages.nodes), messages
-        return
-    # A round's messages share one content, and Flower takes long to look into it.
-    contents: dict[int, flower.Instruction] = {}
-    groups: dict[tuple[int, int], tuple[dict[int, int], dict[int, int], list[Message]]] = {}
-    for message in messages:
-        key = id(message.content)
-        if key not in contents:
-            contents[key] = flower.instruction(message.content, message.metadata.message_type)
-        like = id(contents[key].record), contents[key].round
-        places, of, group = groups.setdefault(like, ({}, {}, []))
-        of[message.metadata.dst_node_id] = places.setdefault(key, len(places))
-        group.append(message)
-    for (_, round), (places, of, group) in groups.items():
-        said = [contents[key] for key in places]
-        told = Told([one.config for one in said], of if len(said) > 1 else {})
-        clients = [message.metadata.dst_node_id for message in group]
-        yield said[0].record, round, told, clients, group

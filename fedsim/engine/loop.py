@@ -17,7 +17,8 @@ from fedsim.data.class_groups import GROUPS
 from fedsim.engine import flower
 from fedsim.engine.broadcast import Broadcast
 from fedsim.engine.clock import Clock
-from fedsim.engine.grid import SimulatedGrid, TrainReport
+from fedsim.engine.grid import SimulatedGrid
+from fedsim.engine.replies import TrainReport
 from fedsim.errors import EngineError, UserError, described
 from fedsim.metrics import client_mean, column
 
@@ -286,7 +287,7 @@ def _evaluate(
                 _blamed_on(strategy, "aggregate_evaluate", round),
             ):
                 strategy.aggregate_evaluate(round, replies)
-    return grid.test(arrays), grid.evaluated
+    return grid.generic_metrics(arrays), grid.evaluated
 
 
 def _figures(generic: dict[str, dict[str, float]], clients: pd.DataFrame) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 from fedsim.models.net import Arrays
@@ -81,6 +82,52 @@ class Replies:
             failures={client: failures[client] for client in clients if client in failures},
             read=set().union(*(part.read for part in parts)),
         )
+
+
+@dataclass(slots=True)
+class TrainReport:
+    """What the clients of the last round of training did.
+
+    Attributes
+    ----------
+    clients : list of int
+        The clients that were asked, in the order of their messages.
+    failures : dict
+        Client -> why it was left out.
+    metrics : dict of list
+        Columns with a value for each client that answered: ``round``, ``client``,
+        ``num_examples``, its metrics and what the simulator found out about it; NaN where a
+        client has none of that name.
+    bytes_down, bytes_up : int
+        What the arrays would take on a real network, all clients together.
+    seconds : dict
+        Where the time of the training went, by part: of what the workers do the mean over them,
+        and ``wait`` for the rest, until the slowest one's answer is there.
+    """
+
+    clients: list[int] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    metrics: dict[str, list[Any]] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, round: int, clients: Sequence[int], replies: Replies) -> None:
+        """Add what some clients answered who were asked together."""
+        before, more = len(self.metrics.get("client", ())), len(replies.clients)
+        self.clients += clients
+        self.failures |= replies.failures
+        self.bytes_up += sum(replies.num_bytes)
+        columns: dict[str, Column] = {
+            "round": [round] * more,
+            "client": replies.clients,
+            **replies.metrics,
+            **replies.audit,
+        }
+        for name in dict.fromkeys((*self.metrics, *columns)):
+            column = columns.get(name, [None] * more)
+            whole = self.metrics.setdefault(name, [nan] * before)
+            whole += [nan if value is None else value for value in column]
 
 
 def warn_of_unread(sent: Iterable[str], replies: Replies) -> None:

@@ -37,15 +37,15 @@ slots of the state that it starts from and of the next; see `fedsim.engine.reduc
 `StateFiles`."""
 
 
-class Told(NamedTuple):
+class ClientConfigs(NamedTuple):
     """What a strategy tells clients besides the model."""
 
     configs: Sequence[Mapping[str, Any]] = ({},)
-    of: Mapping[int, int] = {}
-    """Client -> place of what it is told; the first where a client isn't here."""
+    place_of: Mapping[int, int] = {}
+    """Client -> which of them it is told; the first one where a client isn't here."""
 
 
-NOTHING_TOLD = Told()
+NO_CONFIGS = ClientConfigs()
 
 
 class Order(NamedTuple):
@@ -55,7 +55,7 @@ class Order(NamedTuple):
     """From 1."""
     weights: Mapping[str, str] | None
     """Array group -> the number by which a client's is weighted, if only sums are wanted."""
-    told: Told = NOTHING_TOLD
+    configs: ClientConfigs = NO_CONFIGS
     """What the strategy tells the clients besides."""
 
 
@@ -145,11 +145,11 @@ class Worker:
         seconds : dict
             Where the time went, by part.
         """
-        configs = [Config(values) for values in order.told.configs]
+        configs = [Config(values) for values in order.configs.configs]
 
         def look_up(leaves: Share) -> dict[int, Client]:
             ids = [client for _, clients in leaves for client, _ in clients]
-            of_each = [configs[order.told.of.get(client, 0)] for client in ids]
+            of_each = [configs[order.configs.place_of.get(client, 0)] for client in ids]
             return dict(zip(ids, self._trainer.clients(order.round, ids, of_each), strict=True))
 
         clock = self._trainer.clock
@@ -233,7 +233,7 @@ class Worker:
     def _with_state(self, client: Client, state: Arrays) -> Client:
         return replace(client, state=self.weights(state)) if state else client
 
-    def test(self, arrays: Arrays, blocks: Sequence[int]) -> Tested:
+    def test_generic(self, arrays: Arrays, blocks: Sequence[int]) -> Tested:
         """Test the generic views on blocks of the global test set, joined.
 
         Block b holds the examples from b * PREDICT_BLOCK on.
@@ -244,13 +244,13 @@ class Worker:
         for block in blocks:
             begin = block * PREDICT_BLOCK
             examples = np.arange(begin, min(begin + PREDICT_BLOCK, num_test))
-            of_block, f = self._evaluator.test(self._update, w, examples)
+            of_block, f = self._evaluator.test_generic(self._update, w, examples)
             scores.append(of_block)
             if self._update.has_personal_views:
                 features.append(f.cpu().numpy())
         return Tested(join_scores(scores), np.concatenate(features) if features else None)
 
-    def test_clients(
+    def test_personal(
         self,
         arrays: Arrays,
         features: NDArray[np.float32],
@@ -266,7 +266,7 @@ class Worker:
         arrays : dict
             The global arrays.
         features : ndarray of float32 [M, D]
-            Of the whole global test set, from `test`.
+            Of the whole global test set, from `test_generic`.
         round : int
             From 1.
         share : Share
@@ -299,7 +299,7 @@ class Worker:
         if not len(index):
             return 0, float("nan"), float("nan")
         w = self.weights(arrays)
-        scores, features = self._evaluator.test(self._update, w, index)
+        scores, features = self._evaluator.test_generic(self._update, w, index)
         if self._update.has_personal_views:
             me = self._with_state(self._trainer.clients(round, [client])[0], state)
             (scores,) = self._evaluator.test_personal(self._update, w, [me], [features])

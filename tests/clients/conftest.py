@@ -55,7 +55,7 @@ class Bench:
     def test(self, method: ClientUpdate, w: Weights, state: Weights | None = None) -> Scores:
         """Return the scores of all views on the client's test examples."""
         trainer, evaluator = self.trainer, Evaluator(self.trainer)
-        generic, features = evaluator.test(method, w, self.federation.test(CLIENT))
+        generic, features = evaluator.test_generic(method, w, self.federation.test(CLIENT))
         me = replace(trainer.clients(ROUND, [CLIENT])[0], state=state or {})
         (personal,) = evaluator.test_personal(method, w, [me], [features])
         return generic | personal

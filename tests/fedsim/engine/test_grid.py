@@ -81,9 +81,9 @@ def found_by(make_task, source):
         grid = Shares(task)
         grid.num_workers = workers
         arrays = initial_arrays(task)
-        features = grid.predict(arrays).features
+        features = grid.test_generic(arrays).features
         with patch("fedsim.engine.local.run_stacked", side_effect=run_stacked) as side_by_side:
-            scores = grid.predict_clients(arrays, features, 3, clients)
+            scores = grid.test_personal(arrays, features, 3, clients)
         together = [
             [tuple(request.kinds[0].index) for request, _ in call.args[1]]
             for call in side_by_side.call_args_list
@@ -201,7 +201,7 @@ def test_evaluate_replies_are_the_clients_figures(make_grid, federation):
             np.mean(predicted[index] == source.y_test[index])
         )
     assert grid.evaluated["client"].tolist() == [2, 1]
-    assert grid.test(record)["generic"]["accuracy"] == pytest.approx(
+    assert grid.generic_metrics(record)["generic"]["accuracy"] == pytest.approx(
         np.mean(predicted == source.y_test)
     )
 
@@ -210,13 +210,13 @@ def test_a_record_that_a_strategy_changes_after_training_is_tested_anew(make_gri
     grid, record = make_grid()
     y = federation.source.y_test
     for c in (2, 1):
-        grid.test(record)
+        grid.generic_metrics(record)
         grid.send_and_receive(messages(record, [0]))
         # The new model, in the record that was sent: whatever the input, class c.
         record["head.weight"] = Array(np.zeros((3, 16), np.float32))
         record["head.bias"] = Array(np.eye(3, dtype=np.float32)[c])
-        assert grid.test(record)["generic"]["accuracy"] == pytest.approx(np.mean(y == c))
-        assert grid.test(record)["generic"]["loss"] == pytest.approx(
+        assert grid.generic_metrics(record)["generic"]["accuracy"] == pytest.approx(np.mean(y == c))
+        assert grid.generic_metrics(record)["generic"]["loss"] == pytest.approx(
             np.log(np.e + 2) - np.mean(y == c)
         )
 

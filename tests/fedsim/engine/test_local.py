@@ -191,7 +191,7 @@ def test_weak_augmentation_is_drawn_anew_at_each_step_and_repeats_with_the_seed(
 def test_testing_equals_a_plain_forward_pass(federation):
     trainer, net = make_trainer(federation, linear((1, 4, 4), 3))
     w = net.initial_weights()
-    scores, features = Evaluator(trainer).test(LocalSGD(), w, slice(0, PREDICT_BLOCK))
+    scores, features = Evaluator(trainer).test_generic(LocalSGD(), w, slice(0, PREDICT_BLOCK))
     predicted, loss = scores["generic"]
     source = federation.source
     mean, std = source.x_train.mean(), source.x_train.std()
@@ -201,7 +201,7 @@ def test_testing_equals_a_plain_forward_pass(federation):
     np.testing.assert_array_equal(predicted, logits.argmax(1).numpy())
     np.testing.assert_allclose(loss, expected.numpy(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(features, x)
-    half, _ = Evaluator(trainer).test(LocalSGD(), w, np.arange(0, 30, 2))
+    half, _ = Evaluator(trainer).test_generic(LocalSGD(), w, np.arange(0, 30, 2))
     np.testing.assert_array_equal(half["generic"][0], predicted[::2])
 
 

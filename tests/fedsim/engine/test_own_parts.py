@@ -345,7 +345,7 @@ class TestModels:
         for found in (arrays["arrays"] for arrays in replies.arrays):
             np.testing.assert_array_equal(found["backbone.1.order"], np.arange(15, -1, -1))
             np.testing.assert_array_equal(found["backbone.1.on"], [1, 0] * 8)
-        tested = Worker(task).test(arrays, [0])
+        tested = Worker(task).test_generic(arrays, [0])
         assert len(tested.scores["generic"][0]) == 30
 
 

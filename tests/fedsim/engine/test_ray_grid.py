@@ -20,7 +20,7 @@ from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.ray_actors import RayActors, _import_ray, _start_ray
 from fedsim.engine.ray_grid import RayGrid
 from fedsim.engine.update import LocalSGD, Upload
-from fedsim.engine.worker import Told
+from fedsim.engine.worker import ClientConfigs
 from fedsim.errors import EngineError
 from fedsim.experiment_file import load
 from fedsim.models.small import cnn
@@ -99,12 +99,12 @@ def test_the_numbers_are_those_of_this_process(
         assert total.weights == {"arrays": 24.0}  # two clients of 12 labelled examples
         for client in range(4):
             assert_equal(inline.states.read(client), grid.states.read(client))
-        tested = [backend.predict(arrays) for backend in (inline, grid)]
+        tested = [backend.test_generic(arrays) for backend in (inline, grid)]
         assert_equal(tested[0].scores, tested[1].scores)
         np.testing.assert_array_equal(tested[0].features, tested[1].features)
         everybody = [3, 0, 1, 2]
         found = [
-            backend.predict_clients(arrays, tested[0].features, 2, everybody)
+            backend.test_personal(arrays, tested[0].features, 2, everybody)
             for backend in (inline, grid)
         ]
         assert set(found[0]) == {"personal", "personal-realigned"}
@@ -154,7 +154,7 @@ def test_clients_are_told_what_the_strategy_sends(make_task, running_ray, monkey
         # Each worker what the others leave, too, or its share.
         for round, short in enumerate((0, 0, 60, 60), start=1):
             monkeypatch.setattr(ray_grid, "STEAL_FROM_SECONDS", short)
-            told = Told([{"mu": 0.5, "nu": 2}, {"mu": 0.25}], {0: 0, 1: 1, 2: 1, 3: 0})
+            told = ClientConfigs([{"mu": 0.5, "nu": 2}, {"mu": 0.25}], {0: 0, 1: 1, 2: 1, 3: 0})
             found, _ = grid.train(arrays, round, cohort, told)
             assert found.metrics["mu"] == [0.5, 0.25, 0.25, 2.5]
             assert found.read == {"mu", "nu"}
