@@ -153,7 +153,7 @@ class FedLabel(JointUpdate):
                 train=self.trained,
                 steps=self.unlabelled_steps or None,
                 teach=self.teach,
-                frozen=True,
+                fixed_teacher=True,
                 strong=True,
                 given=(w_l, w),
             )

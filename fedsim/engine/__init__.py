@@ -3,13 +3,15 @@
 Its modules, in the order in which to read them. What a client does:
 
 - ``training``: how a client trains, the experiment's ``[training]``
-- ``update``: what a client does in a round, and what it asks the engine for
+- ``requests``: what a client asks the engine for: passes of SGD, predictions, sums
+- ``update``: what a client does in a round; all that a method is made of
 - ``loader``: mini-batches of a client's examples
 - ``step``: what a step of SGD computes
 - ``loss_check``: whether a loss depends on its arguments alone
 - ``sgd``: the training loop, for one client or for many side by side
 - ``tally``: what is counted during a pass
-- ``local``: carries client updates out, and tests the views of their models
+- ``local``: carries client updates out
+- ``evaluation``: tests the views of models
 
 What makes that fast:
 
@@ -21,6 +23,7 @@ What makes that fast:
 
 What a worker does:
 
+- ``schedule``: who trains where and side by side with whom
 - ``reduction``: sums of uploads, the same for any number of workers
 - ``replies``: what the clients of a round answer
 - ``uploads``: makes replies, states and sums of what client updates return
@@ -29,11 +32,14 @@ What a worker does:
 
 What the server does:
 
+- ``broadcast``: one content for many nodes, without a message for each
 - ``flower``: where fedsim touches Flower's inside
 - ``grid``: between a Flower strategy and the workers
 - ``inline_grid``: the grid without any process but this one
-- ``ray_grid``: the grid whose workers are Ray actors
+- ``ray_actors``: Ray, and how its actors are started, called and ended
 - ``ray_worker``: what runs in such an actor
+- ``imports``: whether every process imports the same files
+- ``ray_grid``: the grid whose workers are Ray actors
 - ``claims``: which leaves a worker takes over that is done early
 - ``loop``: the round loop
 - ``checkpoint``: what a run needs to go on

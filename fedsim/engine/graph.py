@@ -33,7 +33,7 @@ class Graphs:
         """Whether a capture has failed, so that nothing is captured any more."""
         return self._failed
 
-    def capture(self, function: Function, tensors: Sequence[Tensor], still: int) -> Function:
+    def capture(self, function: Function, tensors: Sequence[Tensor], num_static: int) -> Function:
         """Return what does the same as ``function(*tensors)``, begun as one.
 
         Parameters
@@ -42,7 +42,7 @@ class Graphs:
             Does the same with any numbers, as a tape does. Its kernels have run before.
         tensors : sequence of torch.Tensor
             Its arguments. Their layout is that of the arguments of every later call.
-        still : int
+        num_static : int
             So many of them, the first ones, are the same in every call. Others, [K, ...] of K
             clients, are brought to where the graph reads them.
 
@@ -54,7 +54,7 @@ class Graphs:
         """
         if self._failed:
             return function
-        brought = [self._room(place, one) for place, one in enumerate(tensors[still:])]
+        brought = [self._room(place, one) for place, one in enumerate(tensors[num_static:])]
         graph = torch.cuda.CUDAGraph()
         # A capture can't take back what PyTorch keeps for later.
         torch.cuda.synchronize()
@@ -65,7 +65,7 @@ class Graphs:
             with torch.cuda.stream(self._stream), torch._C._AutoDispatchBelowAutograd():
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
                 try:
-                    outputs = function(*tensors[:still], *brought)
+                    outputs = function(*tensors[:num_static], *brought)
                 finally:
                     graph.capture_end()
         except RuntimeError as error:
@@ -76,7 +76,7 @@ class Graphs:
 
         def replay(*tensors: Tensor) -> Outputs:
             if brought:
-                torch._foreach_copy_(brought, list(tensors[still:]))
+                torch._foreach_copy_(brought, list(tensors[num_static:]))
             graph.replay()
             # The next replay writes to the same place.
             return {name: output.clone() for name, output in outputs.items()}

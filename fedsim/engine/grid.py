@@ -67,7 +67,7 @@ class SimulatedGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._tested: tuple[ArrayRecord, Tested] | None = None
         self._run: Run | None = None
-        self.weights: Mapping[str, str] | None = None
+        self.weighted_by: Mapping[str, str] | None = None
         """Array group -> the metric that weights it, where the strategy only needs weighted means;
         its training messages then get one reply, which holds them. None: every client's reply."""
         self.mean_of_tests = False
@@ -119,7 +119,7 @@ class SimulatedGrid(Grid):
         shares, _ = self._share_out(clients)
         parts: list[Replies] = []
         nodes: dict[int, Sum] = {}
-        weights = None if self.weights is None else dict(self.weights)
+        weights = None if self.weighted_by is None else dict(self.weighted_by)
         clock = Clock()
         shared = self._put(arrays)
         clock.lap("serialise")
@@ -345,8 +345,8 @@ class SimulatedGrid(Grid):
             replies, total = self.train(arrays, round, clients, configs)
             warn_of_unread(itertools.chain.from_iterable(configs.configs), replies)
             report.add(round, clients, replies)
-            if self.weights is not None:
-                replies = flower.together(replies, total, self.weights)
+            if self.weighted_by is not None:
+                replies = flower.together(replies, total, self.weighted_by)
             answers += flower.train_replies(clients, partial(self._message, group), replies)
         return answers
 

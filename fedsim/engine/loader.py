@@ -27,12 +27,12 @@ PREDICT_BLOCK = 250
 """Examples in a forward pass of evaluation. Fixed, so that rounding doesn't depend on how the
 blocks are shared out among the workers."""
 
-LOOK_AHEAD = 256
+LOOK_AHEAD_EXAMPLES = 256
 """Examples that are looked up and augmented at a time: many steps' where batches are small, so
 that a step costs little more than its arithmetic."""
-GPU_LOOK_AHEAD = 2**27
-"""Bytes of inputs that are looked up at a time for clients side by side on a GPU, which takes long
-to begin; strong augmentation works with some ten times as much."""
+GPU_LOOK_AHEAD_BYTES = 2**27
+"""As many inputs are looked up at a time for clients side by side on a GPU, which takes long to
+begin; strong augmentation works with some ten times as much."""
 
 
 def epochs(
@@ -147,9 +147,10 @@ class Loader:
         # [channels] of images, [D] of vectors.
         trailing = (1,) * (federation.source.x_train.ndim - 2)
         self._device = torch.device(device)
-        self._look_ahead = LOOK_AHEAD
+        self._look_ahead = LOOK_AHEAD_EXAMPLES
         if self._device.type != "cpu":
-            self._look_ahead = GPU_LOOK_AHEAD // (4 * prod(federation.source.x_train.shape[1:]))
+            of_one = 4 * prod(federation.source.x_train.shape[1:])
+            self._look_ahead = GPU_LOOK_AHEAD_BYTES // of_one
         self._mean = torch.tensor(statistics.mean, device=device).view(-1, *trailing)
         self._std = torch.tensor(statistics.std, device=device).view(-1, *trailing)
         source = federation.source
@@ -184,7 +185,7 @@ class Loader:
     ) -> Iterator[tuple[Batch, Tensor, list[int]]]:
         """Yield the batches of several steps as one, with their true labels and their sizes.
 
-        The blocks of two passes of as many steps go over as many of them each.
+        Two passes of equally many steps are cut into blocks at the same steps.
         """
         for drawn, sizes in self._drawn(examples, rng, steps, strong):
             x, other = self._views(drawn)
@@ -199,7 +200,7 @@ class Loader:
         """Yield the examples of several steps at a time, and how many each step has."""
         index = np.asarray(examples.index)
         planned = plan(rng, len(index), self._batch_size, steps)
-        while ahead := list(islice(planned, max(1, LOOK_AHEAD // self._batch_size))):
+        while ahead := list(islice(planned, max(1, LOOK_AHEAD_EXAMPLES // self._batch_size))):
             sizes = [len(positions) for positions in ahead]
             weak = self._weak.draw(rng, sum(sizes)) if self._weak is not None else None
             hard = self._strong.draw(rng, sum(sizes)) if strong else None

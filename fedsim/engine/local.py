@@ -18,7 +18,7 @@ from fedsim.data.transfer import brought
 from fedsim.engine.clock import Clock
 from fedsim.engine.loader import PREDICT_BLOCK, Loader
 from fedsim.engine.requests import SGD, AddUp, Batch, Examples, Predict, Request
-from fedsim.engine.sgd import Pass, Setting, alike, code_of, run_alone, run_stacked
+from fedsim.engine.sgd import Pass, PassContext, alike, code_of, run_alone, run_stacked
 from fedsim.engine.step import tf32
 from fedsim.engine.tally import Counts
 from fedsim.engine.training import LocalTraining
@@ -142,12 +142,12 @@ class LocalTrainer:
         )
         groups = torch.tensor(statistics.groups, device=self.device)
         rate = torch.zeros((), device=self.device)
-        self._setting = Setting(net, self.loader, training, groups, self.clock, rate)
+        self._context = PassContext(net, self.loader, training, groups, self.clock, rate)
 
     @property
     def graphs_failed(self) -> bool:
         """Whether steps are begun operation by operation on a GPU, for a capture has failed."""
-        return self._setting.tapes.graphs_failed
+        return self._context.tapes.graphs_failed
 
     def clients(
         self, round: int, clients: Sequence[int], configs: Sequence[Config] | None = None
@@ -332,10 +332,10 @@ class LocalTrainer:
             self.clock.lap("train")  # predictions, and the methods' own steps
             with tf32(self.training.precision == "tf32"):
                 if len(passes) > 1:
-                    found = run_stacked(self._setting, passes, round, first.passes)
+                    found = run_stacked(self._context, passes, round, first.passes)
                 else:
                     self._seed_chance(passes[0])
-                    found = [run_alone(self._setting, passes[0])]
+                    found = [run_alone(self._context, passes[0])]
         except (Exception, SystemExit) as error:  # its failure must not end the others
             return _failure(error)
         for (run, _), (trained, counts) in zip(group, found, strict=True):

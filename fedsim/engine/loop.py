@@ -88,7 +88,7 @@ def run_rounds(
     Round
         A round with no usable reply keeps the old model, with a warning.
     """
-    grid.weights = flower.weights_of(strategy)
+    grid.weighted_by = flower.weights_of(strategy)
     grid.mean_of_tests = flower.takes_mean_of_tests(strategy)
     for round in range(finished + 1, rounds + 1):
         clock = Clock()

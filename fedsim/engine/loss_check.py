@@ -103,7 +103,7 @@ def _try(computation: Computation, w: Sequence[Tensor], batches: list[Batch]) ->
             how, fields = laid_out(batches, {}, descends=False)
             targets = computation.targets(how, own, fields)
         how, fields = laid_out(batches, targets, descends=True)
-        found, counts, gradient = computation.slope(how, own, [*targets.values(), *fields])
+        found, counts, gradient = computation.gradient(how, own, [*targets.values(), *fields])
     moved = [
         (after - before).flatten()
         for place, (after, before) in enumerate(zip(own, w, strict=True))

@@ -25,7 +25,7 @@ from torch import Tensor
 from fedsim.errors import EngineError
 from fedsim.models.net import Arrays, Weights
 
-Form = tuple[tuple[str, tuple[int, ...]], ...]
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Names and shapes of arrays that stand one after the other in a vector."""
 
 
@@ -36,7 +36,7 @@ class Flat(NamedTuple):
     (`fedsim.models.layers.channels_last`).
     """
 
-    form: Form
+    shapes: Shapes
     vector: Tensor
     """Float64 [P]; may be a view of many clients'."""
     finite: bool
@@ -45,16 +45,15 @@ class Flat(NamedTuple):
 
 def flatten(ws: Sequence[Weights]) -> list[Flat]:
     """Return the same group of several clients as vectors, all worked out at once."""
-    form: Form = tuple((name, t.shape) for name, t in ws[0].items())
-    names, shapes = [*ws[0]], [shape for _, shape in form]
-    if any([*w] != names or [t.shape for t in w.values()] != shapes for w in ws[1:]):
+    shapes: Shapes = tuple((name, t.shape) for name, t in ws[0].items())
+    if any(tuple((name, t.shape) for name, t in w.items()) != shapes for w in ws[1:]):
         return [flat for w in ws for flat in flatten([w])]
     joined = _join(tensor for w in ws for tensor in w.values())
     all_finite = isfinite(joined.sum().item())
     rows = joined.double().view(len(ws), len(joined) // len(ws))
     # Whose it is, if any: the sum of many may be infinite where no number is.
     finite = [True] * len(ws) if all_finite else rows.sum(1).isfinite().tolist()
-    return [Flat(form, row, ok) for row, ok in zip(rows.unbind(), finite, strict=True)]
+    return [Flat(shapes, row, ok) for row, ok in zip(rows.unbind(), finite, strict=True)]
 
 
 @dataclass(slots=True)
@@ -68,20 +67,20 @@ class Sum:
         up; empty where nobody has a weight.
     weights : dict
         For each group the sum of the weights.
-    forms : dict
+    shapes : dict
         For each group the names and shapes of the arrays.
     """
 
     vectors: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
-    forms: dict[str, Form] = field(default_factory=dict)
+    shapes: dict[str, Shapes] = field(default_factory=dict)
 
     def add_upload(self, groups: Mapping[str, Flat], weights: Mapping[str, float]) -> None:
         """Add one client's arrays, each group with its weight."""
         for group, weight in weights.items():
             if not weight:
                 continue
-            vector = self._in_order(group, groups[group].vector, groups[group].form)
+            vector = self._in_order(group, groups[group].vector, groups[group].shapes)
             if group in self.vectors:
                 self.vectors[group].add_(vector, alpha=weight)
             else:
@@ -92,28 +91,28 @@ class Sum:
     def add(self, other: Sum) -> None:
         """Add another sum."""
         for group, weight in other.weights.items():
-            vector = self._in_order(group, other.vectors[group], other.forms[group])
+            vector = self._in_order(group, other.vectors[group], other.shapes[group])
             if group in self.vectors:
                 self.vectors[group].add_(vector)
             else:
                 self.vectors[group] = vector
             self.weights[group] = self.weights.get(group, 0.0) + weight
 
-    def _in_order(self, group: str, vector: Tensor, form: Form) -> Tensor:
+    def _in_order(self, group: str, vector: Tensor, shapes: Shapes) -> Tensor:
         """Return a vector in the group's order; all clients must upload the same arrays."""
-        known = self.forms.setdefault(group, form)
-        if form == known:
+        known = self.shapes.setdefault(group, shapes)
+        if shapes == known:
             return vector
-        if dict(form) != dict(known):
-            raise EngineError(_differ(group, known, form))
-        parts = _split(vector, form)
+        if dict(shapes) != dict(known):
+            raise EngineError(_differ(group, known, shapes))
+        parts = _split(vector, shapes)
         return _join(parts[name] for name, _ in known)
 
     def means(self) -> dict[str, Arrays]:
         """Return the weighted means, float32, of the groups in which anybody has a weight."""
         means = {}
         for group, vector in self.vectors.items():
-            parts = _split((vector / self.weights[group]).float(), self.forms[group])
+            parts = _split((vector / self.weights[group]).float(), self.shapes[group])
             # A GPU brings them into C order sooner.
             means[group] = {n: part.contiguous().cpu().numpy() for n, part in parts.items()}
         return means
@@ -121,14 +120,14 @@ class Sum:
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as NumPy arrays, which are packed a hundred times faster than tensors."""
         vectors = {group: vector.cpu().numpy() for group, vector in self.vectors.items()}
-        forms = {g: tuple((n, tuple(shape)) for n, shape in f) for g, f in self.forms.items()}
-        return _arrived, (vectors, self.weights, forms)
+        shapes = {g: tuple((n, tuple(shape)) for n, shape in f) for g, f in self.shapes.items()}
+        return _arrived, (vectors, self.weights, shapes)
 
 
 def _arrived(
-    vectors: dict[str, NDArray[np.float64]], weights: dict[str, float], forms: dict[str, Form]
+    vectors: dict[str, NDArray[np.float64]], weights: dict[str, float], shapes: dict[str, Shapes]
 ) -> Sum:
-    return Sum({g: torch.from_numpy(vector) for g, vector in vectors.items()}, weights, forms)
+    return Sum({g: torch.from_numpy(vector) for g, vector in vectors.items()}, weights, shapes)
 
 
 def _join(tensors: Iterable[Tensor]) -> Tensor:
@@ -140,10 +139,10 @@ def _join(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
-def _split(vector: Tensor, form: Form) -> Weights:
+def _split(vector: Tensor, shapes: Shapes) -> Weights:
     """Return the tensors that stand in a vector (views)."""
     w, begin = {}, 0
-    for name, shape in form:
+    for name, shape in shapes:
         part = vector[begin : begin + prod(shape)]
         begin += len(part)
         if len(shape) == 4:
@@ -154,11 +153,11 @@ def _split(vector: Tensor, form: Form) -> Weights:
     return w
 
 
-def _differ(group: str, one: Form, other: Form) -> str:
+def _differ(group: str, one: Shapes, other: Shapes) -> str:
     """Say how two clients' uploads of a group differ."""
-    shapes = dict(one), dict(other)
-    for name in sorted(shapes[0].keys() | shapes[1].keys()):
-        found = [tuple(of[name]) if name in of else None for of in shapes]
+    both = dict(one), dict(other)
+    for name in sorted(both[0].keys() | both[1].keys()):
+        found = [tuple(shapes[name]) if name in shapes else None for shapes in both]
         if found[0] != found[1]:
             break
     return (

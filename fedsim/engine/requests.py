@@ -117,7 +117,7 @@ class SGD:
     epochs: int | None
     train: tuple[str, ...]
     teach: Teacher | None
-    frozen: bool
+    fixed_teacher: bool
     strong: bool
     lr: float | None
     """None: the experiment's."""
@@ -158,7 +158,7 @@ def sgd(
     epochs: int | None = None,
     lr: float | None = None,
     teach: Teacher | None = None,
-    frozen: bool = False,
+    fixed_teacher: bool = False,
     strong: bool = False,
 ) -> Generator[SGD, Trained, Trained]:
     """Train from ``w`` on mini-batches of ``examples``, with the experiment's optimiser.
@@ -196,7 +196,7 @@ def sgd(
     teach : callable, optional
         Labels the unlabelled batch before each step, see `Teacher` and `Targets`. The simulator
         compares the pseudo-labels with the hidden truth, for the records only.
-    frozen : bool
+    fixed_teacher : bool
         Whether the teacher says the same whatever the weights that are being trained: it may then
         label the batches of several steps together, which takes less time.
     strong : bool
@@ -217,7 +217,7 @@ def sgd(
     if isinstance(train, str):
         raise TypeError(f"train must be a tuple of parts, such as ({train!r},)")
     check_parts("train", train, w)
-    how = (steps, epochs, train, teach, frozen, strong, lr)
+    how = (steps, epochs, train, teach, fixed_teacher, strong, lr)
     return (yield SGD(loss, w, kinds, given, correction, *how))
 
 

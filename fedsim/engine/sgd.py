@@ -41,7 +41,7 @@ ones of a stack, tensors have a leading dimension K."""
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class PassContext:
     """What all passes of a process have in common.
 
     Attributes
@@ -63,9 +63,9 @@ class Setting:
     stacks : Stacks
         Memory for the arrays of clients side by side.
     checked : dict
-        Round in which was last looked at whether a loss and its teacher are what they must be, see
-        `check_loss`: when a pass is new, and of clients side by side, where padding may count, in
-        rounds 1, 2, 4, 8 ..., for terms of a loss may come in late.
+        Pass -> the round in which `check_loss` last looked at its loss and teacher: when the pass
+        is new, and side by side, where padding may count, again in rounds 1, 2, 4, 8 ..., since a
+        loss may gain terms.
     """
 
     net: Net
@@ -79,7 +79,7 @@ class Setting:
     checked: dict[Hashable, int] = field(default_factory=dict)
 
 
-def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
+def run_alone(context: PassContext, one: Pass) -> tuple[Trained, Counts]:
     """Carry out one client's pass.
 
     Returns
@@ -90,29 +90,29 @@ def run_alone(setting: Setting, one: Pass) -> tuple[Trained, Counts]:
         Pseudo-labels against the hidden truth, see `audit`; empty without a teacher.
     """
     request, rngs = one
-    steps = _num_steps(setting, request)
+    steps = _num_steps(context, request)
     streams = [
-        setting.loader.blocks(kind, rng, steps, request.strong and not kind.labelled)
+        context.loader.blocks(kind, rng, steps, request.strong and not kind.labelled)
         for kind, rng in zip(request.kinds, rngs, strict=True)
     ]
     w = {name: tensor.detach().clone() for name, tensor in request.w.items()}
-    given = tuple(setting.net.with_own_buffers(arrays) for arrays in request.given)
-    loop = _Loop(setting, request, w, given, request.correction, ())
+    given = tuple(context.net.with_own_buffers(arrays) for arrays in request.given)
+    loop = _Loop(context, request, w, given, request.correction, ())
     known = code_of(request.loss), code_of(request.teach)
     for found in zip(*streams, strict=True):
-        setting.clock.lap("gather")
+        context.clock.lap("gather")
         blocks, sizes = [block for block, _, _ in found], [s for _, _, s in found]
-        if known not in setting.checked:
+        if known not in context.checked:
             loop.check([next(b.split(s)) for b, s in zip(blocks, sizes, strict=True)])
-            setting.checked[known] = 0
+            context.checked[known] = 0
         loop.take_block(blocks, found[-1][1], sizes)
-        setting.clock.lap("train")
+        context.clock.lap("train")
     loop.end()
     return loop.result(())
 
 
 def run_stacked(
-    setting: Setting, passes: Sequence[Pass], round: int = 1, number: int = 0
+    context: PassContext, passes: Sequence[Pass], round: int = 1, number: int = 0
 ) -> list[tuple[Trained, Counts]]:
     """Carry out the passes of several clients side by side; results in their order.
 
@@ -120,28 +120,28 @@ def run_stacked(
     that finish first leave the stack. Batches are padded to one size, which losses and BatchNorm
     leave out by their masks.
     """
-    steps = np.array([_num_steps(setting, request) for request, _ in passes])
+    steps = np.array([_num_steps(context, request) for request, _ in passes])
     # Longest first: those still at it are always the first rows, which needs no copies.
     order = np.argsort(-steps, kind="stable")
     chosen = [passes[i] for i in order]
     requests = [request for request, _ in chosen]
-    w = setting.stacks.stack("w", [request.w for request in requests])
+    w = context.stacks.stack("w", [request.w for request in requests])
     given = tuple(
-        setting.stacks.stack(f"given {i}", [request.given[i] for request in requests])
+        context.stacks.stack(f"given {i}", [request.given[i] for request in requests])
         for i in range(len(requests[0].given))
     )
-    correction = setting.stacks.stack("correction", [request.correction for request in requests])
-    loop = _Loop(setting, requests[0], w, given, correction, (len(requests),))
+    correction = context.stacks.stack("correction", [request.correction for request in requests])
+    loop = _Loop(context, requests[0], w, given, correction, (len(requests),))
     known = (_known(requests[0].loss), _known(requests[0].teach), number)
-    last = setting.checked.get(known)
+    last = context.checked.get(known)
     is_due = last is None or (last != round and round.bit_count() == 1)
-    for step in setting.loader.stacked(chosen, steps[order], requests[0].strong):
-        setting.clock.lap("gather")
+    for step in context.loader.stacked(chosen, steps[order], requests[0].strong):
+        context.clock.lap("gather")
         if is_due:
             loop.check(step[0])
-            setting.checked[known], is_due = round, False
+            context.checked[known], is_due = round, False
         loop.take(step)
-        setting.clock.lap("train")
+        context.clock.lap("train")
     loop.end()
     return [loop.result(int(place)) for place in np.argsort(order)]
 
@@ -171,8 +171,8 @@ class _Own:
     flat: list[Tensor]
     """The weights, what is given, the velocity, what corrects the gradient and a learning rate, one
     after the other."""
-    still: int
-    """How many of them a CUDA graph may look for where they are now."""
+    num_static: int
+    """How many of them, the first ones, lie at fixed addresses: a CUDA graph's static inputs."""
     form: int
     """Stands for which these are and for their layout."""
 
@@ -182,21 +182,21 @@ class _Loop:
 
     def __init__(
         self,
-        setting: Setting,
+        context: PassContext,
         request: SGD,
         w: Weights,
         given: tuple[Weights, ...],
         correction: Weights,
         lead: tuple[int, ...],
     ) -> None:
-        self._groups = setting.groups
-        self._tapes = setting.tapes
-        self._stacks = setting.stacks
-        self._frozen = request.frozen
+        self._groups = context.groups
+        self._tapes = context.tapes
+        self._stacks = context.stacks
+        self._fixed_teacher = request.fixed_teacher
         self._lead = lead
         self._w = w
         self._given = given
-        net = setting.net.side_by_side if lead else setting.net
+        net = context.net.side_by_side if lead else context.net
         trained = parts(w, request.train).keys() - net.buffers - net.frozen
         if not trained:
             known = ", ".join(sorted({name.partition(".")[0] for name in w}))
@@ -205,18 +205,18 @@ class _Loop:
         moved = {name: tensor for name, tensor in w.items() if name in trained}
         self._correction = _like(moved, correction) if correction else {}
         self._velocity: Weights = {}
-        if setting.training.momentum:
+        if context.training.momentum:
             if lead:
                 self._velocity = self._stacks.zeros("velocity", moved)
             else:
                 self._velocity = {name: torch.zeros_like(tensor) for name, tensor in moved.items()}
         # A usual learning rate is part of the operations, others mustn't make new ones of them.
-        self._rate = [] if request.lr is None else [setting.rate.fill_(request.lr)]
+        self._rate = [] if request.lr is None else [context.rate.fill_(request.lr)]
         self._computation = Computation(
             net=net,
             loss=request.loss,
             teach=request.teach,
-            training=setting.training,
+            training=context.training,
             names=tuple(tuple(arrays) for arrays in (w, *given)),
             trained=tuple(place for place, name in enumerate(w) if name in trained),
             moving=tuple(place for place, name in enumerate(w) if name in changed),
@@ -243,7 +243,7 @@ class _Loop:
         """Take several steps of a client alone, on the parts of ``blocks`` of these sizes."""
         batches = zip(*(b.split(s) for b, s in zip(blocks, sizes, strict=True)), strict=True)
         truths = torch.split(truth, sizes[-1])
-        if self._computation.teach is None or not self._frozen:
+        if self._computation.teach is None or not self._fixed_teacher:
             for step in zip(batches, truths, strict=True):
                 self.take((list(step[0]), step[1]))
             return
@@ -268,8 +268,8 @@ class _Loop:
         flat = [one for arrays in (w, *given, velocity, correction) for one in arrays.values()]
         flat += self._rate
         of = self._computation
-        is_still = isinstance(rows, slice) and self._stacks.are_still(of.device)
-        places = tuple(tensor.data_ptr() for tensor in flat) if is_still else ()
+        is_static = isinstance(rows, slice) and self._stacks.are_static(of.device)
+        places = tuple(tensor.data_ptr() for tensor in flat) if is_static else ()
         form = self._tapes.number((of.names, of.trained, of.corrections, layout(flat), places))
         return _Own(rows, w, velocity, flat, len(places), form)
 
@@ -279,7 +279,7 @@ class _Loop:
         tensors = [self._groups, *targets.values(), truth, batches[-1].mask]
         form = ("audit", *targets, *layout(tensors))
         compute = partial(_audit, tuple(targets))
-        counts = self._tapes.call(form, compute, tensors, min(1, own.still))
+        counts = self._tapes.call(form, compute, tensors, min(1, own.num_static))
         self._counts.note(own.rows, counts)
         return targets
 
@@ -292,7 +292,7 @@ class _Loop:
         some = go.nonzero().squeeze(-1)
         if not some.numel():
             return
-        if own.still:  # a graph takes the step for all, and others back again
+        if own.num_static:  # a graph takes the step for all, and others back again
             counts = self._call(own, batches, targets, descends=True, partly=True)
             self._sums.note(some, {name: count[some] for name, count in counts.items()})
             return
@@ -329,7 +329,7 @@ class _Loop:
         rest = [*targets.values(), *fields]
         form = (_known(of.loss if descends else of.teach), how, own.form, layout(rest))
         compute = partial(of.compute, how)
-        return self._tapes.call(form, compute, [*own.flat, *rest], own.still)
+        return self._tapes.call(form, compute, [*own.flat, *rest], own.num_static)
 
     def check(self, batches: list[Batch]) -> None:
         """Raise `TypeError` if a step on them depends on what it mustn't."""
@@ -342,7 +342,7 @@ class _Loop:
         """Add up what was noted, once for all rows."""
         self._log, self._steps = self._sums.totals()
         self._audited, _ = self._counts.totals()
-        if self._last.still:  # the next pass takes the same memory
+        if self._last.num_static:  # the next pass takes the same memory
             self._w = {name: tensor.clone() for name, tensor in self._w.items()}
 
     def result(self, row: Any) -> tuple[Trained, Counts]:
@@ -368,8 +368,8 @@ def _like(trained: Weights, correction: Weights) -> Weights:
     return {name: correction[name].to(tensor.dtype) for name, tensor in trained.items()}
 
 
-def _num_steps(setting: Setting, request: SGD) -> int:
-    return setting.training.num_steps(*request.kinds, steps=request.steps, epochs=request.epochs)
+def _num_steps(context: PassContext, request: SGD) -> int:
+    return context.training.num_steps(*request.kinds, steps=request.steps, epochs=request.epochs)
 
 
 def code_of(function: Callable[..., Any] | None) -> Hashable:

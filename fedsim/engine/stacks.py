@@ -24,7 +24,7 @@ class Stacks:
         self._room: dict[Hashable, Tensor] = {}
 
     @staticmethod
-    def are_still(device: torch.device) -> bool:
+    def are_static(device: torch.device) -> bool:
         """Tell whether every pass on a device gets the same memory."""
         return device.type == "cuda"
 
@@ -57,7 +57,7 @@ class Stacks:
         if not (one.is_contiguous() or (one.dim() > 2 and one.movedim(1, -1).is_contiguous())):
             one = torch.empty_like(one)  # with gaps, or the same numbers several times
         shape, stride = (count, *one.shape), (one.numel(), *one.stride())
-        if not self.are_still(one.device):
+        if not self.are_static(one.device):
             return torch.empty_strided(shape, stride, dtype=one.dtype)
         key = (role, one.shape, one.stride(), one.dtype)
         room = self._room.get(key)

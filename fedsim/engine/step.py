@@ -38,7 +38,7 @@ class How(NamedTuple):
     descends: bool
     """Whether it is a loss, and a step down its gradient follows."""
     partly: bool = False
-    """Whether those rows alone take the step to whom the teacher's targets give a reason."""
+    """Whether only those rows take the step whose target ``step`` isn't 0."""
 
 
 def laid_out(
@@ -125,7 +125,7 @@ class Computation:
             return self.targets(how, arrays, rest)
         moving = [arrays[place] for place in self.moving]
         before = [tensor.clone() for tensor in (*moving, *velocity)] if how.partly else []
-        loss, counts, gradient = self.slope(how, arrays, rest)
+        loss, counts, gradient = self.gradient(how, arrays, rest)
         # A count may be a weight itself, which is going to change.
         places = {tensor.untyped_storage().data_ptr() for tensor in arrays} if counts else set()
         made = {"loss of": loss.detach()}
@@ -148,7 +148,7 @@ class Computation:
             found: Outputs = self._of_all(how)(*arrays, *fields)
         return found
 
-    def slope(
+    def gradient(
         self, how: How, arrays: Sequence[Tensor], rest: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
         """Return the loss, its counts, and its gradient in what is trained of ``arrays``."""
@@ -253,17 +253,17 @@ def descend(
         # Not in place: weights that the loss only adds up have one gradient in common.
         gradient = list(torch._foreach_add(gradient, w, alpha=training.weight_decay))
     # One after the other: their sum would take memory of its own, which is dear here.
-    slopes = [gradient, correction] if correction else [gradient]
+    terms = [gradient, correction] if correction else [gradient]
     if training.momentum:
         torch._foreach_mul_(velocity, training.momentum)
-        for slope in slopes:
-            torch._foreach_add_(velocity, slope)
-        slopes = [velocity]
-    for slope in slopes:
+        for term in terms:
+            torch._foreach_add_(velocity, term)
+        terms = [velocity]
+    for term in terms:
         if isinstance(lr, Tensor):
-            torch._foreach_sub_(w, torch._foreach_mul(slope, lr))
+            torch._foreach_sub_(w, torch._foreach_mul(term, lr))
         else:
-            torch._foreach_add_(w, slope, alpha=-lr)
+            torch._foreach_add_(w, term, alpha=-lr)
 
 
 def goes(step: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Tapes:
         return self._numbers.setdefault(part, len(self._numbers))
 
     def call(
-        self, form: Hashable, function: Function, tensors: Sequence[Tensor], still: int = 0
+        self, form: Hashable, function: Function, tensors: Sequence[Tensor], num_static: int = 0
     ) -> Outputs:
         """Return ``function(*tensors)``, without gradients.
 
@@ -78,7 +78,7 @@ class Tapes:
             taken out of a tensor, a tensor from elsewhere or a random draw, is called each time.
         tensors : sequence of torch.Tensor
             Its arguments.
-        still : int
+        num_static : int
             On a GPU, the first so many tensors of a form always lie where they lie now: its
             operations may be begun as one, see `fedsim.engine.graph`.
         """
@@ -89,15 +89,15 @@ class Tapes:
             with torch._C._AutoDispatchBelowAutograd():
                 return known(*tensors)
         # A graph is worth it even for a second use.
-        is_due = known + 1 == (1 if still else RECORD_AT)
+        is_due = known + 1 == (1 if num_static else RECORD_AT)
         outputs, tape = _record(function, tensors) if is_due else (function(*tensors), None)
         # Not before: one that failed, for want of memory perhaps, is as if it had not been used.
         self._forms[form] = known + 1 if tape is None else tape
         if len(self._forms) > FORMS:
             self._forms.popitem(last=False)
-        if tape is not None and still:
+        if tape is not None and num_static:
             self._graphs = self._graphs or Graphs()
-            self._forms[form] = self._graphs.capture(tape, tensors, still)
+            self._forms[form] = self._graphs.capture(tape, tensors, num_static)
         return outputs
 
 

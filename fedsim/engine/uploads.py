@@ -19,7 +19,7 @@ from fedsim.engine.update import Upload
 from fedsim.errors import EngineError, described
 from fedsim.models.net import Arrays, Weights, num_bytes
 
-TOGETHER = 1 << 20
+FLUSH_BYTES = 1 << 20
 """Bytes of uploads and states that are looked at and added up together: of small ones, each alone
 takes longer to begin with than to do."""
 
@@ -40,7 +40,7 @@ class Intake:
     ----------
     keep : callable
         Is told what a client keeps: ``keep(client, slot, arrays)``.
-    weights : mapping or None
+    weighted_by : mapping or None
         Array group -> the number by which a client's is weighted, if only sums are wanted.
     clock : Clock
         Is told what goes into uploads and into what is kept.
@@ -49,11 +49,11 @@ class Intake:
     def __init__(
         self,
         keep: Callable[[int, int, Arrays], None],
-        weights: Mapping[str, str] | None,
+        weighted_by: Mapping[str, str] | None,
         clock: Clock,
     ) -> None:
         self._keep = keep
-        self._weights = weights
+        self._weighted_by = weighted_by
         self._clock = clock
         self._replies = Replies()
         self._metrics: list[dict[str, float]] = []
@@ -84,7 +84,7 @@ class Intake:
         size = sum(map(num_bytes, upload.arrays.values()))
         self._waiting.append(_Waiting(node, client, slot, upload, audit, size))
         self._num_bytes += size + num_bytes(upload.state)
-        if self._num_bytes >= TOGETHER:
+        if self._num_bytes >= FLUSH_BYTES:
             self._work_off()
 
     def end(self) -> tuple[Replies, dict[int, Sum]]:
@@ -98,7 +98,7 @@ class Intake:
         self._replies.metrics = columns(self._metrics)
         self._replies.audit = columns(self._audits)
         self._clock.lap("reduce")
-        return self._replies, self._nodes if self._weights is not None else {}
+        return self._replies, self._nodes if self._weighted_by is not None else {}
 
     def _work_off(self) -> None:
         waiting, self._waiting, self._num_bytes = self._waiting, [], 0
@@ -114,13 +114,13 @@ class Intake:
             if client in replies.failures:
                 continue
             numbers = {"num_examples": upload.num_examples, **upload.metrics}
-            if self._weights is not None:
-                weights = _weights_of(numbers, flats, self._weights)
+            if self._weighted_by is not None:
+                weights = _weights_of(numbers, flats, self._weighted_by)
                 for group, weight in weights.items():
                     if not 0 <= weight < inf:
                         replies.failures[client] = (
-                            f"{self._weights[group]} = {weight}, by which {group!r} is weighted: "
-                            "must be finite and at least 0"
+                            f"{self._weighted_by[group]} = {weight}, by which {group!r} is "
+                            "weighted: must be finite and at least 0"
                         )
                 if client in replies.failures:
                     continue

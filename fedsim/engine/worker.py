@@ -53,7 +53,7 @@ class Order(NamedTuple):
 
     round: int
     """From 1."""
-    weights: Mapping[str, str] | None
+    weighted_by: Mapping[str, str] | None
     """Array group -> the number by which a client's is weighted, if only sums are wanted."""
     configs: ClientConfigs = NO_CONFIGS
     """What the strategy tells the clients besides."""
@@ -140,7 +140,7 @@ class Worker:
             In the order in which they are trained. A client that raises, or whose upload isn't
             finite, has failed.
         sums : dict
-            With ``order.weights``, the sums at the topmost nodes that these leaves make up; the
+            With ``order.weighted_by``, the sums at the topmost nodes that these leaves make up; the
             replies have then no arrays.
         seconds : dict
             Where the time went, by part.
@@ -156,7 +156,7 @@ class Worker:
         clock.restart()
         w = self.weights(arrays)
         clock.lap("serialise")
-        intake = Intake(self._states.write, order.weights, clock)
+        intake = Intake(self._states.write, order.weighted_by, clock)
         known = look_up(share)
         for leaves in (share,) if taken is None else taken:
             if any(client not in known for _, clients in leaves for client, _ in clients):

@@ -372,7 +372,7 @@ def test_a_row_says_that_its_steps_were_not_begun_as_one(monkeypatch, capsys, tm
         def capture(self, function, tensors, still):
             return function
 
-    monkeypatch.setattr(Stacks, "are_still", staticmethod(lambda device: True))
+    monkeypatch.setattr(Stacks, "are_static", staticmethod(lambda device: True))
     monkeypatch.setattr(tape, "Graphs", Graphs)
     found, printed, _ = run_gpu(monkeypatch, capsys, tmp_path / "gpu.json", "--row resnet8:2:2")
     assert found["rows"][0]["in_graphs"] is False

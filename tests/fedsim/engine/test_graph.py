@@ -52,7 +52,7 @@ class StandIn:
 
 @pytest.fixture
 def graphs(monkeypatch):
-    monkeypatch.setattr(Stacks, "are_still", staticmethod(lambda device: True))
+    monkeypatch.setattr(Stacks, "are_static", staticmethod(lambda device: True))
     monkeypatch.setattr(tape, "Graphs", StandIn)
     monkeypatch.setattr(StandIn, "captured", 0)
     monkeypatch.setattr(StandIn, "replayed", 0)

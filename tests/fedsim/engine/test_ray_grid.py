@@ -86,7 +86,7 @@ def test_the_numbers_are_those_of_this_process(
         for round, cohort in enumerate([[2, 0, 3], [3, 2]], start=1):
             both = []
             for backend in (inline, grid):
-                backend.weights = {"arrays": "num_examples"} if round == 2 else None
+                backend.weighted_by = {"arrays": "num_examples"} if round == 2 else None
                 both.append(backend.train(arrays, round, cohort))
             (replies, total), (ray_replies, ray_total) = both
             assert replies.clients == ray_replies.clients == cohort
@@ -94,7 +94,7 @@ def test_the_numbers_are_those_of_this_process(
             for one, other in zip(replies.arrays, ray_replies.arrays, strict=True):
                 assert_equal(one.get("arrays", {}), other.get("arrays", {}))
             assert total.weights == ray_total.weights
-            assert total.forms == ray_total.forms
+            assert total.shapes == ray_total.shapes
             assert_equal(total.vectors, ray_total.vectors)
         assert total.weights == {"arrays": 24.0}  # two clients of 12 labelled examples
         for client in range(4):
@@ -211,7 +211,7 @@ def test_a_worker_that_is_done_early_takes_over_from_another(make_task, running_
     try:
         both = []
         for backend in (inline, grid):
-            backend.weights = {"arrays": "num_examples"}
+            backend.weighted_by = {"arrays": "num_examples"}
             both.append(backend.train(arrays, 1, cohort))
     finally:
         grid.close()
@@ -249,10 +249,10 @@ class TestRayGridFailure:
         arrays = initial_arrays(task)
         grid = RayGrid(task, RayActors(2))
         try:
-            grid.weights = {"head": "num_examples"}
+            grid.weighted_by = {"head": "num_examples"}
             with pytest.raises(EngineError, match=r"averages the arrays 'head', but the clients"):
                 grid.train(arrays, 1, [0, 1, 2, 3])
-            grid.weights = None
+            grid.weighted_by = None
             found, _ = grid.train(arrays, 1, [3, 2, 1, 0])  # both workers take work again
         finally:
             grid.close()

@@ -62,7 +62,7 @@ def test_flattened_together_or_alone_the_vectors_are_the_same(clients, broken):
         ws[broken]["w"][1, 1] = [np.nan, np.inf, -np.inf][broken % 3]
     for place, (w, found) in enumerate(zip(ws, flatten(ws) if ws else [], strict=True)):
         (alone,) = flatten([w])
-        assert found.form == alone.form == tuple((name, t.shape) for name, t in w.items())
+        assert found.shapes == alone.shapes == tuple((name, t.shape) for name, t in w.items())
         torch.testing.assert_close(found.vector, alone.vector, rtol=0, atol=0, equal_nan=True)
         assert found.finite == alone.finite == (place != broken)
 
@@ -95,7 +95,7 @@ def test_the_means_are_numpys(cohort):
 def test_a_sum_travels_whole_and_can_be_added_to():
     sent = total(np.array([3, 1, 2]), 1)
     found = pickle.loads(pickle.dumps(sent, protocol=5))
-    assert found == Sum(found.vectors, sent.weights, sent.forms)
+    assert found == Sum(found.vectors, sent.weights, sent.shapes)
     assert torch.equal(found.vectors["arrays"], sent.vectors["arrays"])
     found.add(sent)
     np.testing.assert_array_equal(found.means()["arrays"]["w"], sent.means()["arrays"]["w"])

@@ -180,7 +180,7 @@ def test_where_tensors_lie_still_a_form_becomes_a_graph_at_once(monkeypatch):
     monkeypatch.setattr("fedsim.engine.tape.Graphs", Graphs)
     tapes, function = Tapes(), Counted(squares)
     for step in range(3):
-        found = tapes.call("form", function, [torch.full((2,), float(step))], still=1)
+        found = tapes.call("form", function, [torch.full((2,), float(step))], num_static=1)
         assert {key: float(value) for key, value in found.items()} == {
             "graph" if step else "sum": 2 * step**2
         }
@@ -195,15 +195,15 @@ def test_where_tensors_lie_still_a_form_becomes_a_graph_at_once(monkeypatch):
         return {"sum": x.sum()}
 
     with pytest.raises(torch.OutOfMemoryError):
-        tapes.call("short", short_of_memory, [torch.ones(2)], still=1)
+        tapes.call("short", short_of_memory, [torch.ones(2)], num_static=1)
     for _ in range(2):
-        found = tapes.call("short", short_of_memory, [torch.ones(2)], still=1)
+        found = tapes.call("short", short_of_memory, [torch.ones(2)], num_static=1)
     assert (len(calls), len(captured), *found) == (2, 2, "graph")
     # What can't be noted isn't tried again and again.
     function = Counted(OPENLY_IMPURE["by item"])
     with patch("fedsim.engine.tape._record", wraps=_record) as noting:
         for _ in range(CALLS):
-            tapes.call("impure", function, [torch.ones(2)], still=1)
+            tapes.call("impure", function, [torch.ones(2)], num_static=1)
     assert function.calls == CALLS
     assert noting.call_count == 1
     assert len(captured) == 2

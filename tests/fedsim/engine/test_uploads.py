@@ -80,7 +80,7 @@ def test_so_is_one_whose_weight_is_no_weight(weight):
 
 @pytest.mark.parametrize("together", [1, 100, 1 << 20])
 def test_a_client_that_fails_is_left_out_alone(monkeypatch, together):
-    monkeypatch.setattr(module, "TOGETHER", together)
+    monkeypatch.setattr(module, "FLUSH_BYTES", together)
     replies, sums, kept = taken(RESULTS)
     assert replies.clients == [0, 3, 5, 6]
     assert replies.failures == {
@@ -111,7 +111,7 @@ def test_a_client_that_fails_is_left_out_alone(monkeypatch, together):
 def test_how_many_are_looked_at_together_changes_no_bit(monkeypatch):
     found = []
     for together in (1, 100, 1 << 20):
-        monkeypatch.setattr(module, "TOGETHER", together)
+        monkeypatch.setattr(module, "FLUSH_BYTES", together)
         found.append(taken(RESULTS))
     (replies, sums, _), *others = found
     for other_replies, other_sums, _ in others:
