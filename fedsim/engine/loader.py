@@ -188,11 +188,11 @@ class Loader:
         Two passes of equally many steps are cut into blocks at the same steps.
         """
         for drawn, sizes in self._drawn(examples, rng, steps, strong):
-            x, other = self._views(drawn)
+            x, strong_x = self._augmented(drawn)
             truth = self.train.labels(drawn.examples)
             y = truth if examples.labelled else torch.full_like(truth, -1)
             mask = torch.ones(len(truth), device=self._device)
-            yield Batch(x, y, mask, other, padded=False), truth, sizes
+            yield Batch(x, y, mask, strong_x, padded=False), truth, sizes
 
     def _drawn(
         self, examples: Examples, rng: np.random.Generator, steps: int, strong: bool
@@ -206,7 +206,7 @@ class Loader:
             hard = self._strong.draw(rng, sum(sizes)) if strong else None
             yield Drawn(index[np.concatenate(ahead)], weak, hard), sizes
 
-    def _views(self, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
+    def _augmented(self, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
         """Return the inputs [B, ...] and, where they were drawn for it, their strong view."""
         # As bytes, as long as it goes: normalised inputs are four times as much to move.
         raw = x = self.train.inputs(drawn.examples)
@@ -299,13 +299,13 @@ class Loader:
         drawn = planned.each(in_turn)
         truth = self.train.labels(drawn.examples)
         y = truth if parts[0][0].labelled else torch.full_like(truth, -1)
-        small = zip(*(torch.split(one, lengths) for one in (y, masks, truth)), strict=True)
-        views = self._ahead(drawn, lengths)
-        for shape, of_step, (x, other) in zip(shapes, small, views, strict=True):
+        steps_of = (torch.split(one, lengths) for one in (y, masks, truth))
+        inputs = self._ahead(drawn, lengths)
+        for shape, (weak, strong_x), *of_step in zip(shapes, inputs, *steps_of, strict=True):
             labels, mask, own_truth = (one.view(shape) for one in of_step)
-            x = x.view(*shape, *x.shape[1:])
-            other = None if other is None else other.view(x.shape)
-            yield Batch(x, labels, mask, other), own_truth
+            x = weak.view(*shape, *weak.shape[1:])
+            strong_x = None if strong_x is None else strong_x.view(x.shape)
+            yield Batch(x, labels, mask, strong_x), own_truth
 
     def _plan(
         self,
@@ -342,14 +342,14 @@ class Loader:
         return planned
 
     def _ahead(self, drawn: Drawn, lengths: list[int]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield the views of steps of these lengths, looked up for some steps at a time."""
+        """Yield the inputs of steps of these lengths, looked up for some steps at a time."""
         begin = done = 0
         while done < len(lengths):
             # The number of examples falls: to the end, clients leave.
             end = done + max(1, self._look_ahead // lengths[done])
             some = lengths[done:end]
             stop = begin + sum(some)
-            x, other = self._views(drawn.part(begin, stop))
-            others = [None] * len(some) if other is None else torch.split(other, some)
-            yield from zip(torch.split(x, some), others, strict=True)
+            x, strong_x = self._augmented(drawn.part(begin, stop))
+            strong = [None] * len(some) if strong_x is None else torch.split(strong_x, some)
+            yield from zip(torch.split(x, some), strong, strict=True)
             begin, done = stop, end
