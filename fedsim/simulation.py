@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -14,12 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fedsim import registry
-from fedsim.config import Experiment, cohort_size
+from fedsim.config import Experiment
 from fedsim.data.federation import Federation, federate
 from fedsim.data.flower import as_partition
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
 from fedsim.errors import ConfigError, DataError, EngineError, own_part
+from fedsim.hardware import device, gpu_share, num_workers
 from fedsim.interrupts import noted_interrupts
 from fedsim.method import local_training, make_strategy, make_update
 from fedsim.recorder import Recorder, Result
@@ -339,45 +339,3 @@ def _start_actors(experiment: Experiment) -> RayActors:
     from fedsim.engine.ray_actors import RayActors
 
     return RayActors(num_workers(experiment), gpu_share(experiment))
-
-
-def num_workers(experiment: Experiment) -> int:
-    """Return how many Ray workers an experiment gets: no more than clients in a round."""
-    if experiment.engine.backend == "inline":
-        return 1
-    if isinstance(experiment.engine.workers, int):
-        return experiment.engine.workers
-    cohort = cohort_size(experiment.training.participation, experiment.clients.count)
-    return max(1, min(_num_gpus(experiment) or num_cores(), cohort))
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def device(experiment: Experiment) -> str:
-    """Return where clients train, ``"cpu"`` or ``"cuda"``."""
-    wanted = experiment.engine.device
-    if wanted == "cpu":
-        return "cpu"
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if wanted == "cuda":
-        raise ConfigError(
-            "engine.device = 'cuda': PyTorch finds no CUDA device here; give 'cpu', or 'auto'"
-        )
-    return "cpu"
-
-
-def gpu_share(experiment: Experiment) -> float:
-    """Return which share of a GPU each worker gets, in (0, 1]; 0.0 on the processor."""
-    return min(1.0, _num_gpus(experiment) / num_workers(experiment))
-
-
-def _num_gpus(experiment: Experiment) -> int:
-    import torch
-
-    return torch.cuda.device_count() if device(experiment) == "cuda" else 0

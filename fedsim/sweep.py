@@ -16,8 +16,8 @@ from typing import Any
 from fedsim.config import Experiment, cohort_size
 from fedsim.errors import ConfigError
 from fedsim.experiment_file import check_key, load
+from fedsim.hardware import device, num_cores
 from fedsim.settings import named
-from fedsim.simulation import device, num_cores
 
 _PLAIN = re.compile(r"[^A-Za-z0-9_.=,+-]")  # what a folder's name does without
 _LONGEST = 150  # characters of a folder's name

@@ -304,27 +304,6 @@ def test_clients_train_side_by_side_where_steps_are_short(tmp_path, changes, sta
     assert make_task(given, load_federation(given), tmp_path).stacked is stacked
 
 
-@pytest.mark.parametrize(
-    ("gpus", "engine", "device", "workers", "share"),
-    [
-        (0, {}, "cpu", 3, 0.0),
-        (2, {}, "cuda", 2, 1.0),
-        (1, {"workers": 3}, "cuda", 3, 1 / 3),
-        (4, {"workers": 2}, "cuda", 2, 1.0),
-        (2, {"device": "cpu"}, "cpu", 3, 0.0),
-        (1, {"backend": "inline"}, "cuda", 1, 1.0),
-    ],
-)
-def test_workers_share_the_gpus(monkeypatch, gpus, engine, device, workers, share):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(3))
-    given = experiment(clients={"count": 50}, engine={"backend": "ray", **engine})
-    assert simulation.device(given) == device
-    assert simulation.num_workers(given) == workers
-    assert simulation.gpu_share(given) == share
-
-
 def test_fewer_clients_can_be_evaluated():
     result = fedsim.simulate(experiment(evaluation={"participation": 2}))
     assert result.clients.groupby("round").size().tolist() == [2, 2]
