@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedsim import registry
-from fedsim.config import Experiment, find_update
+from fedsim.config import Experiment
 from fedsim.console import guard_output
 from fedsim.errors import ConfigError, UserError
 from fedsim.experiment_file import load
@@ -320,7 +320,7 @@ def _as_written(what: Kinds, name: str) -> str:
 def _settings(what: Kinds, name: str) -> dict[str, str]:
     """Return what can be set of a component, each with its default as text."""
     components = [registry.find(_KIND[what], name)]
-    if what is Kinds.methods and (update := find_update(name, "")) is not None:
+    if what is Kinds.methods and (update := registry.find_update(name, "")) is not None:
         components.append(update)
     found = {}
     for model in map(registry.options, components):

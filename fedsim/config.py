@@ -46,36 +46,6 @@ Participation = Annotated[int | float, AfterValidator(_check_participation)]
 """A float is a share of the clients, an integer a count."""
 
 
-def find_update(method: str, client: str) -> Callable[..., Any] | None:
-    """Return the class of a method's client update; None means plain SGD.
-
-    Parameters
-    ----------
-    method : str
-        The method's name; its client update is the one of the same name, or what a strategy of
-        the user's own says it is, by an attribute ``client``.
-    client : str
-        A client update of the user's own, which comes first, or "".
-    """
-    update = registry.find("client", client) if client else None
-    if update is None and registry.has("client", method):
-        update = registry.find("client", method)
-    if update is None:
-        update = getattr(registry.find("method", method), "client", None)
-        if update is not None and not callable(update):
-            raise ConfigError(f"its client is {update!r}; must be a client update's class itself")
-    if update is not None:
-        own = vars(update).get("__annotations__", {}) if isinstance(update, type) else {}
-        settings = [name for name, kind in own.items() if "ClassVar" not in str(kind)]
-        if settings and "__dataclass_fields__" not in vars(update):
-            raise ConfigError(
-                f"'{update.__module__}:{update.__qualname__}' has settings "
-                f"({', '.join(settings)}) but is no dataclass; write "
-                "@dataclass(frozen=True, kw_only=True) above it"
-            )
-    return update
-
-
 class Data(OpenTable):
     """``[data]``: the examples, before they are dealt out."""
 
@@ -167,13 +137,13 @@ class Method(OpenTable):
         with blame("name", table):
             strategy = registry.find("method", table["name"])
         with blame("client" if table["client"] else "name", table):
-            update = find_update(table["name"], table["client"])
+            update = registry.find_update(table["name"], table["client"])
         return [strategy] if update is None else [strategy, update]
 
     @model_validator(mode="after")
     def _check_update(self) -> Self:
         """Let the client update check its hyperparameters now, not in the workers."""
-        update = find_update(self.name, self.client)
+        update = registry.find_update(self.name, self.client)
         if update is not None:
             with own_part(getattr(update, "__name__", "the client update")):
                 update(**self.options_of(update))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
 from fedsim import registry
-from fedsim.config import Experiment, cohort_size, find_update
+from fedsim.config import Experiment, cohort_size
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import ConfigError, own_part
 
@@ -98,7 +98,7 @@ def make_update(experiment: Experiment) -> ClientUpdate:
     from fedsim.engine.update import ClientUpdate, LocalSGD
 
     method = experiment.method
-    make = find_update(method.name, method.client) or LocalSGD
+    make = registry.find_update(method.name, method.client) or LocalSGD
     what = f"method.client = {method.client!r}"
     if not method.client:
         what = f"method.name = {method.name!r}: its client {getattr(make, '__name__', make)!r}"

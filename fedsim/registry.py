@@ -169,6 +169,41 @@ def find_dataset(source: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
     return loader, (location,) if location else ()
 
 
+def find_update(method: str, client: str) -> Callable[..., Any] | None:
+    """Return the class of a method's client update; None means plain SGD.
+
+    Parameters
+    ----------
+    method : str
+        The method's name; its client update is the one of the same name, or what a strategy of
+        the user's own says it is, by an attribute ``client``.
+    client : str
+        A client update of the user's own, which comes first, or "".
+
+    Raises
+    ------
+    ConfigError
+        If there is no such name, or what it stands for is no class, or no dataclass with settings.
+    """
+    update = find("client", client) if client else None
+    if update is None and has("client", method):
+        update = find("client", method)
+    if update is None:
+        update = getattr(find("method", method), "client", None)
+        if update is not None and not callable(update):
+            raise ConfigError(f"its client is {update!r}; must be a client update's class itself")
+    if update is not None:
+        own = vars(update).get("__annotations__", {}) if isinstance(update, type) else {}
+        settings = [name for name, kind in own.items() if "ClassVar" not in str(kind)]
+        if settings and "__dataclass_fields__" not in vars(update):
+            raise ConfigError(
+                f"'{update.__module__}:{update.__qualname__}' has settings "
+                f"({', '.join(settings)}) but is no dataclass; write "
+                "@dataclass(frozen=True, kw_only=True) above it"
+            )
+    return update
+
+
 def options(function: Callable[..., Any]) -> type[BaseModel]:
     """Return a model of what a user can set of a function or class: types and defaults.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedsim import registry
-from fedsim.config import Experiment, find_update
+from fedsim.config import Experiment
 from fedsim.errors import ConfigError, EngineError
 from fedsim.experiment_file import load
 from fedsim.report.run_directory import CHECKPOINT, is_new, is_unborn
@@ -127,7 +127,7 @@ def own_parts(experiment: Experiment) -> dict[str, str]:
         ("dataset", experiment.data.source),
         ("partition", experiment.clients.partition),
     ]
-    update = find_update(experiment.method.name, experiment.method.client)
+    update = registry.find_update(experiment.method.name, experiment.method.client)
     if inspect.isclass(update) and ":" in experiment.method.name:
         named.append(("client", f"{update.__module__}:"))
     found: dict[str, str] = {}
