@@ -24,8 +24,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clients.checks import check_at_least
 from clients.fedprox import FedProx
+from fedsim.checks import check_at_least
 from fedsim.engine.update import Batch, Client, LocalSGD, Steps, Upload, sgd
 from fedsim.models import Net, Weights
 

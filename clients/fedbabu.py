@@ -24,7 +24,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from clients.checks import check_at_least, check_backbone
+from clients.checks import check_backbone
+from fedsim.checks import check_at_least
 from fedsim.engine.update import Client, Inputs, LocalSGD, Request, sgd
 from fedsim.models import Net, Weights
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clients.checks import check_above, check_at_least
+from fedsim.checks import check_above, check_at_least
 from fedsim.engine.update import Batch, Client, Inputs, LocalSGD, cross_entropy
 from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights, parts

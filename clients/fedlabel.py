@@ -29,13 +29,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clients.checks import check_above, check_at_least
 from clients.pseudo_label import (
     Expertise,
     JointUpdate,
     expertise,
     masked_mean,
 )
+from fedsim.checks import check_above, check_at_least
 from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Batch, Client, Steps, Targets, Upload, sgd
 from fedsim.models import Net, Weights

@@ -27,10 +27,10 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from clients.checks import check_above, check_backbone
+from clients.checks import check_backbone
 from clients.personal_head import trained_personal_head, with_personal_head
+from fedsim.checks import check_above, check_hyperparameter
 from fedsim.engine.update import Client, ClientUpdate, Inputs, LocalSGD
-from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
 from fedsim.models.etf import sparse_etf
 
@@ -68,10 +68,9 @@ class LoGeModel(ClientUpdate):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.sparsity < 1:
-            raise ConfigError(f"method.sparsity = {self.sparsity}: must be in [0, 1)")
-        if not 1e-6 <= self.etf_norm <= 1e6:
-            raise ConfigError(f"method.etf_norm = {self.etf_norm}: must be from 1e-6 to 1e6")
+        check_hyperparameter(0 <= self.sparsity < 1, "sparsity", self.sparsity, "in [0, 1)")
+        norm = self.etf_norm
+        check_hyperparameter(1e-6 <= norm <= 1e6, "etf_norm", norm, "from 1e-6 to 1e6")
         check_above("realigned_norm", self.realigned_norm, 0)
 
     def initial(self, net: Net, w: Weights, rng: np.random.Generator) -> Weights:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clients.checks import check_at_least
+from fedsim.checks import check_at_least
 from fedsim.engine.update import Batch, Client, ClientUpdate, Steps, Upload, cross_entropy, sgd
 from fedsim.models import Net, Weights
 

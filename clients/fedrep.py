@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clients.checks import check_at_least
 from clients.fedper import FedPer
+from fedsim.checks import check_at_least
 from fedsim.engine.update import Client, Steps, Upload, sgd
 from fedsim.models import Weights
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from clients.checks import check_at_least, check_share
+from fedsim.checks import check_at_least, check_share
 from fedsim.engine.update import (
     Batch,
     Client,

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim import registry
+from fedsim.checks import check, is_whole
 from fedsim.config import Experiment
-from fedsim.data.checks import check, is_whole
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import PREDICT_BLOCK
 from fedsim.engine.local import LocalTrainer

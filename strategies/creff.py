@@ -19,7 +19,7 @@ width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import inf, sqrt
+from math import sqrt
 from typing import NamedTuple, Unpack
 
 import numpy as np
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsim.errors import ConfigError
+from fedsim.checks import check_above, check_at_least
 from fedsim.processor import one_thread
 from fedsim.rng import generator
 from strategies.fedavg import (
@@ -100,11 +100,9 @@ class CReFF(FedAvg):
             "crt_batch_size": crt_batch_size,
         }
         for name, count in counts.items():
-            if count < 1:
-                raise ConfigError(f"method.{name} = {count}: must be at least 1")
-        for name, lr in {"lr_feature": lr_feature, "lr_net": lr_net}.items():
-            if not 0 < lr < inf:
-                raise ConfigError(f"method.{name} = {lr}: must be above 0")
+            check_at_least(name, count, 1)
+        check_above("lr_feature", lr_feature, 0)
+        check_above("lr_net", lr_net, 0)
         self.num_of_feature = num_of_feature
         self.match_epochs = match_epochs
         self.lr_feature = lr_feature

@@ -20,7 +20,6 @@ eta_g       ``global_lr``
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf
 from types import MappingProxyType
 from typing import Any, Unpack
 
@@ -29,7 +28,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedsim.errors import ConfigError
+from fedsim.checks import check_above
 from strategies.fedavg import (
     NUM_EXAMPLES,
     FedAvg,
@@ -62,8 +61,7 @@ class Scaffold(FedAvg):
 
     def __init__(self, *, global_lr: float = 1.0, **sampling: Unpack[Sampling]) -> None:
         super().__init__(**sampling)
-        if not 0 < global_lr < inf:
-            raise ConfigError(f"method.global_lr = {global_lr}: must be above 0")
+        check_above("global_lr", global_lr, 0)
         self.global_lr = global_lr
         self.num_clients = 0
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.checks import check, is_whole
 from fedsim.data import partition as partitions
-from fedsim.data.checks import check, is_whole
 from fedsim.data.labels import labelled_counts, labelled_first
 from fedsim.data.local_test import draw_local_tests
 from fedsim.data.longtail import long_tail

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fedsim.data.checks import check, is_whole
+from fedsim.checks import check, is_whole
 from fedsim.data.files import first_line
 from fedsim.errors import DataError
 

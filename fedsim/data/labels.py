@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.checks import check, is_number
+from fedsim.checks import check, is_number
 from fedsim.data.segments import Ints, shuffle_by
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.checks import check, is_number
+from fedsim.checks import check, is_number
 from fedsim.data.segments import sort_by
 
 

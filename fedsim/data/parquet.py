@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedsim.data.checks import check
+from fedsim.checks import check
 from fedsim.data.files import find_file, find_folder
 from fedsim.data.images import check_size
 from fedsim.data.source import Examples, Source, names_of

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.checks import check, is_number, is_whole
+from fedsim.checks import check, is_number, is_whole
 from fedsim.data.segments import Ints, sort_by
 from fedsim.errors import DataError
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.checks import is_whole
+from fedsim.checks import is_whole
 from fedsim.errors import DataError
 
 Examples = NDArray[np.uint8] | NDArray[np.float32]

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.checks import check_hyperparameter
 from fedsim.errors import ConfigError, DataError
 from fedsim.processor import one_thread
 
@@ -255,8 +256,7 @@ def sparse_etf(
     Xiao et al., ICLR 2024 (top of this module); recipe and constants as in the authors' code,
     github.com/ZackZikaiXiao/FedLoGe, ``util/etf_methods.py``.
     """
-    if not 0 <= sparsity < 1:
-        raise ConfigError(f"method.sparsity = {sparsity}: must be at least 0 and below 1")
+    check_hyperparameter(0 <= sparsity < 1, "sparsity", sparsity, "at least 0 and below 1")
     if not 1e-6 <= norm <= 1e6:
         raise ConfigError(f"norm = {norm}: must be from 1e-6 to 1e6")
     if recipe not in ("gram", "angles"):
