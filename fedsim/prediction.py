@@ -69,7 +69,7 @@ def predict(
     Examples
     --------
     >>> import fedsim
-    >>> from fedsim.data.sources import digits
+    >>> from fedsim.data.digits import digits
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     result = fedsim.simulate(fedsim.Experiment(engine={"backend": "inline"}), out=folder)

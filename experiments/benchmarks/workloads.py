@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fedsim import Experiment
+from fedsim.data.idx import fashion_mnist
 from fedsim.data.source import Source
-from fedsim.data.sources import fashion_mnist
 from fedsim.engine.update import Client, ClientUpdate, Steps, Upload
 from fedsim.models import Weights
 

@@ -249,7 +249,7 @@ def federate(
 
     Examples
     --------
-    >>> from fedsim.data.sources import digits
+    >>> from fedsim.data.digits import digits
     >>> federation = federate(digits(), num_clients=10, partition=partitions.iid, labelled=0.25)
     >>> len(federation.train(3)), len(federation.labelled(3)), len(federation.test(3))
     (144, 36, 36)

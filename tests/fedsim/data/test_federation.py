@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data import partition
+from fedsim.data.digits import digits
 from fedsim.data.federation import federate
 from fedsim.data.source import Source
-from fedsim.data.sources import digits
 from fedsim.errors import DataError
 
 

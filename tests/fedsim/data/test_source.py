@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +27,15 @@ def toy(**changes):
 
 def images(dtype=np.uint8):
     return {"x_train": np.zeros((4, 3, 5, 6), dtype), "x_test": np.zeros((2, 3, 5, 6), dtype)}
+
+
+def test_imports_stay_cheap():
+    code = (
+        "import sys, fedsim.data.federation, fedsim.data.digits, fedsim.data.idx, fedsim.data.npz;"
+        "print([m for m in ('torch', 'pandas', 'sklearn', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 class TestSource:

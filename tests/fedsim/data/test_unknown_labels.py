@@ -12,9 +12,9 @@ import fedsim
 from clients.fedlabel import FedLabel
 from clients.fixmatch import FixMatchGlobal
 from fedsim.data import partition
+from fedsim.data.digits import digits
 from fedsim.data.federation import federate
 from fedsim.data.source import UNKNOWN
-from fedsim.data.sources import digits
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTrainer
 from fedsim.engine.training import LocalTraining
