@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim import registry
 from fedsim.config import Experiment
 from fedsim.data.federation import Federation, federate
-from fedsim.data.flower import as_partition
+from fedsim.data.flower_partitioners import as_partition
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
 from fedsim.errors import ConfigError, DataError, EngineError, own_part

@@ -1,4 +1,7 @@
-"""What the sources that read files share: to find a file, to say what is wrong, to number names."""
+"""What the sources that read files share.
+
+The names of splits and columns, and how to find a file, to say what is wrong, to number names.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,10 @@ from fedsim.data.source import UNKNOWN
 from fedsim.errors import DataError
 
 SPLITS = ("train", "test")
+
+# Of several columns the first of these is taken: CIFAR-100 has fine_label and coarse_label.
+USUAL_IMAGE_COLUMNS = ("image", "img")
+USUAL_LABEL_COLUMNS = ("fine_label", "label")
 
 
 def find_file(name: str, path: Path) -> Path | None:

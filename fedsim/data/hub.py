@@ -11,14 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.files import SPLITS, first_line
+from fedsim.data.files import SPLITS, USUAL_IMAGE_COLUMNS, USUAL_LABEL_COLUMNS, first_line
 from fedsim.data.images import pixels, stack
 from fedsim.data.source import UNKNOWN, Source, names_of
 from fedsim.errors import DataError
-
-# Where a data set has several columns of a kind: CIFAR-100 has fine_label and coarse_label.
-_USUAL_IMAGE = ("image", "img")
-_USUAL_LABEL = ("fine_label", "label")
 
 
 def hf(location: str, *, flip: bool = False) -> Source:
@@ -65,8 +61,8 @@ def hf(location: str, *, flip: bool = False) -> Source:
             f" {', '.join(sorted(splits))}"
         )
     features = splits["train"].features
-    image = _column(name, features, Image, "images", _USUAL_IMAGE)
-    label = _column(name, features, ClassLabel, "class labels", _USUAL_LABEL)
+    image = _column(name, features, Image, "images", USUAL_IMAGE_COLUMNS)
+    label = _column(name, features, ClassLabel, "class labels", USUAL_LABEL_COLUMNS)
     for column in (image, label):
         if column not in splits["test"].features:
             raise DataError(f"{name}: the split train has a column {column!r}, but test has none")

@@ -84,7 +84,7 @@ def parquet(
             f"{name}: needs the package pyarrow, {error}; install it: pip install"
             ' "fedsim-flwr[parquet]"'
         ) from error
-    from fedsim.data import columns, parquet_files
+    from fedsim.data import parquet_columns, parquet_files
 
     path = Path(location)
     if (file := find_file(name, path)) is not None:
@@ -97,16 +97,18 @@ def parquet(
     splits = parquet_files.read(files, chosen)
     examples: Mapping[str, Examples]
     if chosen.kind == "image":
-        examples = columns.images(splits, chosen.x[0], size=size, grey=grey)
+        examples = parquet_columns.images(splits, chosen.x[0], size=size, grey=grey)
     elif size or grey:
         given = f"data.size = {size}" if size else "data.grey = true"
         raise DataError(f"{given}: is for images, but the examples of {name} are numbers")
     elif chosen.kind == "vector":
-        examples = columns.vectors(splits, chosen.x[0])
+        examples = parquet_columns.vectors(splits, chosen.x[0])
     else:
-        examples = columns.features(splits, chosen.x)
-    y, classes = columns.labels(splits, chosen.label)
-    groups, clients = ({}, ()) if chosen.client is None else columns.clients(splits, chosen.client)
+        examples = parquet_columns.features(splits, chosen.x)
+    y, classes = parquet_columns.labels(splits, chosen.label)
+    groups, clients = (
+        ({}, ()) if chosen.client is None else parquet_columns.clients(splits, chosen.client)
+    )
     return Source(
         name=name,
         x_train=examples["train"],

@@ -12,17 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedsim.data.columns import Kind, Part, check_nulls, kind
-from fedsim.data.files import SPLITS, check_file, first_line
+from fedsim.data.files import (
+    SPLITS,
+    USUAL_IMAGE_COLUMNS,
+    USUAL_LABEL_COLUMNS,
+    check_file,
+    first_line,
+)
+from fedsim.data.parquet_columns import Kind, Part, check_nulls, kind
 from fedsim.errors import DataError
 
-# Of several columns the first is taken, as in the source hf.
-_USUAL_X = ("image", "img")
-_USUAL_LABEL = ("fine_label", "label")
-_USUAL_CLIENT = "client"
-
+_CLIENT = "client"
 _SPLIT = "split"
-_INDEX = "__index_level_"
+_INDEX = "__index_level_"  # how the names of the columns of pandas's index begin
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,9 +150,10 @@ def choose(
         If columns are left out of the features of a table.
     """
     first = files[0]
-    label = label or next((column for column in _USUAL_LABEL if column in first.types), "label")
-    has_clients = bool(client) or any(_USUAL_CLIENT in file.types for file in files)
-    client = client or _USUAL_CLIENT
+    usual = (column for column in USUAL_LABEL_COLUMNS if column in first.types)
+    label = label or next(usual, "label")
+    has_clients = bool(client) or any(_CLIENT in file.types for file in files)
+    client = client or _CLIENT
     test_clients = any(client in file.types for file in files if file.split == "test")
     for file in files:
         file.check_has(label)
@@ -175,7 +178,7 @@ def choose(
 def _examples(file: File, x: str | None, taken: set[str]) -> tuple[Kind, tuple[str, ...]]:
     """Return what the examples are, ``number`` for a table, and their columns."""
     rest = [name for name in file.types if name not in taken and not name.startswith(_INDEX)]
-    named = [x] if x else [column for column in _USUAL_X if column in rest]
+    named = [x] if x else [column for column in USUAL_IMAGE_COLUMNS if column in rest]
     lists = [column for column in rest if file.kind(column) == "vector"]
     if not named and len(lists) > 1:
         raise DataError(

@@ -8,7 +8,7 @@ import pytest
 
 import fedsim
 from fedsim import Experiment, registry
-from fedsim.data.flower import as_partition
+from fedsim.data.flower_partitioners import as_partition
 from fedsim.errors import ConfigError, DataError
 
 Y = np.array([0, 1, 2, 0, 1, 2])
