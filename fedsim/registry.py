@@ -73,7 +73,7 @@ def has(kind: Kind, name: str) -> bool:
     return name in _points(kind)
 
 
-def names_of(kind: Kind, component: Any) -> list[str]:
+def entry_point_names(kind: Kind, component: Any) -> list[str]:
     """Return the installed names that stand for a class or function, sorted."""
     name = getattr(component, "__qualname__", "")
     points = [point for point in _points(kind).values() if point.attr == name]

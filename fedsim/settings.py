@@ -102,7 +102,7 @@ class OpenTable(Table):
 
 def _name(kinds: Mapping[str, registry.Kind], key: str, component: Any) -> str:
     """Return how a file names a class or function."""
-    installed = registry.names_of(kinds[key], component) if key in kinds else []
+    installed = registry.entry_point_names(kinds[key], component) if key in kinds else []
     if len(installed) == 1:
         return installed[0]
     if installed:

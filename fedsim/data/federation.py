@@ -24,7 +24,7 @@ from fedsim.data.labels import labelled_counts, labelled_first
 from fedsim.data.local_test import draw_local_tests
 from fedsim.data.longtail import long_tail
 from fedsim.data.segments import Ints, ranks, shuffle_by, sort_by
-from fedsim.data.source import UNKNOWN, Source, names_of
+from fedsim.data.source import UNKNOWN, Source, display_names
 from fedsim.errors import DataError, own_part
 from fedsim.rng import generator
 
@@ -171,7 +171,7 @@ class Federation:
         """
         import pandas as pd
 
-        kinds = {"class": names_of(self.source.class_names), "client": self.client_names}
+        kinds = {"class": display_names(self.source.class_names), "client": self.client_names}
         rows = [(kind, *pair) for kind, names in kinds.items() for pair in enumerate(names)]
         return pd.DataFrame(rows, columns=["kind", "number", "name"])
 
@@ -276,7 +276,7 @@ def federate(
     if by_group and group is not None:
         # Those of whom the long tail leaves nothing are no clients.
         groups = np.unique(group).tolist()
-        client_names = names_of(
+        client_names = display_names(
             (source.client_names[g] for g in groups) if source.client_names else groups
         )
     if not by_group:

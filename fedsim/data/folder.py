@@ -19,7 +19,7 @@ from fedsim.data.files import (
     numbered,
 )
 from fedsim.data.images import check_size, decode, stack
-from fedsim.data.source import Source, names_of
+from fedsim.data.source import Source, display_names
 from fedsim.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -94,8 +94,8 @@ def folder(location: str, *, flip: bool = False, size: int = 0, grey: bool = Fal
         flip=flip,
         group_train=groups.get("train"),
         group_test=groups.get("test"),
-        class_names=names_of(classes),
-        client_names=names_of(clients),
+        class_names=display_names(classes),
+        client_names=display_names(clients),
     )
 
 

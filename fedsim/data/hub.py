@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.files import SPLITS, USUAL_IMAGE_COLUMNS, USUAL_LABEL_COLUMNS, first_line
 from fedsim.data.images import pixels, stack
-from fedsim.data.source import UNKNOWN, Source, names_of
+from fedsim.data.source import UNKNOWN, Source, display_names
 from fedsim.errors import DataError
 
 
@@ -80,7 +80,7 @@ def hf(location: str, *, flip: bool = False) -> Source:
         y_test=labels["test"],
         num_classes=features[label].num_classes,
         flip=flip,
-        class_names=names_of(features[label].names),
+        class_names=display_names(features[label].names),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.files import find_file, first_line
-from fedsim.data.source import Examples, Source, names_of
+from fedsim.data.source import ExampleArray, Source, display_names
 from fedsim.errors import DataError
 
 _NEEDED = ("x_train", "y_train", "x_test", "y_test")
@@ -175,7 +175,7 @@ def _is_npz(name: str, path: Path) -> bool:
         raise DataError(f"{name}: can't read {path}: {first_line(error)}") from error
 
 
-def _to_examples(what: str, x: NDArray[Any], channels_last: bool) -> Examples:
+def _to_examples(what: str, x: NDArray[Any], channels_last: bool) -> ExampleArray:
     if x.dtype.kind not in "biuf" or not 2 <= x.ndim <= 4:
         raise DataError(
             f"{what} is {x.dtype} {list(x.shape)}; must be real numbers: images [N, H, W],"
@@ -232,4 +232,4 @@ def _number_groups(
         groups = np.char.decode(groups, "utf-8", "backslashreplace")
     parts = np.split(number.astype(np.int64), np.cumsum([len(arrays[key]) for key in present])[:-1])
     numbers = dict(zip(present, parts, strict=True))
-    return numbers.get("group_train"), numbers.get("group_test"), names_of(groups)
+    return numbers.get("group_train"), numbers.get("group_test"), display_names(groups)

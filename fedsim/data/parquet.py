@@ -11,7 +11,7 @@ from pathlib import Path
 from fedsim.checks import check
 from fedsim.data.files import find_file, find_folder
 from fedsim.data.images import check_size
-from fedsim.data.source import Examples, Source, names_of
+from fedsim.data.source import ExampleArray, Source, display_names
 from fedsim.errors import DataError
 
 
@@ -95,7 +95,7 @@ def parquet(
         raise DataError(f"{name}: no file or folder {location}")
     chosen = parquet_files.choose(files, x=x, label=label, client=client)
     splits = parquet_files.read(files, chosen)
-    examples: Mapping[str, Examples]
+    examples: Mapping[str, ExampleArray]
     if chosen.kind == "image":
         examples = parquet_columns.images(splits, chosen.x[0], size=size, grey=grey)
     elif size or grey:
@@ -120,6 +120,6 @@ def parquet(
         normalise=normalise,
         group_train=groups.get("train"),
         group_test=groups.get("test"),
-        class_names=names_of(classes),
-        client_names=names_of(clients),
+        class_names=display_names(classes),
+        client_names=display_names(clients),
     )

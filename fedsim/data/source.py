@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from fedsim.checks import is_whole
 from fedsim.errors import DataError
 
-Examples = NDArray[np.uint8] | NDArray[np.float32]
+ExampleArray = NDArray[np.uint8] | NDArray[np.float32]
+"""Images [N, channels, H, W] of either type, or vectors float32 [N, D]."""
 
 UNKNOWN = -1
 """In the place of the label of a training example that nobody knows."""
@@ -82,9 +83,9 @@ class Source:
     """
 
     name: str
-    x_train: Examples
+    x_train: ExampleArray
     y_train: NDArray[np.int64]
-    x_test: Examples
+    x_test: ExampleArray
     y_test: NDArray[np.int64]
     num_classes: int
     flip: bool = False
@@ -225,7 +226,7 @@ class Source:
         return (mean + origin.ravel()).astype(np.float32), np.where(std > 0, std, np.float32(1))
 
 
-def names_of(values: Iterable[Any]) -> tuple[str, ...]:
+def display_names(values: Iterable[Any]) -> tuple[str, ...]:
     r"""Return what people call things that are numbered 0, 1, ..., in one line each.
 
     Parameters
@@ -241,7 +242,7 @@ def names_of(values: Iterable[Any]) -> tuple[str, ...]:
 
     Examples
     --------
-    >>> names_of([101, 205]), names_of(["cat", "two\nlines"]), names_of(["0", "1"])
+    >>> display_names([101, 205]), display_names(["cat", "two\nlines"]), display_names(["0", "1"])
     (('101', '205'), ('cat', 'two\\nlines'), ())
     """
     names = tuple(_one_line(str(value)) for value in values)

@@ -398,7 +398,7 @@ def test_a_key_that_is_no_name():
 @pytest.mark.parametrize("name", registry.names("method"))
 def test_an_installed_strategys_class_stands_for_its_method(name):
     strategy = registry.find("method", name)
-    same = registry.names_of("method", strategy)
+    same = registry.entry_point_names("method", strategy)
     if len(same) == 1:
         assert Experiment(method={"name": strategy}) == Experiment(method={"name": name})
     else:
