@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedsim.data.transfer import brought
+from fedsim.data.transfer import to_device
 
-CROP = 8
+CROP_DIVISOR = 8
 """Random crops shift an image by up to 1/8 of its side: 4 of 32 pixels, as usual for CIFAR."""
 
 ROTATION = 15.0
 """Strong augmentation without RandAugment turns an image by up to so many degrees."""
 
-HOLE = 4
+HOLE_DIVISOR = 4
 """Strong augmentation without RandAugment erases a square of up to 1/4 of the side."""
 
 OPERATIONS = (
@@ -70,7 +70,7 @@ class WeakAugmentation:
     """
 
     def __init__(self, side: int, flip: bool) -> None:
-        self.padding = max(1, side // CROP)
+        self.padding = max(1, side // CROP_DIVISOR)
         self.flip = flip
 
     def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
@@ -82,7 +82,7 @@ class WeakAugmentation:
     def __call__(self, x: Tensor, draws: NDArray[np.int64]) -> Tensor:
         """Return the images [B, c, H, W] cropped and flipped as ``draws`` [B, 3] say."""
         height, width = x.shape[-2:]
-        d = brought(draws, x.device)
+        d = to_device(draws, x.device)
         rows = d[:, 0, None] + torch.arange(height, device=x.device)
         columns = d[:, 1, None] + torch.arange(width, device=x.device)
         columns = torch.where(d[:, 2, None] == 1, columns.flip(1), columns)
@@ -149,7 +149,7 @@ class StrongAugmentation:
         self.flip = flip
         self.low = float(low)
         self.high = float(high)
-        self.hole = side // HOLE
+        self.hole = side // HOLE_DIVISOR
         self._crop = WeakAugmentation(side if flip else 2 * side, flip)
 
     def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.float64]:
@@ -209,13 +209,13 @@ def _rand_augment(x: Tensor, draws: NDArray[np.float64]) -> Tensor:
     moved = np.flatnonzero(np.isin(names, _GEOMETRIC))
     if moved.size:
         matrices = _matrices(names[moved], draws[moved, 1], *x.shape[-2:])
-        chosen = brought(moved, x.device)
+        chosen = to_device(moved, x.device)
         result[chosen] = _warp(x[chosen], matrices)
     for name in OPERATIONS:
         members = np.flatnonzero(names == name)
         if members.size and name not in _GEOMETRIC:
-            chosen = brought(members, x.device)
-            threshold = brought(draws[members, 2], x.device).to(x)
+            chosen = to_device(members, x.device)
+            threshold = to_device(draws[members, 2], x.device).to(x)
             result[chosen] = _change_values(name, x[chosen], threshold)
     return result
 
@@ -279,7 +279,7 @@ def _warp(x: Tensor, matrices: NDArray[np.float64]) -> Tensor:
     height, width = x.shape[-2:]
     # PyTorch measures both axes in halves of the image's sides.
     scale = np.array([[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]])
-    theta = brought(matrices * scale, x.device).to(x)
+    theta = to_device(matrices * scale, x.device).to(x)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 
@@ -292,4 +292,4 @@ def _erase(x: Tensor, draws: NDArray[np.float64]) -> Tensor:
         place = np.arange(size)
         inside.append((place >= start) & (place < start + draws[:, :1]))
     square = inside[0][:, :, None] & inside[1][:, None, :]
-    return x.masked_fill(brought(square[:, None], x.device), 0.0)
+    return x.masked_fill(to_device(square[:, None], x.device), 0.0)

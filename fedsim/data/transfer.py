@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def brought(array: NDArray[Any], device: torch.device) -> Tensor:
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """Return an array as a tensor on a device.
 
     A GPU takes it when it comes to it, and nobody waits until then; on the processor the tensor

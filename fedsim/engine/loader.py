@@ -19,7 +19,7 @@ from torch import Tensor
 from fedsim.data.augment import StrongAugmentation, WeakAugmentation
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
-from fedsim.data.transfer import brought
+from fedsim.data.transfer import to_device
 from fedsim.engine.requests import SGD, Batch, Examples
 from fedsim.models.layers import channels_last
 
@@ -84,13 +84,13 @@ class Split:
         """Return the raw inputs [..., ...] of an index of any shape."""
         if self._copy is None:
             return torch.from_numpy(self._x[index])
-        return self._copy[0][brought(index, self._device)]
+        return self._copy[0][to_device(index, self._device)]
 
     def labels(self, index: NDArray[np.integer[Any]]) -> Tensor:
         """Return the labels of an index of any shape, int64."""
         if self._copy is None:
             return torch.from_numpy(self._y[index])
-        return self._copy[1][brought(index, self._device)]
+        return self._copy[1][to_device(index, self._device)]
 
 
 class Drawn(NamedTuple):
@@ -292,7 +292,7 @@ class Loader:
             by_step = [of[:k, i, :b].reshape(-1, *rest) for i, (k, b) in enumerate(shapes)]
             return np.concatenate([*by_step, np.empty((0, *rest), of.dtype)])
 
-        masks = brought(in_turn(is_real).astype(np.float32), self._device)
+        masks = to_device(in_turn(is_real).astype(np.float32), self._device)
         # A client's own: a label that it lacks may be one for which its loss has no number.
         first = planned.examples[:, :1, :1]
         np.copyto(planned.examples, first, where=~is_real)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
-from fedsim.data.transfer import brought
+from fedsim.data.transfer import to_device
 from fedsim.engine.clock import Clock
 from fedsim.engine.loader import PREDICT_BLOCK, Loader
 from fedsim.engine.requests import SGD, AddUp, Batch, Examples, Predict, Request
@@ -161,7 +161,7 @@ class LocalTrainer:
         self._generators = Generators(self.seed, round=round, clients=clients)
         training = self.training.in_round(round)
         counts = self.federation.labelled_class_counts(clients)
-        by_class = brought(counts.astype(np.float32), self.device).unbind()
+        by_class = to_device(counts.astype(np.float32), self.device).unbind()
         return [
             Client(
                 client,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.federation import Federation
 from fedsim.data.statistics import Statistics
-from fedsim.data.transfer import brought
+from fedsim.data.transfer import to_device
 from fedsim.engine.evaluation import Evaluator, Scores, Tested, join_scores
 from fedsim.engine.loader import PREDICT_BLOCK
 from fedsim.engine.local import LocalTrainer
@@ -283,7 +283,7 @@ class Worker:
                     self._trainer.clients(round, ids), some, strict=True
                 )
             ]
-            own = [brought(features[test(client.id)], self._device) for client in clients]
+            own = [to_device(features[test(client.id)], self._device) for client in clients]
             scores += self._evaluator.test_personal(self._update, w, clients, own)
         return join_scores(scores)
 
@@ -311,7 +311,7 @@ class Worker:
 def as_weights(net: Net, arrays: Arrays, device: torch.device) -> Weights:
     """Return copies of arrays as tensors on a device, laid out as `channels_last` says."""
     w = {n: channels_last(torch.tensor(array, device=device)) for n, array in arrays.items()}
-    for name, dtype in net.whole.items():
+    for name, dtype in net.integer_buffers.items():
         if name in w:  # on the way, and in averages, all are floating-point numbers
             w[name] = w[name].round().to(dtype)
     return w

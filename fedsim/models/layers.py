@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 Norm = Literal["none", "batch", "group"]
 
-GROUPS = 8
-"""Most groups of a GroupNorm layer; fewer where the channels don't divide by 8."""
+MAX_NORM_GROUPS = 8
+"""Of a GroupNorm layer; fewer where the channels don't divide by 8."""
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
@@ -25,7 +25,8 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
         layer.num_batches_tracked = None
         return layer
     if norm == "group":
-        return nn.GroupNorm(next(g for g in range(GROUPS, 0, -1) if channels % g == 0), channels)
+        groups = next(g for g in range(MAX_NORM_GROUPS, 0, -1) if channels % g == 0)
+        return nn.GroupNorm(groups, channels)
     return nn.Identity()
 
 

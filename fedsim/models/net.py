@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.models.layers import linear, quicken
-from fedsim.models.stacked import Padding, StackedBatchNorm, spread
+from fedsim.models.stacked import Padding, StackedBatchNorm, to_stacked
 
 Weights = dict[str, Tensor]
 """Arrays by name: a model's parameters and the buffers of its normalisation layers, and what
@@ -90,7 +90,7 @@ class Net:
         """Names of those."""
         self.buffers = frozenset(name for name, _ in model.named_buffers())
         """Names of its buffers: arrays that are never trained."""
-        self.whole = {
+        self.integer_buffers = {
             name: tensor.dtype
             for name, tensor in model.named_buffers()
             if not tensor.is_floating_point()
@@ -118,7 +118,7 @@ class Net:
         """
         net = copy.copy(self)
         net._train, net._eval = (
-            _Shell(spread(copy.deepcopy(shell.backbone)), shell.names, self.padding)
+            _Shell(to_stacked(copy.deepcopy(shell.backbone)), shell.names, self.padding)
             for shell in (self._train, self._eval)
         )
         net._linear = linear

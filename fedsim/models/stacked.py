@@ -61,7 +61,7 @@ class Padding:
         )
 
 
-def spread(module: nn.Module) -> nn.Module:
+def to_stacked(module: nn.Module) -> nn.Module:
     """Let the layers of a module compute for many clients; return it.
 
     Raises

@@ -21,7 +21,7 @@ from fedsim.models.stacked import (
     StackedBatchNorm,
     StackedGroupNorm,
     StackedMean2d,
-    spread,
+    to_stacked,
 )
 
 SHAPES = {nn.BatchNorm1d: (6, 5), nn.BatchNorm2d: (6, 5, 3, 4), nn.BatchNorm3d: (6, 5, 2, 3, 2)}
@@ -39,7 +39,7 @@ def make(layer, channels=5, **options):
 def test_batch_norm_is_that_of_the_examples_alone(layer):
     x = torch.randn(SHAPES[layer]) * 2 + 3
     mask = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0, 0.0])
-    plain, stacked = make(layer, momentum=0.3), spread(make(layer, momentum=0.3))
+    plain, stacked = make(layer, momentum=0.3), to_stacked(make(layer, momentum=0.3))
     assert isinstance(stacked, StackedBatchNorm)
     stacked.mask = mask
 
@@ -52,7 +52,7 @@ def test_batch_norm_is_that_of_the_examples_alone(layer):
 
 
 def test_each_of_many_clients_has_its_own():
-    x, layer = torch.randn(3, 6, 5, 2, 2), spread(make(nn.BatchNorm2d))
+    x, layer = torch.randn(3, 6, 5, 2, 2), to_stacked(make(nn.BatchNorm2d))
     weights = {n: t.expand(3, *t.shape).clone() for n, t in layer.state_dict().items()}
     masks = torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2, [1.0] + [0.0] * 5])
 
@@ -76,7 +76,7 @@ def test_group_norm(shape, affine):
     x, plain = torch.randn(shape) * 2 + 3, nn.GroupNorm(3, 6, eps=0.1, affine=affine)
     for parameter in plain.parameters():
         nn.init.normal_(parameter)
-    stacked = spread(deepcopy(plain))
+    stacked = to_stacked(deepcopy(plain))
     assert isinstance(stacked, StackedGroupNorm)
     torch.testing.assert_close(stacked(x), plain(x))
     x = channels_last(x.expand(2, *shape).reshape(-1, *shape[1:])).unflatten(0, (2, -1))
@@ -85,8 +85,8 @@ def test_group_norm(shape, affine):
 
 def test_an_average_over_all_pixels():
     x, pool = torch.randn(2, 3, 4, 5), nn.AdaptiveAvgPool2d((1, 1))
-    assert isinstance(spread(nn.AdaptiveAvgPool2d(1)), StackedMean2d)
-    torch.testing.assert_close(spread(nn.Sequential(pool))(x), nn.AdaptiveAvgPool2d(1)(x))
+    assert isinstance(to_stacked(nn.AdaptiveAvgPool2d(1)), StackedMean2d)
+    torch.testing.assert_close(to_stacked(nn.Sequential(pool))(x), nn.AdaptiveAvgPool2d(1)(x))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -95,7 +95,7 @@ def test_convolutions_are_rounded_to_bfloat16_where_asked(channels, bias):
     torch.manual_seed(0)
     x = torch.randn(2, 4, channels, 6, 5)
     plain = nn.Conv2d(channels, 12, 3, stride=2, padding=1, bias=bias)
-    stacked = spread(quicken(deepcopy(plain)))
+    stacked = to_stacked(quicken(deepcopy(plain)))
     weights = {n: torch.stack([w, -2 * w]) for n, w in plain.state_dict().items()}
 
     def of_one(w, x):
@@ -117,7 +117,7 @@ def test_convolutions_are_rounded_to_bfloat16_where_asked(channels, bias):
 def test_layers_that_are_not_ours_follow_them_in_bfloat16():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(), nn.Conv2d(4, 4, 3, groups=4))
     weights = {n: torch.stack([w, w]) for n, w in model.state_dict().items()}
-    spread(model)
+    to_stacked(model)
     with torch.autocast("cpu", torch.bfloat16):
         y = vmap(lambda w, x: functional_call(model, w, (x,)))(weights, torch.ones(2, 1, 3, 6, 6))
     assert y.isfinite().all()
@@ -131,7 +131,7 @@ def test_a_layer_of_another_kind_takes_what_a_kernel_has_rounded(layer):
     shape = (2, 4, 6) if isinstance(layer, nn.Conv1d) else (2, 4, 6, 6)
     x = torch.randn(shape).bfloat16()
     expected = deepcopy(layer)(x.float())
-    torch.testing.assert_close(spread(deepcopy(layer))(x), expected)
+    torch.testing.assert_close(to_stacked(deepcopy(layer))(x), expected)
 
 
 class TestFailure:
@@ -154,7 +154,7 @@ class TestFailure:
     )
     def test_a_layer_that_cannot_leave_padding_out(self, layer):
         with pytest.raises(PaddingUnknownError, match="running statistics"):
-            spread(nn.Sequential(layer))
+            to_stacked(nn.Sequential(layer))
 
     @pytest.mark.parametrize("odd", ["inputs of its own", "a layer of its own"])
     def test_clients_then_go_one_by_one(self, federation, odd):
