@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from fedsim import registry
-from fedsim.errors import ConfigError, own_part
+from fedsim.errors import ConfigError, user_code
 from fedsim.settings import OpenTable, OptionError, Table, blame, problems, tuples
 
 
@@ -145,7 +145,7 @@ class Method(OpenTable):
         """Let the client update check its hyperparameters now, not in the workers."""
         update = registry.find_update(self.name, self.client)
         if update is not None:
-            with own_part(getattr(update, "__name__", "the client update")):
+            with user_code(getattr(update, "__name__", "the client update")):
                 update(**self.options_of(update))
         return self
 

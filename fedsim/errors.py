@@ -26,8 +26,8 @@ class EngineError(UserError):
 
 
 @contextmanager
-def own_part(what: str) -> Iterator[None]:
-    """Turn whatever a part of the user's own raises into a ConfigError that says which it is."""
+def user_code(what: str) -> Iterator[None]:
+    """Turn whatever the user's own code raises into a ConfigError that says which part it is."""
     try:
         yield
     except UserError:

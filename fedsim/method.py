@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim import registry
 from fedsim.config import Experiment, cohort_size
 from fedsim.data.class_groups import GROUPS
-from fedsim.errors import ConfigError, own_part
+from fedsim.errors import ConfigError, user_code
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -44,7 +44,7 @@ def make_strategy(experiment: Experiment) -> Strategy:
     settings = experiment.method.options_of(make)
     every = registry.passes_on(make)
     settings |= {k: value for k, value in plumbing.items() if every or registry.accepts(make, k)}
-    with own_part(f"method.name = {name!r}"), flower.quiet_log():
+    with user_code(f"method.name = {name!r}"), flower.quiet_log():
         strategy, taken = _made(make, settings, plumbing)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"method.name = {name!r}: isn't a flwr.serverapp.strategy.Strategy")
@@ -102,7 +102,7 @@ def make_update(experiment: Experiment) -> ClientUpdate:
     what = f"method.client = {method.client!r}"
     if not method.client:
         what = f"method.name = {method.name!r}: its client {getattr(make, '__name__', make)!r}"
-    with own_part(what):
+    with user_code(what):
         update = make(**method.options_of(make))
     if not isinstance(update, ClientUpdate):
         raise ConfigError(f"{what}: isn't a fedsim.engine.update.ClientUpdate")

@@ -23,7 +23,7 @@ from fedsim.engine.local import LocalTrainer
 from fedsim.engine.state import ClientStates
 from fedsim.engine.update import Client, ClientUpdate, Examples, Inputs
 from fedsim.engine.worker import as_weights
-from fedsim.errors import ConfigError, DataError, own_part
+from fedsim.errors import ConfigError, DataError, user_code
 from fedsim.experiment_file import load
 from fedsim.method import local_training, make_update
 from fedsim.models import Arrays, Net, Weights
@@ -91,7 +91,7 @@ def predict(
     update = make_update(experiment)
     view = _chosen_view(update, view, client, saved)
     round, arrays, states = _standing(saved)
-    with own_part(f"{saved.path}: view {view!r}"):
+    with user_code(f"{saved.path}: view {view!r}"):
         cpu = torch.device("cpu")
         net = _net(experiment, normalise.shape, saved.num_classes)
         w = as_weights(net, arrays, cpu)

@@ -20,7 +20,7 @@ from fedsim.errors import EngineError
 from fedsim.metrics import column
 from fedsim.report.run_directory import CHECKPOINT, RunDirectory
 from fedsim.report.saved_run import SavedRun, parsed_table, untold
-from fedsim.resume import own_parts
+from fedsim.resume import user_module_digests
 
 PATIENCE = 20
 """There is a new checkpoint as soon as so many times as long has passed as writing the last took: a
@@ -109,7 +109,7 @@ class Recorder:
         self._training_columns: list[str] = []
         self._rows = {"clients.csv": 0, "training.csv": 0}
         self._seconds: dict[str, float] = {}
-        self._own_parts = own_parts(experiment)
+        self._own_parts = user_module_digests(experiment)
         self._earlier_parts: list[dict[str, Any]] = []
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._resumed_after: list[int] = []

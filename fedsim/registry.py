@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PydanticUserError, create_model
 
-from fedsim.errors import ConfigError, own_part
+from fedsim.errors import ConfigError, user_code
 
 Kind = Literal["method", "client", "dataset", "model", "partition"]
 
@@ -96,7 +96,7 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
         If there is no such name; the message lists those there are.
     """
     if name in _points(kind):
-        with own_part(f"{kind} {name!r} can't be imported"):
+        with user_code(f"{kind} {name!r} can't be imported"):
             found: Callable[..., Any] = _points(kind)[name].load()
         return found
     module_name, colon, attribute = name.partition(":")
@@ -109,7 +109,7 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
         )
     if not all(module_name.split(".")):
         raise ConfigError(f"{name!r}: {module_name!r} names no module; write package.module:name")
-    with own_part(f"{name!r}: {module_name} can't be imported"):
+    with user_code(f"{name!r}: {module_name} can't be imported"):
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:

@@ -91,7 +91,7 @@ def warn_of_changes(experiment: Experiment, found: Checkpoint, folder: Path) -> 
     """
     if not found.round:
         return
-    was, now = found.record.get("own_parts", {}), own_parts(experiment)
+    was, now = found.record.get("own_parts", {}), user_module_digests(experiment)
     changed = [module for module in now if module in was and now[module] != was[module]]
     if changed:
         warnings.warn(
@@ -118,7 +118,7 @@ def _described(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
     return f"{name} {list(shapes[name])}" if name in shapes else f"no {name}"
 
 
-def own_parts(experiment: Experiment) -> dict[str, str]:
+def user_module_digests(experiment: Experiment) -> dict[str, str]:
     """Return the SHA-256 of the file of each module of the user's own that the experiment names."""
     named: list[tuple[registry.Kind, str]] = [
         ("method", experiment.method.name),

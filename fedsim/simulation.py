@@ -18,7 +18,7 @@ from fedsim.data.federation import Federation, federate
 from fedsim.data.flower_partitioners import as_partition
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
-from fedsim.errors import ConfigError, DataError, EngineError, own_part
+from fedsim.errors import ConfigError, DataError, EngineError, user_code
 from fedsim.hardware import device, gpu_share, num_workers
 from fedsim.interrupts import noted_interrupts
 from fedsim.method import local_training, make_strategy, make_update
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 
 DEALING_SECONDS = 0.5
-"""A federation that takes longer to be dealt out is so while Ray starts."""
+"""If dealing out takes longer, Ray starts meanwhile."""
 
 
 def load_source(experiment: Experiment) -> Source:
     """Read the experiment's examples."""
     loader, arguments = registry.find_dataset(experiment.data.source)
-    with own_part(f"data.source = {experiment.data.source!r}"):
+    with user_code(f"data.source = {experiment.data.source!r}"):
         source = loader(*arguments, **experiment.data.options)
     if not isinstance(source, Source):
         raise DataError(
@@ -229,7 +229,7 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
                 f"{source.name} has the shape {shape}"
             )
     make_model = partial(model, shape, source.num_classes, **experiment.model.options)
-    with own_part(f"model.name = {experiment.model.name!r}"):
+    with user_code(f"model.name = {experiment.model.name!r}"):
         flops = step_flops(_new_model(make_model, experiment.seed), shape, training.batch_size)
     own = {function.__module__.partition(".")[0] for function in (type(update), model)}
     own.discard("__main__")  # a script, or an interactive session: Ray sends what it defines
@@ -249,9 +249,9 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
     )
 
 
-SMALL_STEP = 12e6
-"""Floating-point operations of a step of SGD up to which many clients' steps together take less
-time on a CPU than one by one (`experiments.benchmarks.stacking`), and with many more not."""
+MAX_STACKED_STEP_FLOPS = 12e6
+"""The most floating-point operations of a client's step of SGD for which many clients' steps
+together take less time on a CPU than one by one; see `experiments.benchmarks.stacking`."""
 
 
 def _trains_stacked(experiment: Experiment, flops: int) -> bool:
@@ -262,7 +262,7 @@ def _trains_stacked(experiment: Experiment, flops: int) -> bool:
     """
     if experiment.engine.cohort != "auto":
         return experiment.engine.cohort == "stacked"
-    return device(experiment) != "cpu" or flops <= SMALL_STEP
+    return device(experiment) != "cpu" or flops <= MAX_STACKED_STEP_FLOPS
 
 
 def _new_model(make_model: Callable[[], Model], seed: int) -> Model:
@@ -297,7 +297,7 @@ def initial_arrays(task: Task) -> Arrays:
 
     net = Net(_new_model(task.model, task.seed))
     rng = generator(task.seed, "method's initial arrays")
-    with own_part(f"method: {type(task.update).__name__}.initial"):
+    with user_code(f"method: {type(task.update).__name__}.initial"):
         initial: Any = task.update.initial(net, net.initial_weights(), rng)
         if not isinstance(initial, dict):
             raise TypeError(f"must return a dict of tensors, not {type(initial).__name__}")

@@ -5,8 +5,8 @@
 runs the small CNN on made-up images of several sizes in this process, 20 clients a round with 60
 examples each, one by one and side by side (8 at a time), in turn round by round. Beside it stands
 what a step takes, in millions of floating-point operations, by which ``engine.cohort = "auto"``
-chooses (`fedsim.simulation.SMALL_STEP`). The last line has the largest ratio, side by side over one
-by one, of those for which it chooses side by side.
+chooses (`fedsim.simulation.MAX_STACKED_STEP_FLOPS`). The last line has the largest ratio, side by
+side over one by one, of those for which it chooses side by side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiments.benchmarks.workloads import HERE
 from fedsim import Experiment
 from fedsim.models.net import step_flops
 from fedsim.models.small import cnn
-from fedsim.simulation import SMALL_STEP
+from fedsim.simulation import MAX_STACKED_STEP_FLOPS
 
 SETTINGS = ((8, 8), (12, 10), (28, 2), (16, 10), (28, 10))
 """Side of an image in pixels, and batch size."""
@@ -62,7 +62,7 @@ def main() -> None:
 
     columns["operations a step"] = lambda row: of(row, 0, "{:.2g}")
     columns["/ one by one"] = lambda row: of(row, 1, "{:.2f}")
-    chosen = max(ratio for step, ratio in ratios.values() if step <= SMALL_STEP)
+    chosen = max(ratio for step, ratio in ratios.values() if step <= MAX_STACKED_STEP_FLOPS)
     harness.report("side by side", args, rows, columns, chosen)
 
 

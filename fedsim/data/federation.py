@@ -25,7 +25,7 @@ from fedsim.data.local_test import draw_local_tests
 from fedsim.data.longtail import long_tail
 from fedsim.data.segments import Ints, ranks, shuffle_by, sort_by
 from fedsim.data.source import UNKNOWN, Source, display_names
-from fedsim.errors import DataError, own_part
+from fedsim.errors import DataError, user_code
 from fedsim.rng import generator
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ def federate(
         _check_enough(num_clients, min_examples, len(kept), held_by)
     rng = generator(seed, "partition")
     _check_signature(partition, options)
-    with own_part(f"partition {_name_of(partition)}"):
+    with user_code(f"partition {_name_of(partition)}"):
         # The labels are needed afterwards, and a partition may work in what it is given.
         dealt = partition(y.copy(), group, num_clients, rng, **options)
     owner = _check_owner(partition, dealt, y, num_clients)

@@ -14,7 +14,7 @@ import numpy as np
 from fedsim import registry
 from fedsim.data.partition import by_class
 from fedsim.data.segments import Ints
-from fedsim.errors import DataError, own_part
+from fedsim.errors import DataError, user_code
 
 
 def as_partition(partitioner: Any) -> Callable[..., Ints]:
@@ -57,7 +57,7 @@ def as_partition(partitioner: Any) -> Callable[..., Ints]:
             "seed": int(rng.integers(2**31)),
         }
         given = {key: value for key, value in given.items() if registry.accepts(partitioner, key)}
-        with own_part(f"clients.partition {name}"):
+        with user_code(f"clients.partition {name}"):
             made = partitioner(**options, **given)
             made.dataset = Dataset.from_dict({**columns, "index": np.arange(len(y))})
             if made.num_partitions != num_clients:
