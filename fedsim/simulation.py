@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim import registry
 from fedsim.config import Experiment
-from fedsim.data.federation import Federation, federate
+from fedsim.data.federate import federate
+from fedsim.data.federation import Federation
 from fedsim.data.flower_partitioners import as_partition
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
@@ -54,13 +55,10 @@ def load_source(experiment: Experiment) -> Source:
     return source
 
 
-def load_federation(experiment: Experiment) -> Federation:
-    """Read the experiment's examples and deal them out to its clients."""
-    return deal_out(experiment, load_source(experiment))
-
-
-def deal_out(experiment: Experiment, source: Source) -> Federation:
-    """Deal the experiment's examples out to its clients."""
+def load_federation(experiment: Experiment, source: Source | None = None) -> Federation:
+    """Deal the experiment's examples out to its clients; they are read where they aren't given."""
+    if source is None:
+        source = load_source(experiment)
     clients = experiment.clients
     partition = registry.find("partition", clients.partition)
     return federate(
@@ -143,7 +141,7 @@ def simulate(
             warn_of_changes(experiment, begun, Path(out))
     with ExitStack() as leaving:
         interrupted = leaving.enter_context(noted_interrupts())
-        federation, actors = _deal_out_and_start(experiment)
+        federation, actors = _load_federation_and_start_ray(experiment)
         if actors is not None:
             leaving.callback(actors.close)
         if out is None:
@@ -192,11 +190,11 @@ def simulate(
         return recorder.result(flower.from_record(arrays))
 
 
-def _deal_out_and_start(experiment: Experiment) -> tuple[Federation, RayActors | None]:
+def _load_federation_and_start_ray(experiment: Experiment) -> tuple[Federation, RayActors | None]:
     """Return the federation, and Ray's actors if they started while a large one was dealt out."""
     source = load_source(experiment)
     with ThreadPoolExecutor(1) as beside:
-        dealt = beside.submit(deal_out, experiment, source)
+        dealt = beside.submit(load_federation, experiment, source)
         # With a small one Ray waits until all else is known to be right.
         wait([dealt], timeout=DEALING_SECONDS)
         if dealt.done() or experiment.engine.backend == "inline":

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fedsim import jobs
-from fedsim.data.federation import Federation, federate
+from fedsim.data.federate import federate
+from fedsim.data.federation import Federation
 from fedsim.data.partition import iid
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics

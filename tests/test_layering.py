@@ -75,7 +75,7 @@ import numpy as np
 import clients
 import fedsim.engine.worker
 import experiments.benchmarks.gpu
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import iid
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics

@@ -56,7 +56,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedsim.data.federation import Federation, federate
+from fedsim.data.federate import federate
+from fedsim.data.federation import Federation
 from fedsim.data.partition import iid
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics

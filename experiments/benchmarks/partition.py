@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.benchmarks.harness import peak_mib
 from fedsim.data import partition
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.source import Source
 
 PARTITIONS: dict[str, Callable[..., np.ndarray]] = {

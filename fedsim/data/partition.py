@@ -4,7 +4,7 @@ Shapes: K clients, N examples, C classes.
 
 A partition is a function ``f(y, group, num_clients, rng, *, options)`` that returns the owner
 [N] of each example, -1 where nobody gets it; its keyword-only parameters are the options of the
-``[clients]`` table. It may leave clients empty: `fedsim.data.federation.federate` fills them. All
+``[clients]`` table. It may leave clients empty: `fedsim.data.federate.federate` fills them. All
 are vectorised over clients, and none holds K x C numbers. ``y`` is -1 where nobody knows the label:
 those that go by classes deal such examples out at random, to each client in proportion to its
 others.

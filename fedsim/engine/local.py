@@ -175,7 +175,7 @@ class LocalTrainer:
             )
             for client, (labelled, unlabelled), of_client, config in zip(
                 clients,
-                self.federation.split(clients),
+                self.federation.labelled_and_unlabelled(clients),
                 by_class,
                 configs or [Config({})] * len(clients),
                 strict=True,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clients.creff import CReFF
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import client_dirichlet
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader

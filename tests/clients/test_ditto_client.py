@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clients.ditto import Ditto
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import iid
 from fedsim.engine.update import Batch, Inputs, LocalSGD
 from fedsim.errors import ConfigError

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from clients import FedLabel
 from clients.pseudo_label import expertise
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import iid
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from clients.fedrod import FedRoD
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import client_dirichlet
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader

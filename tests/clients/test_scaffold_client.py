@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from clients import Scaffold
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import iid
 from fedsim.data.statistics import Statistics
 from fedsim.engine.loader import Loader

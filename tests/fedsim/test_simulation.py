@@ -574,12 +574,12 @@ class TestSimulateFailure:
 
     @pytest.mark.parametrize("seconds", [0.0, 60.0])
     def test_a_mistake_while_ray_starts_ends_it(self, monkeypatch, seconds):
-        def deal_out(*arguments):
+        def load_federation(*arguments):
             time.sleep(0.1)
             raise DataError("nobody has any")
 
         started.clear()
-        monkeypatch.setattr(simulation, "deal_out", deal_out)
+        monkeypatch.setattr(simulation, "load_federation", load_federation)
         monkeypatch.setattr(simulation, "DEALING_SECONDS", seconds)
         monkeypatch.setattr("fedsim.engine.ray_actors.RayActors", Actors)
         with pytest.raises(DataError, match="nobody has any"):

@@ -5,7 +5,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 import clients
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import iid
 from fedsim.data.statistics import Statistics
 from fedsim.engine import flower

@@ -31,7 +31,7 @@ def images(dtype=np.uint8):
 
 def test_imports_stay_cheap():
     code = (
-        "import sys, fedsim.data.federation, fedsim.data.digits, fedsim.data.idx, fedsim.data.npz;"
+        "import sys, fedsim.data.federate, fedsim.data.digits, fedsim.data.idx, fedsim.data.npz;"
         "print([m for m in ('torch', 'pandas', 'sklearn', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

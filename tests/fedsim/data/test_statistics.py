@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedsim.data import partition
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
 from fedsim.errors import DataError

@@ -13,7 +13,7 @@ from clients.fedlabel import FedLabel
 from clients.fixmatch import FixMatchGlobal
 from fedsim.data import partition
 from fedsim.data.digits import digits
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.source import UNKNOWN
 from fedsim.data.statistics import Statistics
 from fedsim.engine.local import LocalTrainer

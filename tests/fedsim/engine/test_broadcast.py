@@ -6,7 +6,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 import strategies
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import iid
 from fedsim.engine import flower
 from fedsim.engine.broadcast import Broadcast

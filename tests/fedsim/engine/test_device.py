@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clients
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import dirichlet
 from fedsim.data.statistics import Statistics
 from fedsim.engine import local, sgd

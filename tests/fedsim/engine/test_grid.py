@@ -10,7 +10,7 @@ from flwr.app import Array, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from clients import FedBABU
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import dirichlet
 from fedsim.engine import flower
 from fedsim.engine.inline_grid import InlineGrid

@@ -149,7 +149,7 @@ def test_predict_returns_results_in_the_order_of_the_examples(federation):
 
 
 def test_a_client_without_labels_returns_the_global_model_with_weight_zero(source):
-    from fedsim.data.federation import federate
+    from fedsim.data.federate import federate
     from fedsim.data.partition import iid
 
     federation = federate(source, num_clients=4, partition=iid, labelled=0.0)

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import clients
 from fedsim import registry
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import iid
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import dirichlet
 from fedsim.data.statistics import Statistics
 from fedsim.engine.clock import Clock

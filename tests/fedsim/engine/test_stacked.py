@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clients
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import dirichlet
 from fedsim.data.statistics import Statistics
 from fedsim.engine import tape

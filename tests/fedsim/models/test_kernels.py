@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedsim.data.federation import federate
+from fedsim.data.federate import federate
 from fedsim.data.partition import iid
 from fedsim.data.source import Source
 from fedsim.data.statistics import Statistics
