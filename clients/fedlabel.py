@@ -133,7 +133,7 @@ class FedLabel(JointUpdate):
         """Run the labelled and the unlabelled pass."""
         w = self.begin(w, client)
         if self.schedule == "joint" and client.round > self.warmup_rounds:
-            return (yield from self.update_jointly(w, client, given=(w,)))
+            return (yield from self.train_jointly(w, client, given=(w,)))
         w_l, log = yield from sgd(
             self.labelled_loss,
             w,

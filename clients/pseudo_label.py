@@ -110,9 +110,12 @@ class JointUpdate(ClientUpdate):
         """Return the loss of a batch of unlabelled examples, before its weight."""
 
     def update_jointly(self, w: Weights, client: Client, given: tuple[Weights, ...] = ()) -> Steps:
+        """Train one model from what `begin` makes of the global weights; see `train_jointly`."""
+        return (yield from self.train_jointly(self.begin(w, client), client, given))
+
+    def train_jointly(self, w: Weights, client: Client, given: tuple[Weights, ...] = ()) -> Steps:
         """Train one model; its weight in the server's mean is all the client's examples."""
         labelled, unlabelled = client.labelled, client.unlabelled
-        w = self.begin(w, client)
         if len(labelled) and len(unlabelled):
             w_k, log = yield from sgd(
                 self._joint_loss,
