@@ -33,7 +33,7 @@ from fedsim.engine.training import LocalTraining
 from fedsim.engine.update import Client, Steps
 from fedsim.errors import ConfigError
 from fedsim.models import Net, Weights
-from fedsim.models.etf import fit_angles, simplex
+from fedsim.models.etf import ANGLES_STEPS, fit_angles, simplex
 from fedsim.models.resnet import resnet18
 from fedsim.processor import one_thread
 from strategies.fedavg import FedAvg
@@ -170,7 +170,7 @@ class Authors(FedLoGe):
         """Return the authors' first weights and their fixed classifier."""
         start = draws().start
         with one_thread():
-            psi = fit_angles(start, start != 0, self.etf_norm, steps=10_000)
+            psi = fit_angles(start, start != 0, self.etf_norm, ANGLES_STEPS)
         return {**first_weights()[0], "etf.weight": psi}
 
     def begin(self, w: Weights, client: Client) -> Weights:

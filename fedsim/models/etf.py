@@ -35,6 +35,9 @@ from fedsim.processor import one_thread
 WARN_ABOVE = 0.01
 """Degrees: a sparse ETF with an angle further than this from the ideal comes with a warning."""
 
+ANGLES_STEPS = 10_000
+"""Steps of Adam of the recipe "angles", as in the authors' code."""
+
 _CONVERGED = 1e-4  # degrees; ten times better than anyone needs, for a few iterations more
 _CHUNK = 20  # iterations of L-BFGS from one look at the angles to the next
 _MAX_CHUNKS = 100
@@ -189,7 +192,6 @@ def sparse_etf(
     sparsity: float = 0.6,
     norm: float = 0.1,
     recipe: Literal["gram", "angles"] = "gram",
-    steps: int = 10_000,
 ) -> Tensor:
     """Return a static sparse ETF (SSE-C): an ETF's angles with a share of the entries zero.
 
@@ -218,7 +220,7 @@ def sparse_etf(
         angles are right to 1e-4 degrees, when the residual falls by less than 30 % in 100
         iterations, or after 2,000 iterations.
 
-        ``"angles"`` is the authors' own: Adam with learning rate 1e-4 on
+        ``"angles"`` is the authors' own: 10,000 steps of Adam with learning rate 1e-4 on
         sum_c (||m_c|| - norm)^2 - mean_c arccos(max_{j != c} cos(m_c, m_j)). It is slower, and
         comes only near the ideal; no warning says so. With the other defaults, D = 512 and
         C = 100 it ends at norms of 0.1000 to 0.1005 and angles of 90.25 to 91.53 degrees
@@ -227,8 +229,6 @@ def sparse_etf(
         away from all features that are averages after a ReLU (for D = 512 and C = 10 its cosine
         with (1, ..., 1) is about -0.3). Where class 0 is the most frequent one, as in a long
         tail made from CIFAR, the generic model learns more slowly for it.
-    steps : int
-        Steps of ``"angles"``, at least 1; ``"gram"`` doesn't use it.
 
     Returns
     -------
@@ -261,13 +261,11 @@ def sparse_etf(
         raise ConfigError(f"norm = {norm}: must be from 1e-6 to 1e6")
     if recipe not in ("gram", "angles"):
         raise ConfigError(f"recipe = {recipe!r}: must be 'gram' or 'angles'")
-    if steps < 1:
-        raise ConfigError(f"steps = {steps}: must be at least 1")
     dense = (etf if recipe == "gram" else _authors_etf)(features, num_classes, rng)
     mask = _draw_mask(features, num_classes, rng, sparsity)
     with one_thread():
         if recipe == "angles":
-            return fit_angles((dense * mask).float(), mask, norm, steps)
+            return fit_angles((dense * mask).float(), mask, norm, ANGLES_STEPS)
         fitted = _fit_gram(torch.nn.functional.normalize(dense * mask), mask)
     weight = (norm * torch.nn.functional.normalize(fitted)).float()
     reached = geometry(weight)
