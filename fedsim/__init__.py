@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedsim.experiment_file import load
     from fedsim.flower_app import client_app
     from fedsim.prediction import predict
-    from fedsim.recorder import Result
+    from fedsim.run.result import Result
     from fedsim.simulation import simulate
 
 __all__ = ["Experiment", "Result", "client_app", "load", "predict", "simulate"]
@@ -30,7 +30,7 @@ _HOMES = {
     "client_app": "fedsim.flower_app",
     "load": "fedsim.experiment_file",
     "predict": "fedsim.prediction",
-    "Result": "fedsim.recorder",
+    "Result": "fedsim.run.result",
     "simulate": "fedsim.simulation",
 }
 

@@ -94,7 +94,7 @@ def run(
         if resume and out is None:
             raise ConfigError("--resume: say with --out which folder's run is to go on")
         experiment = load(file, set_ or [])
-        from fedsim.report.progress import Board
+        from fedsim.progress import Board
         from fedsim.simulation import simulate
 
         folder = out or _run_folder(experiment)
@@ -140,7 +140,7 @@ def sweep(
     with _clear_errors(file):
         from fedsim.report.comparison import compare, comparison_table, read_runs
         from fedsim.report.report import write_comparison
-        from fedsim.report.run_directory import check_no_run, remove
+        from fedsim.run.directory import check_no_run, remove
         from fedsim.sweep import plan
 
         planned = plan(file, grid or [], seeds, set_ or [])
@@ -168,7 +168,7 @@ def sweep(
 def _run_planned(planned: list[Planned], folder: Path, jobs: int | None) -> dict[int, str]:
     """Run a sweep, and show how; return what stopped the runs that failed, by their numbers."""
     from fedsim.jobs import run_all
-    from fedsim.report.progress import Board, RunProgress
+    from fedsim.progress import Board, RunProgress
     from fedsim.sweep import jobs_at_a_time, on_its_cores
 
     jobs = jobs_at_a_time(planned, jobs)
@@ -250,8 +250,8 @@ def compare(
 
 def _show(rounds: pd.DataFrame, clients: pd.DataFrame, names: pd.DataFrame) -> None:
     """Print the table of the clients, and how a run ended."""
-    from fedsim.report._frames import last_round
     from fedsim.report.tables import client_table, summary_line
+    from fedsim.run.frames import last_round
 
     if not last_round(clients).empty:
         _out.print(client_table(clients, names))
@@ -264,8 +264,8 @@ def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = Non
     with _clear_errors(file):
         experiment = load(file, set_ or [])
         from fedsim.report.figures import class_counts, save
-        from fedsim.report.run_directory import RunDirectory
         from fedsim.report.tables import partition_table
+        from fedsim.run.directory import RunDirectory
         from fedsim.simulation import load_federation
 
         federation = load_federation(experiment)
@@ -332,7 +332,7 @@ def _settings(what: Kinds, name: str) -> dict[str, str]:
 
 def _how_to_go_on(folder: Path) -> str:
     """Return what to say of a run in a folder that the user has stopped."""
-    from fedsim.report.run_directory import CHECKPOINT
+    from fedsim.run.directory import CHECKPOINT
 
     if not (folder / CHECKPOINT).exists():
         return "stopped before the first round"

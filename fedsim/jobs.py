@@ -180,18 +180,18 @@ def _work(connection: Connection) -> None:
 
 def _run(text: str, folder: Path, send: Callable[[str, Any], None]) -> str | None:
     """Run an experiment, or the rest of it; return what stopped it."""
-    from fedsim.resume import has_ended, last_checkpoint, warn_of_changes
+    from fedsim.run.resume import has_ended, last_checkpoint, warn_of_changes
     from fedsim.simulation import simulate
 
     try:
         experiment = Experiment(**tomllib.loads(text))
-        begun = last_checkpoint(experiment, folder)
-        done = begun is not None and begun.round == experiment.training.rounds
+        checkpoint = last_checkpoint(experiment, folder)
+        done = checkpoint is not None and checkpoint.round == experiment.training.rounds
         if not done or not has_ended(folder):
             send("begun", None)
             simulate(experiment, out=folder, resume=True, observer=partial(send, "round"))
-        elif begun is not None:
-            warn_of_changes(experiment, begun, folder)
+        elif checkpoint is not None:
+            warn_of_changes(experiment, checkpoint, folder)
     except UserError as error:
         return str(error)
     except (Exception, SystemExit) as error:  # a strategy of the user's own may raise all kinds

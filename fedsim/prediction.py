@@ -28,8 +28,8 @@ from fedsim.experiment_file import load
 from fedsim.method import local_training, make_update
 from fedsim.models import Arrays, Net, Weights
 from fedsim.models.layers import channels_last
-from fedsim.report.run_directory import CHECKPOINT
-from fedsim.report.saved_run import SavedRun
+from fedsim.run.directory import CHECKPOINT
+from fedsim.run.saved import SavedRun
 from fedsim.simulation import load_federation
 
 
@@ -90,7 +90,7 @@ def predict(
         check(known, "client", client, f"0..{saved.num_clients - 1}")
     update = make_update(experiment)
     view = _chosen_view(update, view, client, saved)
-    round, arrays, states = _standing(saved)
+    round, arrays, states = _last_model(saved)
     with user_code(f"{saved.path}: view {view!r}"):
         cpu = torch.device("cpu")
         net = _net(experiment, normalise.shape, saved.num_classes)
@@ -181,7 +181,7 @@ def _chosen_view(
     return view
 
 
-def _standing(saved: SavedRun) -> tuple[int, Arrays, ClientStates | None]:
+def _last_model(saved: SavedRun) -> tuple[int, Arrays, ClientStates | None]:
     """Return the last round whose model is there, the model, and what the clients kept then."""
     file = saved.path / CHECKPOINT
     if saved.description.get("finished") is not None or not file.exists():

@@ -23,9 +23,10 @@ from fedsim.errors import ConfigError, DataError, EngineError, user_code
 from fedsim.hardware import device, gpu_share, num_workers
 from fedsim.interrupts import noted_interrupts
 from fedsim.method import local_training, make_strategy, make_update
-from fedsim.recorder import Recorder, Result
-from fedsim.resume import check_model, last_checkpoint, warn_of_changes
 from fedsim.rng import generator
+from fedsim.run.recorder import Recorder
+from fedsim.run.result import Result
+from fedsim.run.resume import check_model, last_checkpoint, warn_of_changes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,8 +96,8 @@ def simulate(
         default nothing is written.
     resume : bool
         Whether to go on with the run in ``out``, from its last finished round. The experiment must
-        be the same, but for `fedsim.resume.MAY_CHANGE` (whose ``training.rounds`` a learning rate
-        that falls by "cosine" fixes). Where no run has begun, one begins.
+        be the same, but for `fedsim.run.resume.MAY_CHANGE` (whose ``training.rounds`` a learning
+        rate that falls by "cosine" fixes). Where no run has begun, one begins.
     observer : callable, optional
         Called with each finished round's row of ``rounds.csv``.
 
@@ -132,13 +133,13 @@ def simulate(
     if observer is not None and not callable(observer):
         raise ConfigError(f"observer = {observer!r}: must be a function")
     strategy = make_strategy(experiment)
-    begun = None
+    checkpoint = None
     if resume:
         if out is None:
             raise ConfigError("resume: say in out which folder's run is to go on")
-        begun = last_checkpoint(experiment, Path(out))
-        if begun is not None:
-            warn_of_changes(experiment, begun, Path(out))
+        checkpoint = last_checkpoint(experiment, Path(out))
+        if checkpoint is not None:
+            warn_of_changes(experiment, checkpoint, Path(out))
     with ExitStack() as leaving:
         interrupted = leaving.enter_context(noted_interrupts())
         federation, actors = _load_federation_and_start_ray(experiment)
@@ -155,11 +156,12 @@ def simulate(
         initial = initial_arrays(task)
         _warn_of_running_statistics(experiment, strategy, initial)
         arrays, rounds_before, versions = flower.to_record(initial), 0, None
-        if begun is not None:
-            check_model(begun, arrays)
-            restore(strategy, begun.strategy)
-            arrays, rounds_before, versions = begun.arrays, begun.round, begun.versions
-        recorder = Recorder(experiment, task, num_workers(experiment), out, resume, begun)
+        if checkpoint is not None:
+            check_model(checkpoint, arrays)
+            restore(strategy, checkpoint.strategy)
+            arrays, versions = checkpoint.arrays, checkpoint.versions
+            rounds_before = checkpoint.round
+        recorder = Recorder(experiment, task, num_workers(experiment), out, resume, checkpoint)
         leaving.callback(recorder.release)
         grid = make_grid(experiment, task, actors, versions)
         leaving.callback(grid.close)

@@ -23,7 +23,8 @@ from matplotlib.ticker import FuncFormatter
 
 from fedsim.data.source import UNKNOWN
 from fedsim.errors import DataError
-from fedsim.report import _frames, _style
+from fedsim.report import _style
+from fedsim.run import frames
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -63,7 +64,7 @@ class Counts:
     ) -> Counts:
         """Check and take over the frames of partition.csv and names.csv."""
         columns = ("client", "class", "labelled", "unlabelled")
-        _frames.require(partition, columns, "partition.csv")
+        frames.require(partition, columns, "partition.csv")
         client, klass, labelled, unlabelled = (
             partition[name].to_numpy(dtype=np.int64) for name in columns
         )
@@ -87,8 +88,8 @@ class Counts:
             row=np.where(klass == UNKNOWN, num_classes, klass),
             labelled=labelled,
             unlabelled=unlabelled,
-            client_names=_frames.names_of(names, "client"),
-            class_names=_frames.names_of(names, "class"),
+            client_names=frames.names_of(names, "client"),
+            class_names=frames.names_of(names, "class"),
         )
 
     @property

@@ -21,9 +21,9 @@ from rich.text import Text
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import ConfigError, DataError
 from fedsim.metrics import column, spread
-from fedsim.report import _frames
-from fedsim.report.saved_run import SavedRun
-from fedsim.report.standing import percent
+from fedsim.run import frames
+from fedsim.run.client_scores import percent
+from fedsim.run.saved import SavedRun
 from fedsim.settings import COMPONENTS, flat, named
 
 # What runs of one kind may differ in: chance, their name, how often they were tested and on what
@@ -87,7 +87,7 @@ def read_runs(folders: Iterable[Path | str]) -> list[SavedRun]:
 
 def _read(folder: Path) -> SavedRun:
     run = SavedRun.read(folder)
-    run = replace(run, clients=_frames.last_round(run.clients))
+    run = replace(run, clients=frames.last_round(run.clients))
     _ = run.standing  # what is wrong with it is said now
     return run
 
@@ -212,7 +212,7 @@ def figures_of(run: SavedRun, targets: Sequence[float] = ()) -> dict[str, Any]:
     over = spread([])
     if run.standing is not None:
         over = spread(run.standing.by_client[run.standing.main])
-    _, by_group = _frames.group_shares(last)
+    _, by_group = frames.group_shares(last)
     rounds = run.rounds
     return {
         "run": str(run.path),
@@ -220,7 +220,7 @@ def figures_of(run: SavedRun, targets: Sequence[float] = ()) -> dict[str, Any]:
         "round": int(last["round"]) if len(last) else None,
         **{
             view: last.get(name, math.nan)
-            for view, name in _frames.overall_columns(run.rounds).items()
+            for view, name in frames.overall_columns(run.rounds).items()
         },
         "std": over["std"],
         "worst10": over["worst10"],
@@ -312,7 +312,7 @@ def comparison_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]
     """Return headings and rows of the comparison, as text."""
     shown = pd.concat([one.figures for one in series], ignore_index=True)
     names = [name for one in series for run in one.runs for name in run.rounds.columns]
-    views = _frames.views_of(pd.DataFrame(columns=list(dict.fromkeys(names))))
+    views = frames.views_of(pd.DataFrame(columns=list(dict.fromkeys(names))))
     views = [view for view in views if shown[view].notna().any()]
     to_target = [n for n in map(str, shown) if n.startswith(_ROUNDS_TO) and shown[n].notna().any()]
     heads = ["run", "seeds", "round", *views, "worst 10 %", *GROUPS]

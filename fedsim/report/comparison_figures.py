@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 
 from fedsim.data.class_groups import GROUPS
 from fedsim.metrics import column
-from fedsim.report import _frames, _style
+from fedsim.report import _style
 from fedsim.report.comparison import Series
 from fedsim.report.figures import save
+from fedsim.run import frames
 
 CAPTIONS = {
     "accuracy_over_rounds": "Accuracy after each tested round.",
@@ -145,7 +146,7 @@ def _over_rounds(one: Series, name: str) -> pd.DataFrame:
     """Return an accuracy in %: a row for each round that any run tested, a column a run."""
     columns = []
     for run in one.runs:
-        done = _frames.evaluated(run.rounds, [name]) if name in run.rounds else pd.DataFrame()
+        done = frames.evaluated(run.rounds, [name]) if name in run.rounds else pd.DataFrame()
         if len(done):
             columns.append(100 * done.set_index("round")[name].astype(np.float64))
     return pd.concat(columns, axis=1).sort_index() if columns else pd.DataFrame()

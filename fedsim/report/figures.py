@@ -18,10 +18,9 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fedsim.report import _counts, _frames, _style
+from fedsim.report import _counts, _style
 from fedsim.report.heads import class_norms, etf_angles
 from fedsim.report.pseudo_labels import by_round, pseudo_labels
-from fedsim.report.run_directory import write_whole
 from fedsim.report.views import (
     accuracy_over_rounds,
     client_accuracy,
@@ -29,6 +28,8 @@ from fedsim.report.views import (
     group_accuracy,
     personal_gain,
 )
+from fedsim.run import frames
+from fedsim.run.directory import write_whole
 
 __all__ = ["class_counts", "save", "save_figures"]
 
@@ -117,10 +118,10 @@ def save_figures(
         A column is missing, partition.csv doesn't fit the numbers of clients and classes, or
         ``norms`` or ``etf`` can't be drawn.
     """
-    overall = _frames.overall_columns(rounds).values()
-    has_overall = not _frames.evaluated(rounds, overall).empty
-    has_clients = not _frames.last_round(clients).empty
-    has_groups = not _frames.grouped(rounds).empty
+    overall = frames.overall_columns(rounds).values()
+    has_overall = not frames.evaluated(rounds, overall).empty
+    has_clients = not frames.last_round(clients).empty
+    has_groups = not frames.grouped(rounds).empty
     figures: dict[str, tuple[bool, Callable[[], Figure]]] = {
         "accuracy_over_rounds": (has_overall, lambda: accuracy_over_rounds(rounds, title)),
         "client_accuracy": (has_clients, lambda: client_accuracy(clients, title, names)),

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedsim.errors import DataError
-from fedsim.report import _frames, _style
+from fedsim.report import _style
+from fedsim.run import frames
 
 __all__ = ["class_norms", "etf_angles"]
 
@@ -52,7 +53,7 @@ def class_norms(norms: pd.DataFrame, title: str, names: pd.DataFrame | None = No
         A column is missing, no norm is known, a head has a class twice, or a class has
         different numbers of examples.
     """
-    _frames.require(norms, ["head", "class", "examples", "norm"], "class norms")
+    frames.require(norms, ["head", "class", "examples", "norm"], "class norms")
     if not norms["norm"].notna().any():
         raise DataError("class norms: no norm is known; give at least one head")
     twice = norms[norms.duplicated(["head", "class"])]
@@ -69,7 +70,7 @@ def class_norms(norms: pd.DataFrame, title: str, names: pd.DataFrame | None = No
     table = norms.pivot(index="class", columns="head", values="norm").reindex(sizes["class"])
     count = len(sizes)
     few = count <= _MARKED_CLASSES
-    ticks = _style.ticks(sizes["class"].tolist(), _frames.names_of(names, "class"), _ROW)
+    ticks = _style.ticks(sizes["class"].tolist(), frames.names_of(names, "class"), _ROW)
     with mpl.rc_context(_style.STYLE):
         note = (
             "Length (L2 norm) of each class's weight vector, "
@@ -82,7 +83,7 @@ def class_norms(norms: pd.DataFrame, title: str, names: pd.DataFrame | None = No
         x = np.arange(1, count + 1)
         labels = []
         for head, colour in _head_colours(list(pd.unique(norms["head"]))).items():
-            y = _frames.floats(table, head)
+            y = frames.floats(table, head)
             if np.isnan(y).all():
                 continue
             upper.plot(
@@ -161,7 +162,7 @@ def etf_angles(
     # At least so wide that the ideal isn't the darkest colour.
     limit = min(1.0, max(widest, -2 * ideal))
     few = count <= _LABELLED_CLASSES
-    class_names = _frames.names_of(names, "class") if few else {}
+    class_names = frames.names_of(names, "class") if few else {}
     ticks = _style.ticks(range(count), class_names, _SIDE)
     aside = max(0.0, _style.width(ticks.labels) - 0.2) if class_names else 0.0
     with mpl.rc_context(_style.STYLE):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedsim.metrics import column
 
 if TYPE_CHECKING:
-    from fedsim.report.saved_run import SavedRun
+    from fedsim.run.saved import SavedRun
 
 _HEADS = {
     "head.weight": "global head",

@@ -14,10 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedsim.data.class_groups import GROUPS, class_groups
 from fedsim.metrics import spread
-from fedsim.report import _frames
-from fedsim.report.run_directory import write_whole
-from fedsim.report.saved_run import SavedRun
-from fedsim.report.standing import COUNTS, F1, GROUP_SCORES, Standing, percent
+from fedsim.run import frames
+from fedsim.run.client_scores import COUNTS, F1, GROUP_SCORES, Standing, percent
+from fedsim.run.directory import write_whole
+from fedsim.run.saved import SavedRun
 
 CAPTIONS = {
     "accuracy_over_rounds": "Accuracy after each tested round.",
@@ -155,7 +155,7 @@ def _cards(run: SavedRun) -> list[Card]:
     if last is None:
         return []
     cards = []
-    for view, name in _frames.overall_columns(run.rounds).items():
+    for view, name in frames.overall_columns(run.rounds).items():
         if pd.isna(last[name]):
             continue
         note = "on the global test set"
@@ -170,7 +170,7 @@ def _cards(run: SavedRun) -> list[Card]:
                 over = spread(scores[shown])
                 note += f"; std {percent(over['std'])}, worst 10 %: {percent(over['worst10'])}"
         cards.append(Card(view, f"{percent(last[name])} %", note))
-    view, by_group = _frames.group_shares(last)
+    view, by_group = frames.group_shares(last)
     groups = " / ".join(map(percent, by_group.values()))
     cards.append(Card("head / medium / tail", groups, f"{view}, by class frequency"))
     return cards
@@ -178,7 +178,7 @@ def _cards(run: SavedRun) -> list[Card]:
 
 def _class_table(run: SavedRun) -> list[tuple[str, str, str, str]]:
     """Return each class's number, name, training examples and group; empty without names."""
-    names = _frames.names_of(run.names, "class")
+    names = frames.names_of(run.names, "class")
     if not names:
         return []
     groups = class_groups(run.class_counts)
@@ -205,7 +205,7 @@ def _caption(stem: str, classes: Sequence[tuple[str, str, str, str]]) -> str:
 def _client_table(standing: Standing, run: SavedRun) -> dict[str, Any]:
     """Return the table of the clients: headings, rows, closing rows, and who isn't listed."""
     tested, num_clients = len(standing.by_client), run.num_clients
-    names = _frames.names_of(run.names, "client")
+    names = frames.names_of(run.names, "client")
     notes = [f"{tested:,} of {num_clients:,} were tested."] if tested < num_clients else []
     scores = [*standing.views, *GROUP_SCORES]
     shown = standing.shown(MOST_CLIENTS)
@@ -256,10 +256,10 @@ def _f1(value: float) -> str:
 
 def _round_table(rounds: pd.DataFrame) -> dict[str, Any]:
     """Return the table of the evaluated rounds: headings, rows, and which aren't listed."""
-    columns = _frames.overall_columns(rounds)
-    by_group = _frames.group_columns(rounds)["generic"]
+    columns = frames.overall_columns(rounds)
+    by_group = frames.group_columns(rounds)["generic"]
     columns |= {group: name for group, name in by_group.items() if name in rounds}
-    done = _frames.evaluated(rounds, columns.values())
+    done = frames.evaluated(rounds, columns.values())
     columns = {view: name for view, name in columns.items() if done[name].notna().any()}
     listed = done.tail(MOST_ROUNDS)
     return {

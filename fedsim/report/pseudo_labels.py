@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
-from fedsim.report import _frames, _style
+from fedsim.report import _style
+from fedsim.run import frames
 
 __all__ = ["by_round", "pseudo_labels"]
 
@@ -145,7 +146,7 @@ def pseudo_labels(training: pd.DataFrame, title: str) -> Figure:
             kept = (rounds["kept"] > 0).any()
             why = "Nobody knows the true labels" if kept else "Nothing was kept"
             upper.text(middle, 50, why, color=_style.MUTED, ha="center")
-        _style.round_axis(lower, _frames.floats(rounds, "round"))
+        _style.round_axis(lower, frames.floats(rounds, "round"))
         fig.align_ylabels(panels)
     return fig
 
@@ -154,7 +155,7 @@ def _draw(
     ax: Axes, rounds: pd.DataFrame, lines: dict[str, tuple[str, str]], window: int, inches: float
 ) -> None:
     """Draw those of the lines (column -> name, colour) that are known, in %."""
-    x = _frames.floats(rounds, "round")
+    x = frames.floats(rounds, "round")
     values = 100 * rounds[list(lines)].astype(np.float64)
     smooth = values.rolling(window, min_periods=1, center=True).mean()
     labels = []

@@ -15,8 +15,8 @@ from fedsim.report.comparison_figures import CAPTIONS, save_comparison
 from fedsim.report.figures import save_figures
 from fedsim.report.norms import class_norms
 from fedsim.report.page import Picture, render, write_page
-from fedsim.report.run_directory import check_no_run, write_whole
-from fedsim.report.saved_run import SavedRun
+from fedsim.run.directory import check_no_run, write_whole
+from fedsim.run.saved import SavedRun
 
 
 def report_of(folder: Path) -> tuple[SavedRun, Path]:

@@ -14,8 +14,8 @@ from rich.text import Text
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
 from fedsim.metrics import column, spread
-from fedsim.report import _frames
-from fedsim.report.standing import COUNTS, F1, GROUP_SCORES, Standing, percent
+from fedsim.run import frames
+from fedsim.run.client_scores import COUNTS, F1, GROUP_SCORES, Standing, percent
 
 _FOOTER = {"mean": "mean", "std": "std", "worst10": "worst 10%"}
 _STEP = 6  # characters from one accuracy to the next in a column of several: " 100.0"
@@ -61,7 +61,7 @@ def client_table(
     standing = Standing.of(clients)
     views, several = standing.views, len(standing.views) > 1
     blocks = _blocks(views)
-    called = _frames.names_of(names, "client")
+    called = frames.names_of(names, "client")
     # Then only names give way where the width isn't enough.
     whole = several or bool(called)
 
@@ -163,7 +163,7 @@ def partition_table(
     if limit < 2:
         raise DataError(f"partition table: limit is {limit}; give 2 or more")
     needed = ["client", "class", "labelled", "unlabelled", "test"]
-    _frames.require(partition, needed, "partition.csv")
+    frames.require(partition, needed, "partition.csv")
     outside = partition.loc[~partition["client"].between(0, num_clients - 1), "client"]
     if len(outside):
         raise DataError(
@@ -184,7 +184,7 @@ def partition_table(
         title_justify="left",
         caption_justify="left",
     )
-    called = _frames.names_of(names, "client")
+    called = frames.names_of(names, "client")
     _add_clients(table, called)
     for header in map(str, rows.columns):
         table.add_column(Text(header), justify="right", no_wrap=bool(called))
@@ -254,16 +254,16 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
     'round 2: generic 93.1 % (realigned 95.0 %), '
     """
     groups = list(GROUP_SCORES)
-    done = _frames.evaluated(rounds, ["generic_accuracy", "personal_accuracy", *groups])
+    done = frames.evaluated(rounds, ["generic_accuracy", "personal_accuracy", *groups])
     if done.empty:
         return f"{len(rounds)} rounds, none evaluated"
     last = done.iloc[-1]
     over = spread([])
     if not clients.empty:
-        _frames.require(clients, ["round", "view", "accuracy"], "clients.csv")
+        frames.require(clients, ["round", "view", "accuracy"], "clients.csv")
         rows = clients[clients["round"] == last["round"]]
         view = "personal" if (rows["view"] == "personal").any() else "generic"
-        over = spread(_frames.floats(rows[rows["view"] == view], "accuracy"))
+        over = spread(frames.floats(rows[rows["view"] == view], "accuracy"))
     parts = []
     if pd.notna(last["generic_accuracy"]):
         realigned = _realigned(last, "generic")
@@ -271,7 +271,7 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
         parts.append(f"generic {percent(last['generic_accuracy'])} %{note}")
     else:
         groups = [column("personal", name) for name in GROUPS]
-        _frames.require(rounds, groups, "rounds.csv")
+        frames.require(rounds, groups, "rounds.csv")
     notes = [f"std {percent(over['std'])}, worst 10 % {percent(over['worst10'])}"]
     notes += filter(None, [_realigned(last, "personal")])
     parts.append(f"personal {percent(last['personal_accuracy'])} % ({'; '.join(notes)})")

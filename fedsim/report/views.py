@@ -18,7 +18,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
 from fedsim.metrics import spread, worst_tenth
-from fedsim.report import _frames, _style
+from fedsim.report import _style
+from fedsim.run import frames
 
 __all__ = ["accuracy_over_rounds", "client_accuracy", "gains", "group_accuracy", "personal_gain"]
 
@@ -45,8 +46,8 @@ def accuracy_over_rounds(rounds: pd.DataFrame, title: str) -> Figure:
     DataError
         No round was evaluated, or a column is missing.
     """
-    columns = _frames.overall_columns(rounds)
-    done = _frames.evaluated(rounds, columns.values())
+    columns = frames.overall_columns(rounds)
+    done = frames.evaluated(rounds, columns.values())
     if done.empty:
         raise DataError("rounds.csv: no evaluated round; set evaluation.every to draw accuracies")
     shown = {view: column for view, column in columns.items() if done[column].notna().any()}
@@ -62,11 +63,11 @@ def accuracy_over_rounds(rounds: pd.DataFrame, title: str) -> Figure:
         colours, labels = _style.view_colours(shown), []
         for view, column in shown.items():
             line = done.dropna(subset=[column])
-            y = 100 * _frames.floats(line, column)
+            y = 100 * frames.floats(line, column)
             colour = colours[view]
             few = len(line) <= _MARKED_ROUNDS
             ax.plot(
-                _frames.floats(line, "round"),
+                frames.floats(line, "round"),
                 y,
                 color=colour,
                 linewidth=1.8 if few else 1.3,
@@ -79,7 +80,7 @@ def accuracy_over_rounds(rounds: pd.DataFrame, title: str) -> Figure:
             )
             labels.append((float(y[-1]), f"{view} {y[-1]:.1f} %", colour))
         _style.percent_axis(ax, 100 * done[list(shown.values())].to_numpy(dtype=np.float64))
-        _style.round_axis(ax, _frames.floats(done, "round"))
+        _style.round_axis(ax, frames.floats(done, "round"))
         _style.label_ends(ax, labels)
     return fig
 
@@ -102,9 +103,9 @@ def client_accuracy(clients: pd.DataFrame, title: str, names: pd.DataFrame | Non
     DataError
         No round has a client accuracy, or a column is missing.
     """
-    rows = _frames.last_round(clients)
+    rows = frames.last_round(clients)
     if rows.empty:
-        raise DataError(_frames.NO_CLIENT_EVALUATED)
+        raise DataError(frames.NO_CLIENT_EVALUATED)
     scored = rows.dropna(subset=["accuracy"]).sort_values("accuracy", kind="stable")
     views = sorted(scored["view"].unique())
     colours = _style.view_colours(views)
@@ -125,7 +126,7 @@ def client_accuracy(clients: pd.DataFrame, title: str, names: pd.DataFrame | Non
         labels = []
         for view in views:
             of_view = scored[scored["view"] == view]
-            y = 100 * _frames.floats(of_view, "accuracy")
+            y = 100 * frames.floats(of_view, "accuracy")
             count, colour, over = len(y), colours[view], spread(y)
             few = count <= _MOST_BARS
             ax.plot(
@@ -143,7 +144,7 @@ def client_accuracy(clients: pd.DataFrame, title: str, names: pd.DataFrame | Non
             prefix = f"{view}: " if len(views) > 1 else ""
             labels.append((over["worst10"], f"{prefix}worst 10 %: {over['worst10']:.1f} %", colour))
             labels.append((over["mean"], f"{prefix}mean {over['mean']:.1f} %", colour))
-        _style.percent_axis(ax, 100 * _frames.floats(scored, "accuracy"))
+        _style.percent_axis(ax, 100 * frames.floats(scored, "accuracy"))
         _client_axis(ax, ticks, most, ordered="from worst to best")
         _style.label_ends(ax, labels)
     return fig
@@ -178,7 +179,7 @@ def gains(clients: pd.DataFrame) -> pd.Series[float]:
     >>> gains(clients).to_dict()
     {1: -25.0, 0: 25.0}
     """
-    rows = _frames.last_round(clients)
+    rows = frames.last_round(clients)
     if rows.empty:
         return pd.Series(dtype=np.float64)
     accuracy = {
@@ -210,9 +211,9 @@ def personal_gain(clients: pd.DataFrame, title: str, names: pd.DataFrame | None 
         missing.
     """
     gain = gains(clients)
-    rows = _frames.last_round(clients)
+    rows = frames.last_round(clients)
     if rows.empty:
-        raise DataError(_frames.NO_CLIENT_EVALUATED)
+        raise DataError(frames.NO_CLIENT_EVALUATED)
     if gain.empty:
         scored = rows.loc[rows["accuracy"].notna(), "view"].unique()
         raise DataError(
@@ -273,7 +274,7 @@ def group_accuracy(rounds: pd.DataFrame, title: str) -> Figure:
     DataError
         No round has a head, medium or tail accuracy, or a column is missing.
     """
-    done = _frames.grouped(rounds)
+    done = frames.grouped(rounds)
     if done.empty:
         raise DataError(
             "rounds.csv: no round has a head, medium or tail accuracy; set evaluation.every"
@@ -281,7 +282,7 @@ def group_accuracy(rounds: pd.DataFrame, title: str) -> Figure:
     last = done.iloc[-1]
     values = {
         view: {name: 100 * last[c] for name, c in by_group.items() if pd.notna(last[c])}
-        for view, by_group in _frames.group_columns(rounds).items()
+        for view, by_group in frames.group_columns(rounds).items()
     }
     values = {view: by_group for view, by_group in values.items() if by_group}
     groups = [name for name in GROUPS if any(name in shown for shown in values.values())]
@@ -353,7 +354,7 @@ def _client_ticks(
     """Return the labels of the clients where they are few and of one row."""
     if not len(clients) == count <= _NAMED_CLIENTS:
         return None
-    return _style.ticks(clients.astype(int).tolist(), _frames.names_of(names, "client"), _ROW)
+    return _style.ticks(clients.astype(int).tolist(), frames.names_of(names, "client"), _ROW)
 
 
 def _client_axis(ax: Axes, ticks: _style.Ticks | None, count: int, *, ordered: str) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import fedsim
-from fedsim import prediction, recorder
+from fedsim import prediction
 from fedsim.engine.state import ClientStates
 from fedsim.errors import ConfigError, DataError, EngineError
 from fedsim.metrics import column
+from fedsim.run import recorder
 from fedsim.simulation import load_federation
 
 NORM = {"name": "cnn", "channels": [4], "norm": "batch"}
@@ -227,10 +228,10 @@ class TestRun:
 
     def test_one_that_was_killed(self, tmp_path, x, monkeypatch):
         """Its checkpoint counts, though its clients have trained on."""
-        monkeypatch.setattr(recorder, "PATIENCE", 0)
+        monkeypatch.setattr(recorder, "CHECKPOINT_SPACING", 0)
         fedsim.simulate(experiment("fedloge", rounds=2), out=tmp_path / "run")
         shutil.copytree(tmp_path / "run", tmp_path / "whole")
-        monkeypatch.setattr(recorder, "PATIENCE", 1e9)
+        monkeypatch.setattr(recorder, "CHECKPOINT_SPACING", 1e9)
         monkeypatch.setattr(recorder.Recorder, "close", lambda self, arrays: None)
 
         def stop(row):
@@ -247,7 +248,7 @@ class TestRun:
         assert_same_predictions(tmp_path / "run", tmp_path / "three", x)
 
     def test_one_that_was_killed_before_its_first_checkpoint(self, tmp_path, x, monkeypatch):
-        monkeypatch.setattr(recorder, "PATIENCE", 1e9)
+        monkeypatch.setattr(recorder, "CHECKPOINT_SPACING", 1e9)
         stopped(experiment(), tmp_path / "run", after=2)
         describe(tmp_path / "run", finished=None)
         with pytest.raises(DataError, match="no model yet but the first, which is untrained"):

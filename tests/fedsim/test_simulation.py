@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError, DataError, EngineError
 from fedsim.experiment_file import load
 from fedsim.interrupts import Terminated
 from fedsim.method import make_strategy
-from fedsim.report.run_directory import RunDirectory
+from fedsim.run.directory import RunDirectory
 from fedsim.simulation import initial_arrays, load_federation, make_task
 
 SMALL = {
@@ -599,7 +599,7 @@ class TestSimulateFailure:
         assert [file.name for file in tmp_path.iterdir()] == ["results.txt"]
 
     def test_a_full_disk_is_one_line_and_keeps_what_was_written(self, tmp_path, monkeypatch):
-        from fedsim.report.run_directory import RunDirectory, writing
+        from fedsim.run.directory import RunDirectory, writing
 
         append = RunDirectory.append
 
@@ -697,7 +697,7 @@ def test_a_run_of_this_process_needs_no_ray(tmp_path, monkeypatch):
             raise metadata.PackageNotFoundError(name)
         return of(name)
 
-    monkeypatch.setattr("fedsim.recorder.version", installed)
+    monkeypatch.setattr("fedsim.run.recorder.version", installed)
     monkeypatch.setitem(sys.modules, "ray", None)
     fedsim.simulate(experiment(engine={"backend": "inline"}), out=tmp_path / "run")
     versions = json.loads((tmp_path / "run" / "run.json").read_text())["versions"]

@@ -15,7 +15,7 @@ from fedsim import Experiment, cli
 from fedsim.errors import DataError
 from fedsim.report import page, report
 from fedsim.report.report import write_report
-from fedsim.report.saved_run import SavedRun
+from fedsim.run.saved import SavedRun
 
 
 @pytest.fixture(scope="module")

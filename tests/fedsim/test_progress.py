@@ -6,7 +6,7 @@ from math import nan
 
 from rich.console import Console
 
-from fedsim.report.progress import Board
+from fedsim.progress import Board
 
 
 def row(number, generic=nan, personal=nan):

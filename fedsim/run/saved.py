@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from fedsim.errors import DataError
-from fedsim.report import _frames
-from fedsim.report.run_directory import CHECKPOINT
-from fedsim.report.standing import COUNTS, F1, GROUP_SCORES, Standing
+from fedsim.run import frames
+from fedsim.run.client_scores import COUNTS, F1, GROUP_SCORES, Standing
+from fedsim.run.directory import CHECKPOINT
 
 if TYPE_CHECKING:
     from fedsim.engine.state import ClientStates
@@ -62,10 +62,6 @@ _DESCRIPTION = {
     "hardware.memory_bytes": int,
     "hardware.system": str,
 }
-
-
-class NoRoundError(DataError):
-    """A run of which no round has finished."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +109,15 @@ class SavedRun:
             raise DataError(f"{folder / 'run.json'}: seconds_per_round must hold numbers")
         rounds = _table(folder / "rounds.csv")
         if rounds.empty:
-            raise NoRoundError(f"{folder}: no round of this run has finished")
+            raise DataError(f"{folder}: no round of this run has finished")
         partition = _table(folder / "partition.csv")
         if partition.empty:
             raise DataError(f"{folder / 'partition.csv'}: has no rows")
         clients = _table(folder / "clients.csv")
         _warn_of_loss(folder / "rounds.csv", rounds, description)
-        _warn_of_loss(folder / "clients.csv", clients, description, untold(rounds, clients))
+        _warn_of_loss(
+            folder / "clients.csv", clients, description, missing_client_rows(rounds, clients)
+        )
         return cls(
             path=folder,
             settings=settings,
@@ -171,13 +169,13 @@ class SavedRun:
     @cached_property
     def tested(self) -> pd.Series[float] | None:
         """The row of its last evaluated round; None where there was none."""
-        done = _frames.evaluated(self.rounds, _frames.overall_columns(self.rounds).values())
+        done = frames.evaluated(self.rounds, frames.overall_columns(self.rounds).values())
         return done.iloc[-1] if len(done) else None
 
     @cached_property
     def standing(self) -> Standing | None:
         """Where its clients stand after the last evaluated round; None where none was tested."""
-        if _frames.last_round(self.clients).empty:
+        if frames.last_round(self.clients).empty:
             return None
         try:
             return Standing.of(self.clients)
@@ -271,7 +269,7 @@ def parsed_table(file: Path, content: bytes) -> pd.DataFrame:
         # What a row lacks pandas takes for empty. To count all fields takes as long as to read.
         if table.iloc[:, -1].isin([np.nan, ""]).any():
             _check_lengths(file, content)
-        _frames.require(table, _COLUMNS[file.name], str(file))
+        frames.require(table, _COLUMNS[file.name], str(file))
     for name, column in table.items():
         if name not in words and not pd.api.types.is_numeric_dtype(column):
             raise DataError(f"{file}: column {name!r} has an entry that is no number")
@@ -289,7 +287,7 @@ def _check_lengths(file: Path, content: bytes) -> None:
             )
 
 
-def untold(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
+def missing_client_rows(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
     """Say so where a round has a personal accuracy, but no client's; else return ""."""
     if rounds.empty:
         return ""

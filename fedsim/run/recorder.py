@@ -7,7 +7,6 @@ import platform
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,14 +16,10 @@ import pandas as pd
 
 from fedsim.config import Experiment
 from fedsim.errors import EngineError
-from fedsim.metrics import column
-from fedsim.report.run_directory import CHECKPOINT, RunDirectory
-from fedsim.report.saved_run import SavedRun, parsed_table, untold
-from fedsim.resume import user_module_digests
-
-PATIENCE = 20
-"""There is a new checkpoint as soon as so many times as long has passed as writing the last took: a
-large model with short rounds isn't written after each."""
+from fedsim.run.directory import CHECKPOINT, RunDirectory
+from fedsim.run.result import Result
+from fedsim.run.resume import user_module_digests
+from fedsim.run.saved import SavedRun, missing_client_rows, parsed_table
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -36,52 +31,8 @@ if TYPE_CHECKING:
     from fedsim.engine.worker import Task
     from fedsim.models import Arrays
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a run gave; the frames are those of the run directory's CSV files.
-
-    Attributes
-    ----------
-    experiment : Experiment
-        What was run.
-    rounds : pandas.DataFrame
-        A row a round.
-    clients : pandas.DataFrame
-        A row for each client, evaluated round and view.
-    training : pandas.DataFrame
-        A row for each client that trained and round: examples, loss, and the method's numbers.
-    partition : pandas.DataFrame
-        A row for each client and class it holds: labelled, unlabelled and test examples.
-    names : pandas.DataFrame
-        A row for each class, and each client, that has a name besides its number: its kind
-        (``class`` or ``client``), number and name.
-    arrays : dict of str to ndarray
-        The global model after the last finished round.
-    path : Path or None
-        The run directory, if one was asked for.
-    """
-
-    experiment: Experiment
-    rounds: pd.DataFrame
-    clients: pd.DataFrame
-    training: pd.DataFrame
-    partition: pd.DataFrame
-    names: pd.DataFrame
-    arrays: Arrays
-    path: Path | None
-
-    def __repr__(self) -> str:
-        """Say in a line what was run and what came out."""
-        asked = self.experiment.training.rounds
-        told = [f"{self.experiment.name}: {len(self.rounds)} of {asked} rounds"]
-        for kind in ("generic", "personal"):
-            measured = self.rounds[column(kind)].dropna()
-            if len(measured):
-                told.append(f"{kind} accuracy {100 * measured.iloc[-1]:.1f} %")
-        if self.path is not None:
-            told.append(f"in {self.path}")
-        return f"<Result of {', '.join(told)}>"
+CHECKPOINT_SPACING = 20
+"""A checkpoint is written at most every so many times as long as writing the last one took."""
 
 
 class Recorder:
@@ -94,7 +45,7 @@ class Recorder:
         workers: int,
         out: Path | str | None,
         resume: bool = False,
-        begun: Checkpoint | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.setup_seconds = 0.0
         self._workers = workers
@@ -126,38 +77,38 @@ class Recorder:
             }
             self._digest = digest(federation)
             self._folder = RunDirectory(Path(out), resumed=resume)
-            if begun is not None:
+            if checkpoint is not None:
                 try:
-                    self._take_up(begun, self._folder)
+                    self._take_up(checkpoint, self._folder)
                 except BaseException:
                     self.release()
                     raise
 
-    def _take_up(self, begun: Checkpoint, folder: RunDirectory) -> None:
+    def _take_up(self, checkpoint: Checkpoint, folder: RunDirectory) -> None:
         """Go on with the tables and sums of an earlier run, as they were at its checkpoint."""
-        if begun.data != self._digest:
+        if checkpoint.data != self._digest:
             raise EngineError(
                 f"the clients' data aren't those with which the run in {folder.path} began: has "
                 f"data.source = {self._experiment.data.source!r} changed?"
             )
-        kept = {name: folder.until(name, begun.round) for name in ("rounds.csv", *self._rows)}
+        kept = {name: folder.until(name, checkpoint.round) for name in ("rounds.csv", *self._rows)}
         # All is checked before a round is trained, or a file changed.
         tables = {name: parsed_table(folder.path / name, rows) for name, rows in kept.items()}
         rounds = tables["rounds.csv"]
-        if rounds.get("round", pd.Series()).tolist() != [*range(1, begun.round + 1)]:
+        if rounds.get("round", pd.Series()).tolist() != [*range(1, checkpoint.round + 1)]:
             raise EngineError(
                 f"{folder.path / 'rounds.csv'} has {len(rounds)} rows, not one for each of the "
-                f"{begun.round} rounds that the checkpoint has seen"
+                f"{checkpoint.round} rounds that the checkpoint has seen"
             )
         self._rows = {name: len(tables[name]) for name in self._rows}
-        for name, written in begun.record.get("rows", {}).items():
+        for name, written in checkpoint.record.get("rows", {}).items():
             if self._rows[name] != written:
                 raise EngineError(
-                    f"{folder.path / name} has {self._rows[name]} rows of the first {begun.round} "
-                    f"rounds, of which the run wrote {written}"
+                    f"{folder.path / name} has {self._rows[name]} rows of the first "
+                    f"{checkpoint.round} rounds, of which the run wrote {written}"
                 )
-        problem = untold(rounds, tables["clients.csv"])  # all that an older checkpoint tells
-        if problem:
+        # Of an older checkpoint, which counts no rows, this is all that tells.
+        if problem := missing_client_rows(rounds, tables["clients.csv"]):
             raise EngineError(f"{folder.path / 'clients.csv'} {problem}")
         for name, rows in kept.items():
             if rows:
@@ -171,13 +122,13 @@ class Recorder:
         if not training.empty:
             self._training = [{str(name): list(column) for name, column in training.items()}]
         self._training_columns = list(training.columns)
-        self._seconds = begun.record["seconds"]
-        self._started = begun.record["started"]
-        self._resumed_after = [*begun.record["resumed_after"], begun.round]
-        self._earlier_parts = begun.record.get("earlier_parts", [])
-        before = begun.record.get("own_parts", self._own_parts)  # an older fedsim wrote none
-        if before != self._own_parts and begun.round:
-            earlier = {"until_round": begun.round, "own_parts": before}
+        self._seconds = checkpoint.record["seconds"]
+        self._started = checkpoint.record["started"]
+        self._resumed_after = [*checkpoint.record["resumed_after"], checkpoint.round]
+        self._earlier_parts = checkpoint.record.get("earlier_parts", [])
+        before = checkpoint.record.get("own_parts", self._own_parts)  # an older fedsim wrote none
+        if before != self._own_parts and checkpoint.round:
+            earlier = {"until_round": checkpoint.round, "own_parts": before}
             self._earlier_parts = [*self._earlier_parts, earlier]
 
     def begin(self, arrays: ArrayRecord, strategy: Strategy, states: ClientStates) -> None:
@@ -224,7 +175,7 @@ class Recorder:
         self._folder.write_bytes(CHECKPOINT, checkpoint.to_bytes())
         states.retain()
         now = time.perf_counter()
-        self._next_checkpoint = now + PATIENCE * (now - begun)
+        self._next_checkpoint = now + CHECKPOINT_SPACING * (now - begun)
 
     def add(self, finished: Round, strategy: Strategy, states: ClientStates) -> None:
         """Record a finished round, after which strategy and clients carry on what they have."""
@@ -356,7 +307,7 @@ def _versions() -> dict[str, str]:
 
 def _commit() -> str | None:
     """Return the commit of the checkout that fedsim runs from, if it is one."""
-    home = Path(__file__).resolve().parent.parent
+    home = Path(__file__).resolve().parents[2]
     try:
         # Installed inside somebody's project, git would answer for that project.
         if Path(_git(home, "rev-parse", "--show-toplevel")).resolve() != home:

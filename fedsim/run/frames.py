@@ -1,4 +1,4 @@
-"""What figures and tables take from the frames of a run (rounds, clients, partition)."""
+"""What is read off the frames of a run (rounds, clients, partition): for figures and tables."""
 
 from __future__ import annotations
 

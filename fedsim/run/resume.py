@@ -16,7 +16,7 @@ from fedsim import registry
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, EngineError
 from fedsim.experiment_file import load
-from fedsim.report.run_directory import CHECKPOINT, is_new, is_unborn
+from fedsim.run.directory import CHECKPOINT, is_new, lacks_checkpoint
 from fedsim.settings import flat
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
     """
     from fedsim.engine.checkpoint import Checkpoint
 
-    if is_new(folder) or is_unborn(folder):
+    if is_new(folder) or lacks_checkpoint(folder):
         return None
     if not (folder / CHECKPOINT).exists():
         raise EngineError(
             f"{folder} holds no run that could go on: {folder / CHECKPOINT} is missing; choose "
             "another --out"
         )
-    found = Checkpoint.read(folder / CHECKPOINT)
+    checkpoint = Checkpoint.read(folder / CHECKPOINT)
     before = flat(load(folder / "experiment.toml").model_dump(mode="json"))
     now = flat(experiment.model_dump(mode="json"))
     may_change: tuple[str, ...] = MAY_CHANGE
@@ -63,12 +63,12 @@ def last_checkpoint(experiment: Experiment, folder: Path) -> Checkpoint | None:
         raise ConfigError(
             "\n".join(f"{line}; a resumed run can only change {allowed}" for line in changed)
         )
-    if found.round > experiment.training.rounds:
+    if checkpoint.round > experiment.training.rounds:
         raise ConfigError(
             f"training.rounds = {experiment.training.rounds}: the run in {folder} has finished "
-            f"{found.round} already"
+            f"{checkpoint.round} already"
         )
-    return found
+    return checkpoint
 
 
 def has_ended(folder: Path) -> bool:
@@ -84,27 +84,28 @@ def has_ended(folder: Path) -> bool:
         return False
 
 
-def warn_of_changes(experiment: Experiment, found: Checkpoint, folder: Path) -> None:
+def warn_of_changes(experiment: Experiment, checkpoint: Checkpoint, folder: Path) -> None:
     """Warn of modules of the user's own that have changed since a checkpoint was written.
 
     One that was mended after it failed in the first round has made nothing yet.
     """
-    if not found.round:
+    if not checkpoint.round:
         return
-    was, now = found.record.get("own_parts", {}), user_module_digests(experiment)
+    was, now = checkpoint.record.get("own_parts", {}), user_module_digests(experiment)
     changed = [module for module in now if module in was and now[module] != was[module]]
     if changed:
         warnings.warn(
             f"{', '.join(changed)}: changed since the run in {folder} was made, whose "
-            f"{found.round} rounds are those of the code before; another --out begins anew",
+            f"{checkpoint.round} rounds are those of the code before; another --out begins anew",
             stacklevel=3,
         )
 
 
-def check_model(found: Checkpoint, initial: ArrayRecord) -> None:
+def check_model(checkpoint: Checkpoint, initial: ArrayRecord) -> None:
     """Raise `ConfigError` if a checkpoint's model has other arrays than the experiment's."""
     was, now = (
-        {name: array.shape for name, array in arrays.items()} for arrays in (found.arrays, initial)
+        {name: array.shape for name, array in arrays.items()}
+        for arrays in (checkpoint.arrays, initial)
     )
     for name in dict.fromkeys((*was, *now)):
         if was.get(name) != now.get(name):

@@ -39,14 +39,14 @@ def is_new(path: Path) -> bool:
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
-def is_unborn(path: Path) -> bool:
+def lacks_checkpoint(path: Path) -> bool:
     """Tell whether a folder holds no more than a run that ended before its first checkpoint."""
     if not path.is_dir() or (path / CHECKPOINT).exists():
         return False
     return {file.name.removesuffix(".part") for file in path.iterdir()} <= _FIRST_FILES
 
 
-def is_barren(path: Path) -> bool:
+def lacks_finished_round(path: Path) -> bool:
     """Tell whether a folder holds no more than a run that ended before its first round did.
 
     Then nothing is lost with it.
@@ -119,7 +119,7 @@ class RunDirectory:
     def _clear(self, locked: bool) -> None:
         """Make sure that the folder is empty; without a lock a run may be in its first round."""
         try:
-            if not is_new(self.path) and not (locked and is_barren(self.path)):
+            if not is_new(self.path) and not (locked and lacks_finished_round(self.path)):
                 raise EngineError(
                     f"{self.path} exists and isn't an empty folder; choose another --out, or "
                     "--resume the run in it"

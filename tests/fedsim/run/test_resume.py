@@ -20,11 +20,11 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fedsim
-from fedsim import recorder
 from fedsim.engine.checkpoint import Checkpoint
 from fedsim.engine.state import ClientStates
 from fedsim.errors import ConfigError, DataError, EngineError
-from fedsim.report.run_directory import CHECKPOINT, RunDirectory
+from fedsim.run import recorder
+from fedsim.run.directory import CHECKPOINT, RunDirectory
 from strategies import FedAvg
 
 FEDSIM = Path(sys.executable).parent / "fedsim"
@@ -104,7 +104,7 @@ def pictures():
 @pytest.fixture
 def each_round(monkeypatch):
     """Write a checkpoint after each round."""
-    monkeypatch.setattr(recorder, "PATIENCE", 0)
+    monkeypatch.setattr(recorder, "CHECKPOINT_SPACING", 0)
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +136,9 @@ class TestResume:
     def test_and_from_an_older_checkpoint(self, whole, tmp_path, monkeypatch, method):
         """The rounds after it, rows and states of clients among them, are as if not there."""
         out = tmp_path / "run"
-        monkeypatch.setattr(recorder, "PATIENCE", 0)
+        monkeypatch.setattr(recorder, "CHECKPOINT_SPACING", 0)
         stopped(of(method), out, after=2)
-        monkeypatch.setattr(recorder, "PATIENCE", 1e9)
+        monkeypatch.setattr(recorder, "CHECKPOINT_SPACING", 1e9)
         stopped(of(method), out, after=4, resume=True)
         assert Checkpoint.read(out / CHECKPOINT).round == 3  # the first of this process
         assert len(pd.read_csv(out / "rounds.csv")) == 4
@@ -259,7 +259,7 @@ class TestResume:
         self, whole, tmp_path, monkeypatch, text
     ):
         out = tmp_path / "run"
-        monkeypatch.setattr(recorder, "PATIENCE", 1e9)
+        monkeypatch.setattr(recorder, "CHECKPOINT_SPACING", 1e9)
         stopped(of("fedavg"), out, after=1)
         for name in ("rounds.csv", "clients.csv", "training.csv"):
             (out / name).write_text(text)
@@ -288,7 +288,7 @@ class TestResume:
         assert of_rounds == pytest.approx(rounds["seconds"].mean(), rel=1e-6)
 
     def test_a_large_model_is_not_written_after_each_round(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(recorder, "PATIENCE", 1e9)
+        monkeypatch.setattr(recorder, "CHECKPOINT_SPACING", 1e9)
         rounds = []
         to_bytes = Checkpoint.to_bytes
         monkeypatch.setattr(

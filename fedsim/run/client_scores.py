@@ -10,7 +10,7 @@ import pandas as pd
 
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
-from fedsim.report import _frames
+from fedsim.run import frames
 
 COUNTS = {"num_train": "train", "num_labelled": "labels", "num_test": "test"}
 GROUP_SCORES = {f"{name}_accuracy": name for name in GROUPS}
@@ -49,10 +49,10 @@ class Standing:
             No round has a client accuracy, a column is missing, or a client has two rows of a view
             in that round.
         """
-        rows = _frames.last_round(clients)
+        rows = frames.last_round(clients)
         if rows.empty:
-            raise DataError(_frames.NO_CLIENT_EVALUATED)
-        _frames.require(rows, [*COUNTS, *GROUP_SCORES, F1], "clients.csv")
+            raise DataError(frames.NO_CLIENT_EVALUATED)
+        frames.require(rows, [*COUNTS, *GROUP_SCORES, F1], "clients.csv")
         last = int(rows["round"].iloc[0])
         again = rows[rows.duplicated(["client", "view"])]
         if len(again):
