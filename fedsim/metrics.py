@@ -13,17 +13,17 @@ from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
 
 
-def column(view: str, group: str = "") -> str:
+def accuracy_column(view: str, group: str = "") -> str:
     """Name the column of rounds.csv with a view's accuracy, on all classes or on a group.
 
-    >>> column("personal-realigned"), column("personal-realigned", "tail")
+    >>> accuracy_column("personal-realigned"), accuracy_column("personal-realigned", "tail")
     ('personal_realigned_accuracy', 'personal_realigned_tail_accuracy')
-    >>> column("generic"), column("generic", "tail")
+    >>> accuracy_column("generic"), accuracy_column("generic", "tail")
     ('generic_accuracy', 'tail_accuracy')
     """
     if not group:
         return f"{view.replace('-', '_')}_accuracy"
-    return f"{group}_accuracy" if view == "generic" else column(f"{view}-{group}")
+    return f"{group}_accuracy" if view == "generic" else accuracy_column(f"{view}-{group}")
 
 
 def client_metrics(

@@ -20,13 +20,13 @@ from fedsim.engine.clock import Clock
 from fedsim.engine.grid import SimulatedGrid
 from fedsim.engine.replies import TrainReport
 from fedsim.errors import EngineError, UserError, described
-from fedsim.metrics import client_mean, column
+from fedsim.metrics import accuracy_column, client_mean
 
 REASONS_SHOWN = CLIENTS_SHOWN = 3
 """Reasons for failures that a round's warning says, and clients that it names with each."""
 
 MEASURES = {"": "accuracy"} | {group: f"{group}_accuracy" for group in GROUPS}
-"""Group of classes, or all of them -> the metric of a view; see `column`."""
+"""Group of classes, or all of them -> the metric of a view; see `accuracy_column`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,13 +298,17 @@ def _figures(generic: dict[str, dict[str, float]], clients: pd.DataFrame) -> dic
     """
     figures: dict[str, float] = {}
     for view, metrics in generic.items():
-        figures |= {column(view, group): metrics[measure] for group, measure in MEASURES.items()}
+        figures |= {
+            accuracy_column(view, group): metrics[measure] for group, measure in MEASURES.items()
+        }
     if clients.empty:
         return figures
     for view in clients["view"].unique():
         if view.startswith("personal"):
             means = clients.loc[clients["view"] == view, list(MEASURES.values())].mean()
-            figures |= {column(view, group): float(means[m]) for group, m in MEASURES.items()}
+            figures |= {
+                accuracy_column(view, group): float(means[m]) for group, m in MEASURES.items()
+            }
     if "personal_accuracy" not in figures:
         first = clients["view"] == clients["view"].iloc[0]
         figures["personal_accuracy"] = float(clients.loc[first, "accuracy"].mean())
@@ -316,8 +320,12 @@ def _row(
 ) -> dict[str, Any]:
     report = grid.report
     nan = float("nan")
-    always = [column("generic"), column("personal"), *(column("generic", g) for g in GROUPS)]
-    of_views = [column(view, group) for view in grid.views for group in MEASURES]
+    always = [
+        accuracy_column("generic"),
+        accuracy_column("personal"),
+        *(accuracy_column("generic", g) for g in GROUPS),
+    ]
+    of_views = [accuracy_column(view, group) for view in grid.views for group in MEASURES]
     return {
         "round": round,
         **{name: figures.get(name, nan) for name in always},

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import ConfigError, DataError
-from fedsim.metrics import column, spread
+from fedsim.metrics import accuracy_column, spread
 from fedsim.run import frames
 from fedsim.run.client_scores import percent
 from fedsim.run.saved import SavedRun
@@ -228,7 +228,9 @@ def figures_of(run: SavedRun, targets: Sequence[float] = ()) -> dict[str, Any]:
         "seconds": rounds["seconds"].median(),
         "bytes": (rounds["bytes_up"] + rounds["bytes_down"]).mean(),
         **{
-            f"{_ROUNDS_TO}{target:g}_{view}": _first_round(rounds, column(view), target / 100)
+            f"{_ROUNDS_TO}{target:g}_{view}": _first_round(
+                rounds, accuracy_column(view), target / 100
+            )
             for target in targets
             for view in ("generic", "personal")
         },

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedsim.data.class_groups import GROUPS
-from fedsim.metrics import column
+from fedsim.metrics import accuracy_column
 from fedsim.report import _style
 from fedsim.report.comparison import Series
 from fedsim.report.figures import save
@@ -57,7 +57,7 @@ def accuracy_over_rounds(series: Sequence[Series], title: str) -> Figure | None:
         ("generic", "on the global test set"),
         ("personal", "mean over the clients' own test sets"),
     ):
-        curves = [_over_rounds(one, column(view)) for one in series]
+        curves = [_over_rounds(one, accuracy_column(view)) for one in series]
         if any(len(curve) for curve in curves):
             panels[f"{view} accuracy, {tested}"] = curves
     if not panels:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fedsim.metrics import column
+from fedsim.metrics import accuracy_column
 
 if TYPE_CHECKING:
     from fedsim.run.saved import SavedRun
@@ -36,7 +36,7 @@ def class_norms(run: SavedRun) -> pd.DataFrame:
         ``head``, ``class``, ``examples``, ``norm``: C rows a head.
     """
     own = _own_heads(run)
-    has_generic = column("generic") in run.rounds.dropna(axis=1, how="all")
+    has_generic = accuracy_column("generic") in run.rounds.dropna(axis=1, how="all")
     heads = {
         head: _lengths(run.arrays[name])
         for name, head in _HEADS.items()

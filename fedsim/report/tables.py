@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
-from fedsim.metrics import column, spread
+from fedsim.metrics import accuracy_column, spread
 from fedsim.run import frames
 from fedsim.run.client_scores import COUNTS, F1, GROUP_SCORES, Standing, percent
 
@@ -270,7 +270,7 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
         note = f" ({realigned})" if realigned else ""
         parts.append(f"generic {percent(last['generic_accuracy'])} %{note}")
     else:
-        groups = [column("personal", name) for name in GROUPS]
+        groups = [accuracy_column("personal", name) for name in GROUPS]
         frames.require(rounds, groups, "rounds.csv")
     notes = [f"std {percent(over['std'])}, worst 10 % {percent(over['worst10'])}"]
     notes += filter(None, [_realigned(last, "personal")])
@@ -281,7 +281,7 @@ def summary_line(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
 
 def _realigned(row: pd.Series[Any], view: str) -> str:
     """Say what a view reaches with a realigned head; nothing where the method has none."""
-    share = row.get(column(f"{view}-realigned"), math.nan)
+    share = row.get(accuracy_column(f"{view}-realigned"), math.nan)
     return f"realigned {percent(share)} %" if pd.notna(share) else ""
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
-from fedsim.metrics import column
+from fedsim.metrics import accuracy_column
 
 # In the order in which they are shown; a method has some of them.
 VIEWS = ("generic", "generic-realigned", "personal", "personal-realigned")
@@ -60,12 +60,12 @@ def views_of(rounds: pd.DataFrame) -> list[str]:
 
 def overall_columns(rounds: pd.DataFrame) -> dict[str, str]:
     """Return view -> column of its accuracy."""
-    return {view: column(view) for view in views_of(rounds)}
+    return {view: accuracy_column(view) for view in views_of(rounds)}
 
 
 def group_columns(rounds: pd.DataFrame) -> dict[str, dict[str, str]]:
     """Return view -> head, medium, tail -> column: ``generic`` and the other views there."""
-    by_view = {view: {g: column(view, g) for g in GROUPS} for view in views_of(rounds)}
+    by_view = {view: {g: accuracy_column(view, g) for g in GROUPS} for view in views_of(rounds)}
     return {
         view: of_view
         for view, of_view in by_view.items()
@@ -93,8 +93,8 @@ def group_shares(row: pd.Series[float]) -> tuple[str, dict[str, float]]:
 
     That is ``generic``, or ``personal`` where the method has no generic model.
     """
-    view = "generic" if pd.notna(row.get(column("generic"))) else "personal"
-    return view, {group: row.get(column(view, group), math.nan) for group in GROUPS}
+    view = "generic" if pd.notna(row.get(accuracy_column("generic"))) else "personal"
+    return view, {group: row.get(accuracy_column(view, group), math.nan) for group in GROUPS}
 
 
 def last_round(clients: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from fedsim.config import Experiment
-from fedsim.metrics import column
+from fedsim.metrics import accuracy_column
 
 if TYPE_CHECKING:
     from fedsim.models import Arrays
@@ -54,7 +54,7 @@ class Result:
         asked = self.experiment.training.rounds
         told = [f"{self.experiment.name}: {len(self.rounds)} of {asked} rounds"]
         for kind in ("generic", "personal"):
-            measured = self.rounds[column(kind)].dropna()
+            measured = self.rounds[accuracy_column(kind)].dropna()
             if len(measured):
                 told.append(f"{kind} accuracy {100 * measured.iloc[-1]:.1f} %")
         if self.path is not None:

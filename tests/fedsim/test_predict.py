@@ -13,7 +13,7 @@ import fedsim
 from fedsim import prediction
 from fedsim.engine.state import ClientStates
 from fedsim.errors import ConfigError, DataError, EngineError
-from fedsim.metrics import column
+from fedsim.metrics import accuracy_column
 from fedsim.run import recorder
 from fedsim.simulation import load_federation
 
@@ -129,7 +129,7 @@ class TestTheFiguresOfTheRun:
         views = ["generic", "generic-realigned"] if method == "fedloge" else ["generic"]
         for view in views:
             found = fedsim.predict(str(run(method).path), source.x_test, view=view)
-            assert (found.argmax(axis=1) == source.y_test).mean() == last[column(view)]
+            assert (found.argmax(axis=1) == source.y_test).mean() == last[accuracy_column(view)]
         assert (found.shape, found.dtype) == ((len(source.y_test), 10), np.float32)
         np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
 
