@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter
 from fedsim.data.source import UNKNOWN
 from fedsim.errors import DataError
 from fedsim.report import _style
+from fedsim.report.text import counted
 from fedsim.run import frames
 
 Ints = npt.NDArray[np.int64]
@@ -119,7 +120,7 @@ class Counts:
         labelled, total = self.labelled.sum(), (self.labelled + self.unlabelled).sum()
         unknown = "" if self.known.all() else "; ?: their class isn't known"
         return (
-            f"{_style.counted(self.num_clients, 'client')}, {self.num_classes:,} classes, "
+            f"{counted(self.num_clients, 'client')}, {self.num_classes:,} classes, "
             f"{total:,} training examples ({100 * labelled / total:.1f} % labelled{unknown})"
         )
 

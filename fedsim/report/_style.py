@@ -121,15 +121,6 @@ def whole_numbers(most: int) -> MaxNLocator:
     return MaxNLocator(nbins=most, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
-def counted(number: int, what: str) -> str:
-    """Return a number of things.
-
-    >>> counted(1, "client"), counted(1200, "client")
-    ('1 client', '1,200 clients')
-    """
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
 class Ticks(NamedTuple):
     """Labels of ticks in a row, how far they are turned, and the inches below that this takes."""
 

@@ -21,8 +21,8 @@ from rich.text import Text
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import ConfigError, DataError
 from fedsim.metrics import accuracy_column, spread
+from fedsim.report.text import percent
 from fedsim.run import frames
-from fedsim.run.client_scores import percent
 from fedsim.run.saved import SavedRun
 from fedsim.settings import COMPONENTS, flat, named
 
@@ -88,7 +88,7 @@ def read_runs(folders: Iterable[Path | str]) -> list[SavedRun]:
 def _read(folder: Path) -> SavedRun:
     run = SavedRun.read(folder)
     run = replace(run, clients=frames.last_round(run.clients))
-    _ = run.standing  # what is wrong with it is said now
+    _ = run.client_scores  # what is wrong with it is said now
     return run
 
 
@@ -208,10 +208,10 @@ def figures_of(run: SavedRun, targets: Sequence[float] = ()) -> dict[str, Any]:
         evaluated round with 80 % or more, for a target of 80. Shares, not %; NaN where there is no
         such number.
     """
-    last = pd.Series(dtype=np.float64) if run.tested is None else run.tested
+    last = pd.Series(dtype=np.float64) if run.last_evaluated is None else run.last_evaluated
     over = spread([])
-    if run.standing is not None:
-        over = spread(run.standing.by_client[run.standing.main])
+    if run.client_scores is not None:
+        over = spread(run.client_scores.ranking)
     _, by_group = frames.group_shares(last)
     rounds = run.rounds
     return {
@@ -228,17 +228,16 @@ def figures_of(run: SavedRun, targets: Sequence[float] = ()) -> dict[str, Any]:
         "seconds": rounds["seconds"].median(),
         "bytes": (rounds["bytes_up"] + rounds["bytes_down"]).mean(),
         **{
-            f"{_ROUNDS_TO}{target:g}_{view}": _first_round(
-                rounds, accuracy_column(view), target / 100
-            )
+            f"{_ROUNDS_TO}{target:g}_{view}": _first_round(rounds, view, target / 100)
             for target in targets
             for view in ("generic", "personal")
         },
     }
 
 
-def _first_round(rounds: pd.DataFrame, name: str, share: float) -> float:
-    """Return the first round in which an accuracy is at least ``share``; NaN where none is."""
+def _first_round(rounds: pd.DataFrame, view: str, share: float) -> float:
+    """Return the first round in which a view's accuracy is ``share`` or more; NaN where none is."""
+    name = accuracy_column(view)
     if name not in rounds:
         return math.nan
     reached = rounds.loc[rounds[name] >= share, "round"]

@@ -157,9 +157,9 @@ def _over_clients(one: Series) -> npt.NDArray[np.float64]:
     curves = []
     compared = set(one.furthest["run"])
     for run in one.runs:
-        if run.standing is None or str(run.path) not in compared:
+        if run.client_scores is None or str(run.path) not in compared:
             continue
-        scores = run.standing.by_client[run.standing.main].dropna().to_numpy()
+        scores = run.client_scores.ranking.dropna().to_numpy()
         if len(scores):
             curves.append(100 * np.quantile(scores, _PLACES))
     return np.mean(curves, axis=0) if curves else np.empty(0)

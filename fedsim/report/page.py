@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -14,8 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedsim.data.class_groups import GROUPS, class_groups
 from fedsim.metrics import spread
+from fedsim.report.client_rows import client_rows
+from fedsim.report.text import percent
 from fedsim.run import frames
-from fedsim.run.client_scores import COUNTS, F1, GROUP_SCORES, Standing, percent
+from fedsim.run.client_scores import ClientScores
 from fedsim.run.directory import write_whole
 from fedsim.run.saved import SavedRun
 
@@ -31,7 +32,6 @@ CAPTIONS = {
 }
 MOST_CLIENTS = MOST_ROUNDS = 1000
 """Of more clients the page lists the best and the worst, of more tested rounds the last."""
-_FOOTER = {"mean": "mean", "std": "std", "worst10": "worst 10 %"}
 _LISTED_CLASSES = 12  # names of a group's classes in a caption
 _WIDEST_BAR = 20.0  # rem
 _WIDE = 1300  # pixels from which a figure has a line of the page to itself
@@ -90,7 +90,7 @@ def write_page(run: SavedRun, pictures: Iterable[Path]) -> Path:
     EngineError
         If the page can't be written.
     """
-    standing = run.standing
+    scores = run.client_scores
     classes = _class_table(run)
     page = render(
         "report.html.jinja",
@@ -99,8 +99,8 @@ def write_page(run: SavedRun, pictures: Iterable[Path]) -> Path:
         unfinished=_unfinished(run),
         cards=_cards(run),
         pictures=[Picture.read(file, _caption(file.stem, classes)) for file in pictures],
-        standing=standing,
-        **(_client_table(standing, run) if standing else {}),
+        scores=scores,
+        **(_client_table(scores, run) if scores else {}),
         class_rows=classes,
         **_round_table(run.rounds),
         parts=_parts(run.description["seconds_per_round"]),
@@ -151,7 +151,7 @@ def _unfinished(run: SavedRun) -> str:
 
 def _cards(run: SavedRun) -> list[Card]:
     """Return what the last evaluated round reached."""
-    last = run.tested
+    last = run.last_evaluated
     if last is None:
         return []
     cards = []
@@ -161,9 +161,9 @@ def _cards(run: SavedRun) -> list[Card]:
         note = "on the global test set"
         if view.startswith("personal"):
             note = "mean over the clients"
-            if run.standing is not None:
-                scores = run.standing.by_client
-                shown = view if view in scores else run.standing.main
+            if run.client_scores is not None:
+                scores = run.client_scores.by_client
+                shown = view if view in scores else run.client_scores.ranking_view
                 # Of a method without personal models it is the generic one, on their own tests.
                 if shown != view:
                     note = f"the {shown} model, mean over the clients"
@@ -202,56 +202,28 @@ def _caption(stem: str, classes: Sequence[tuple[str, str, str, str]]) -> str:
     return " ".join(parts)
 
 
-def _client_table(standing: Standing, run: SavedRun) -> dict[str, Any]:
+def _client_table(scores: ClientScores, run: SavedRun) -> dict[str, Any]:
     """Return the table of the clients: headings, rows, closing rows, and who isn't listed."""
-    tested, num_clients = len(standing.by_client), run.num_clients
+    tested, num_clients = len(scores.by_client), run.num_clients
     names = frames.names_of(run.names, "client")
+    written = client_rows(scores, MOST_CLIENTS, "{:,.1f}".format)
     notes = [f"{tested:,} of {num_clients:,} were tested."] if tested < num_clients else []
-    scores = [*standing.views, *GROUP_SCORES]
-    shown = standing.shown(MOST_CLIENTS)
-    if len(shown) > 1:
-        notes.append(f"{standing.caption(*map(len, shown))}.")
-    clients = pd.concat(shown)
-    rows = [
-        [
-            str(client),
-            *([names.get(client, "")] if names else []),
-            *(f"{int(row[name]):,}" for name in COUNTS),
-            *(percent(row[name]) for name in scores),
-            _f1(row[F1]),
-        ]
-        for client, row in zip(clients.index, clients.to_dict("records"), strict=True)
-    ]
-    spreads = {name: spread(standing.by_client[name]) for name in (*scores, F1)}
-    means = [f"{standing.by_client[name].mean():,.1f}" for name in COUNTS]
-    footer = [
-        [
-            label,
-            *([""] if names else []),
-            *(means if key == "mean" else [""] * len(COUNTS)),
-            *(percent(spreads[name][key]) for name in scores),
-            _f1(spreads[F1][key]),
-        ]
-        for key, label in _FOOTER.items()
-    ]
+    notes += [f"{written.caption}."] if written.caption else []
+
+    def called(number: str, name: str) -> list[str]:
+        return [number, name] if names else [number]
+
     return {
         "client_names": bool(names),
-        "client_heads": [
-            "client",
-            *(["name"] if names else []),
-            *COUNTS.values(),
-            *standing.views,
-            *GROUPS,
-            "F1",
+        "client_heads": [*called("client", "name"), *written.heads],
+        "client_rows": [
+            [*called(str(client), names.get(client, "")), *cells]
+            for part in written.parts
+            for client, cells in part.items()
         ],
-        "client_rows": rows,
-        "client_footer": footer,
+        "client_footer": [[*called(label, ""), *cells] for label, cells in written.closing.items()],
         "clients_caption": " ".join(notes),
     }
-
-
-def _f1(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
 def _round_table(rounds: pd.DataFrame) -> dict[str, Any]:

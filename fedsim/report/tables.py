@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -14,16 +15,17 @@ from rich.text import Text
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
 from fedsim.metrics import accuracy_column, spread
+from fedsim.report.client_rows import CLOSING, client_rows
+from fedsim.report.text import percent
 from fedsim.run import frames
-from fedsim.run.client_scores import COUNTS, F1, GROUP_SCORES, Standing, percent
+from fedsim.run.client_scores import COUNTS, GROUP_SCORES, ClientScores
 
-_FOOTER = {"mean": "mean", "std": "std", "worst10": "worst 10%"}
+MOST_CLIENTS = 40
+"""Of more clients the tables have the first and the last."""
 _STEP = 6  # characters from one accuracy to the next in a column of several: " 100.0"
 
 
-def client_table(
-    clients: pd.DataFrame, names: pd.DataFrame | None = None, *, limit: int = 40
-) -> Table:
+def client_table(clients: pd.DataFrame, names: pd.DataFrame | None = None) -> Table:
     """Lay out the last evaluated round, one row for each client.
 
     Parameters
@@ -32,19 +34,17 @@ def client_table(
         The frame of clients.csv.
     names : DataFrame, optional
         The frame of names.csv; a client without a name is called by its number.
-    limit : int
-        With more clients than this, only the best and the worst are shown, ``limit`` in all,
-        and the caption says so; >= 2.
 
     Returns
     -------
     rich.table.Table
-        Clients in order of their number, or from best to worst where only some are shown. With
-        several views there is an accuracy of each, in the order in which the frame has them;
-        the ranking, head, medium, tail and F1 are of the view ``personal``, or of the first
-        where there is none, and the title says which. The closing rows are over all clients;
-        each of their columns is summarised on its own, so the worst 10 % of two columns may be
-        different clients. NaN, and a view that a client has no row of, is shown as "–".
+        Clients in order of their number; of more than `MOST_CLIENTS` the best and the worst, from
+        high to low, and the caption says so. With several views there is an accuracy of each, in
+        the order in which the frame has them; the ranking, head, medium, tail and F1 are of the
+        view ``personal``, or of the first where there is none, and the title says which. The
+        closing rows are over all clients; each of their columns is summarised on its own, so the
+        worst 10 % of two columns may be different clients. NaN, and a view that a client has no
+        row of, is shown as "–".
 
         The views generic, generic-realigned, personal and personal-realigned fit together into
         80 characters, for clients below 1,000,000 and counts below 100,000. Where there isn't the
@@ -53,25 +53,25 @@ def client_table(
     Raises
     ------
     DataError
-        No round has a client accuracy, a column is missing, a client has two rows of a view in
-        that round, or ``limit`` is below 2.
+        No round has a client accuracy, a column is missing, or a client has two rows of a view in
+        that round.
     """
-    if limit < 2:
-        raise DataError(f"client table: limit is {limit}; give 2 or more")
-    standing = Standing.of(clients)
-    views, several = standing.views, len(standing.views) > 1
-    blocks = _blocks(views)
+    scores = ClientScores.of(clients)
+    written = client_rows(scores, MOST_CLIENTS, _mean)
+    several = len(scores.views) > 1
+    blocks = _blocks(scores.views)
     called = frames.names_of(names, "client")
     # Then only names give way where the width isn't enough.
     whole = several or bool(called)
 
-    title = f"Clients after round {standing.round}, accuracies in %"
+    title = f"Clients after round {scores.round}, accuracies in %"
     if several:
-        title += f"\nhead, medium, tail and F1: {standing.main}"
+        title += f"\nhead, medium, tail and F1: {scores.ranking_view}"
     # Without edges and padding a space is left between columns: else four views, or names, don't
     # fit.
     table = Table(
         title=Text(title),
+        caption=Text(written.caption) if written.caption else None,
         box=box.SIMPLE_HEAD,
         show_edge=not whole,
         pad_edge=False,
@@ -81,42 +81,37 @@ def client_table(
     )
     # Text, not str: a name from the user's files must not be read as markup.
     _add_clients(table, called, no_wrap=several)
-    for name in COUNTS.values():
-        table.add_column(Text(name), justify="right", no_wrap=whole)
-    for block in blocks:
-        header = Text(_stacked(block), justify="left") if several else Text("acc.")
+    views = [Text(_stacked(block), justify="left") if several else Text("acc.") for block in blocks]
+    for header in (*map(Text, COUNTS.values()), *views, *map(Text, (*GROUPS, "F1"))):
         table.add_column(header, justify="right", no_wrap=whole)
-    for name in (*GROUP_SCORES.values(), "F1"):
-        table.add_column(Text(name), justify="right", no_wrap=whole)
 
-    def add(first: Text, counts: list[str], scores: Mapping[Any, float]) -> None:
-        accuracies = [_side_by_side(percent(scores[view]) for view in block) for block in blocks]
-        groups = [percent(scores[name]) for name in GROUP_SCORES]
-        f1 = f"{scores[F1]:.3f}" if math.isfinite(scores[F1]) else "–"
-        table.add_row(first, *map(Text, [*counts, *accuracies, *groups, f1]))
+    def add(first: Text, cells: Iterable[str]) -> None:
+        """Add a row, in which the views of a block share a column."""
+        left = iter(cells)
+        counts = [*islice(left, len(COUNTS))]
+        accuracies = [_side_by_side(islice(left, len(block))) for block in blocks]
+        table.add_row(first, *map(Text, (*counts, *accuracies, *left)))
 
-    by_client, parts = standing.by_client, standing.shown(limit)
-    if len(parts) > 1:
-        table.caption = Text(standing.caption(*map(len, parts)))
-    for i, part in enumerate(parts):
+    for i, part in enumerate(written.parts):
         if i > 0:
-            dots = [_side_by_side("⋯" for _ in block) for block in blocks]
-            table.add_row(*["⋯"] * (1 + len(COUNTS)), *dots, *["⋯"] * (len(GROUP_SCORES) + 1))
-        for row in part.reset_index().to_dict("records"):
-            first = _called(int(row["client"]), called)
-            add(first, [f"{int(row[name]):,}" for name in COUNTS], row)
+            add(Text("⋯"), ["⋯"] * len(written.heads))
+        for client, cells in part.items():
+            add(_called(client, called), cells)
     table.add_section()
-    spreads = {name: spread(by_client[name]) for name in (*views, *GROUP_SCORES, F1)}
-    for key, label in _FOOTER.items():
-        counts = [_mean(by_client[name]) if key == "mean" else "" for name in COUNTS]
-        add(Text(label), counts, {name: over[key] for name, over in spreads.items()})
+    for label, cells in written.closing.items():
+        add(Text(_closing(label)), cells)
     return table
+
+
+def _closing(label: str) -> str:
+    """Return what a closing row is called, in the few characters that there are."""
+    return label.replace(" %", "%")
 
 
 def _add_clients(table: Table, names: Mapping[int, str], no_wrap: bool = False) -> None:
     """Add the column of the clients; their names may be cut down to the width of the last row."""
     if names:
-        table.add_column(Text("client"), min_width=len(_FOOTER["worst10"]))
+        table.add_column(Text("client"), min_width=len(_closing(CLOSING["worst10"])))
     else:
         table.add_column(Text("client"), justify="right", no_wrap=no_wrap)
 
@@ -128,11 +123,7 @@ def _called(client: int, names: Mapping[int, str]) -> Text:
 
 
 def partition_table(
-    partition: pd.DataFrame,
-    num_clients: int,
-    names: pd.DataFrame | None = None,
-    *,
-    limit: int = 40,
+    partition: pd.DataFrame, num_clients: int, names: pd.DataFrame | None = None
 ) -> Table:
     """Lay out how much each client holds, one row for each client.
 
@@ -144,24 +135,19 @@ def partition_table(
         K; clients that don't occur in the frame hold nothing.
     names : DataFrame, optional
         The frame of names.csv; a client without a name is called by its number.
-    limit : int
-        With more clients than this, only the largest and the smallest are shown, ``limit`` in
-        all, and the caption says so; >= 2.
 
     Returns
     -------
     rich.table.Table
-        Clients in order of their number, or from most to fewest training examples where only
-        some are shown; the classes are those of the training examples, as far as known. The
-        closing rows are over all clients.
+        Clients in order of their number; of more than `MOST_CLIENTS` the largest and the smallest,
+        from most to fewest training examples, and the caption says so. The classes are those of the
+        training examples, as far as known. The closing rows are over all clients.
 
     Raises
     ------
     DataError
-        A column is missing, a client is out of range, or ``limit`` is below 2.
+        A column is missing, or a client is out of range.
     """
-    if limit < 2:
-        raise DataError(f"partition table: limit is {limit}; give 2 or more")
     needed = ["client", "class", "labelled", "unlabelled", "test"]
     frames.require(partition, needed, "partition.csv")
     outside = partition.loc[~partition["client"].between(0, num_clients - 1), "client"]
@@ -189,28 +175,29 @@ def partition_table(
     for header in map(str, rows.columns):
         table.add_column(Text(header), justify="right", no_wrap=bool(called))
     shown, most = rows, len(rows)
-    if num_clients > limit:
+    if num_clients > MOST_CLIENTS:
         by_size = rows.sort_values("train", ascending=False, kind="stable")
-        most = limit - limit // 2
-        shown = pd.concat([by_size.iloc[:most], by_size.iloc[-(limit // 2) :]])
+        least = MOST_CLIENTS // 2
+        most = MOST_CLIENTS - least
+        shown = pd.concat([by_size.iloc[:most], by_size.iloc[-least:]])
         table.caption = Text(
-            f"The {most} largest and {limit // 2} smallest of {num_clients:,} clients; "
-            f"{num_clients - limit:,} not shown: see partition.csv"
+            f"The {most} largest and {least} smallest of {num_clients:,} clients; "
+            f"{num_clients - MOST_CLIENTS:,} not shown: see partition.csv"
         )
     for i, (client, row) in enumerate(zip(shown.index, shown.to_numpy(), strict=True)):
         if i == most:
             table.add_row(*["⋯"] * (1 + len(rows.columns)))
         table.add_row(_called(client, called), *(f"{value:,}" for value in row))
     table.add_section()
-    table.add_row("mean", *(_mean(rows[name]) for name in rows.columns))
+    table.add_row("mean", *(_mean(rows[name].mean()) for name in rows.columns))
     # Classes of different clients overlap: their sum means nothing.
     totals = {name: f"{value:,}" for name, value in rows.sum().items() if name != "classes"}
     table.add_row("total", *(totals.get(name, "") for name in rows.columns))
     return table
 
 
-def _mean(counts: pd.Series[Any]) -> str:
-    mean = float(counts.mean())
+def _mean(mean: float) -> str:
+    """Write a mean number of examples."""
     return f"{mean:,.1f}" if mean < 100 else f"{mean:,.0f}"
 
 

@@ -19,6 +19,7 @@ from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
 from fedsim.metrics import spread, worst_tenth
 from fedsim.report import _style
+from fedsim.report.text import counted
 from fedsim.run import frames
 
 __all__ = ["accuracy_over_rounds", "client_accuracy", "gains", "group_accuracy", "personal_gain"]
@@ -112,8 +113,7 @@ def client_accuracy(clients: pd.DataFrame, title: str, names: pd.DataFrame | Non
     with mpl.rc_context(_style.STYLE):
         most = int(scored["view"].value_counts().max())
         note = (
-            f"Round {int(rows['round'].iloc[0])}, {_style.counted(most, 'client')}; shaded: the "
-            "worst 10 %"
+            f"Round {int(rows['round'].iloc[0])}, {counted(most, 'client')}; shaded: the worst 10 %"
         )
         note += _untested(rows)
         ticks = _client_ticks(scored["client"], most, names)
@@ -226,7 +226,7 @@ def personal_gain(clients: pd.DataFrame, title: str, names: pd.DataFrame | None 
     better, worse = _style.VIEW_COLOURS["personal"], _style.VIEW_COLOURS["generic"]
     with mpl.rc_context(_style.STYLE):
         note = (
-            f"Round {int(rows['round'].iloc[0])}, {_style.counted(count, 'client')}: "
+            f"Round {int(rows['round'].iloc[0])}, {counted(count, 'client')}: "
             f"{up.sum():,} gain, "
             f"{down.sum():,} lose, {count - up.sum() - down.sum():,} level"
         )

@@ -1,8 +1,7 @@
-"""Where the clients of a run stand after its last evaluated round."""
+"""What each client of a run reached in its last evaluated round."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ F1 = "f1_macro"
 
 
 @dataclass(frozen=True)
-class Standing:
+class ClientScores:
     """Each client's scores in the last evaluated round.
 
     Attributes
@@ -27,20 +26,20 @@ class Standing:
         That round.
     views : list of str
         The views that were tested, in the order in which clients.csv has them.
-    main : str
+    ranking_view : str
         The view that clients are ranked by: ``personal``, or the first where there is none.
     by_client : DataFrame
         A row a client, by number: `COUNTS`, each view's accuracy, and `GROUP_SCORES` and `F1` of
-        the main view. NaN where a client has no test example, or no row of a view.
+        that view. NaN where a client has no test example, or no row of a view.
     """
 
     round: int
     views: list[str]
-    main: str
+    ranking_view: str
     by_client: pd.DataFrame
 
     @classmethod
-    def of(cls, clients: pd.DataFrame) -> Standing:
+    def of(cls, clients: pd.DataFrame) -> ClientScores:
         """Read it off the frame of clients.csv.
 
         Raises
@@ -62,41 +61,14 @@ class Standing:
                 "leave one"
             )
         views = list(pd.unique(clients.loc[clients["round"] == last, "view"]))
-        main = "personal" if "personal" in views else views[0]
+        ranking_view = "personal" if "personal" in views else views[0]
         accuracy = rows.pivot(index="client", columns="view", values="accuracy")[views]
-        scores = rows[rows["view"] == main].set_index("client")[[*GROUP_SCORES, F1]]
+        scores = rows[rows["view"] == ranking_view].set_index("client")[[*GROUP_SCORES, F1]]
         counts = rows.groupby("client")[list(COUNTS)].first()
         by_client = counts.join(accuracy.astype(np.float64)).join(scores.astype(np.float64))
-        return cls(last, views, main, by_client)
+        return cls(last, views, ranking_view, by_client)
 
-    def shown(self, limit: int) -> list[pd.DataFrame]:
-        """Return all clients; of more than ``limit`` the best, and the worst, from high to low."""
-        if len(self.by_client) <= limit:
-            return [self.by_client]
-        ranked = self.by_client.dropna(subset=[self.main])
-        ranked = ranked.sort_values(self.main, ascending=False, kind="stable")
-        shown = min(limit, len(ranked))
-        best = shown - shown // 2
-        return [ranked.iloc[:best], ranked.iloc[len(ranked) - shown // 2 :]]
-
-    def caption(self, best: int, worst: int) -> str:
-        """Say which clients are shown where not all are."""
-        several = len(self.views) > 1
-        unscored = int(self.by_client[self.main].isna().sum())
-        hidden = len(self.by_client) - best - worst
-        lacking = "one" if several else "test examples"
-        note = f", {unscored:,} of them without {lacking}" if unscored else ""
-        return (
-            f"The {best:,} best and {worst:,} worst of {len(self.by_client):,} clients by "
-            f"{f'{self.main} ' if several else ''}accuracy; {hidden:,} not shown{note}: see "
-            "clients.csv"
-        )
-
-
-def percent(share: float) -> str:
-    """Write a share in %, "–" for NaN.
-
-    >>> percent(0.9312), percent(float("nan"))
-    ('93.1', '–')
-    """
-    return f"{100 * share:.1f}" if math.isfinite(share) else "–"
+    @property
+    def ranking(self) -> pd.Series[float]:
+        """Each client's accuracy in the ranking view; NaN where it has none."""
+        return self.by_client[self.ranking_view]

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from fedsim.errors import DataError
 from fedsim.run import frames
-from fedsim.run.client_scores import COUNTS, F1, GROUP_SCORES, Standing
+from fedsim.run.client_scores import COUNTS, F1, GROUP_SCORES, ClientScores
 from fedsim.run.directory import CHECKPOINT
 
 if TYPE_CHECKING:
@@ -167,18 +167,18 @@ class SavedRun:
         return _table(self.path / "names.csv")
 
     @cached_property
-    def tested(self) -> pd.Series[float] | None:
+    def last_evaluated(self) -> pd.Series[float] | None:
         """The row of its last evaluated round; None where there was none."""
         done = frames.evaluated(self.rounds, frames.overall_columns(self.rounds).values())
         return done.iloc[-1] if len(done) else None
 
     @cached_property
-    def standing(self) -> Standing | None:
-        """Where its clients stand after the last evaluated round; None where none was tested."""
+    def client_scores(self) -> ClientScores | None:
+        """Its clients' scores in the last evaluated round; None where none was tested."""
         if frames.last_round(self.clients).empty:
             return None
         try:
-            return Standing.of(self.clients)
+            return ClientScores.of(self.clients)
         except DataError as error:
             raise DataError(f"{self.path}: {error}") from None
 

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from fedsim.errors import DataError
+from fedsim.report import tables
 from fedsim.report.tables import client_table, partition_table, summary_line
 
 VIEWS = ["generic", "generic-realigned", "personal", "personal-realigned"]
@@ -103,10 +104,11 @@ class TestClientTable:
     def test_no_caption_when_all_are_shown(self):
         assert client_table(clients_frame([0.5] * 40)).caption is None
 
-    def test_above_the_limit_best_and_worst_with_a_caption(self):
+    def test_above_the_limit_best_and_worst_with_a_caption(self, monkeypatch):
         accuracy = np.arange(100) / 100
         accuracy[7] = np.nan
-        table = client_table(clients_frame(accuracy), limit=5)
+        monkeypatch.setattr(tables, "MOST_CLIENTS", 5)
+        table = client_table(clients_frame(accuracy))
         lines = shown(table)
         names = [line[0] for line in lines[3:9]]
         assert names == ["99", "98", "97", "⋯", "1", "0"]
@@ -117,13 +119,15 @@ class TestClientTable:
         # The footer is over everybody, not over those shown.
         assert lines[9][4] == f"{100 * np.nanmean(accuracy):.1f}"
 
-    def test_ties_are_not_shown_twice(self):
-        table = client_table(clients_frame([0.5] * 7), limit=4)
+    def test_ties_are_not_shown_twice(self, monkeypatch):
+        monkeypatch.setattr(tables, "MOST_CLIENTS", 4)
+        table = client_table(clients_frame([0.5] * 7))
         names = [line[0] for line in shown(table)[3:8]]
         assert names == ["0", "1", "⋯", "5", "6"]
 
-    def test_only_one_client_has_test_examples(self):
-        table = client_table(clients_frame([np.nan, 0.5, np.nan]), limit=2)
+    def test_only_one_client_has_test_examples(self, monkeypatch):
+        monkeypatch.setattr(tables, "MOST_CLIENTS", 2)
+        table = client_table(clients_frame([np.nan, 0.5, np.nan]))
         assert [line[0] for line in shown(table)[3:6]] == ["1", "⋯", "mean"]
         assert "The 1 best and 0 worst of 3 clients by accuracy; 2 not shown" in str(table.caption)
 
@@ -183,7 +187,7 @@ class TestClientTableOfSeveralViews:
         frame["client"] += 1_000_000 - count
         frame[["num_train", "num_labelled", "num_test"]] = 99_999
         frame[["head_accuracy", "medium_accuracy", "tail_accuracy", "f1_macro"]] = 1.0
-        narrow, wide = (printed(client_table(frame, limit=40), width) for width in (80, 500))
+        narrow, wide = (printed(client_table(frame), width) for width in (80, 500))
         assert narrow == wide
         assert max(map(len, narrow)) <= 80
         assert "…" not in "".join(narrow)
@@ -204,9 +208,10 @@ class TestClientTableOfSeveralViews:
     def test_no_caption_when_all_clients_are_shown(self):
         assert client_table(views_frame(dict.fromkeys(VIEWS, [0.5] * 40))).caption is None
 
-    def test_without_a_personal_view_the_first_one_counts(self):
+    def test_without_a_personal_view_the_first_one_counts(self, monkeypatch):
         frame = views_frame({"generic": [0.1, 0.9, 0.5], "generic-realigned": [0.9, 0.1, 0.5]})
-        table = client_table(frame, limit=2)
+        monkeypatch.setattr(tables, "MOST_CLIENTS", 2)
+        table = client_table(frame)
         lines = shown(table)
         assert lines[1][-2:] == ["F1:", "generic"]
         assert [[line[0], line[-1]] for line in lines[5:8]] == [
@@ -216,14 +221,16 @@ class TestClientTableOfSeveralViews:
         ]
         assert "by generic accuracy" in str(table.caption)
 
-    def test_a_view_that_a_client_has_no_row_of(self):
+    def test_a_view_that_a_client_has_no_row_of(self, monkeypatch):
         frame = views_frame({"generic": [0.5, 0.7, 0.6], "personal": [0.8, 0.9, 0.4]})
         lacks = (frame["client"] == 1) & (frame["view"] == "personal")
-        table = client_table(frame[~lacks], limit=3)
+        monkeypatch.setattr(tables, "MOST_CLIENTS", 3)
+        table = client_table(frame[~lacks])
         lines = shown(table)
         assert lines[5] == ["1", "1,001", "10", "4", "70.0", "–", "–", "–", "–", "–"]
         assert lines[7][4:6] == ["60.0", "60.0"]
-        table = client_table(frame[~lacks], limit=2)
+        monkeypatch.setattr(tables, "MOST_CLIENTS", 2)
+        table = client_table(frame[~lacks])
         assert [line[0] for line in shown(table)[4:7]] == ["0", "⋯", "2"]
         assert str(table.caption) == (
             "The 1 best and 1 worst of 3 clients by personal accuracy; 1 not shown, "
@@ -293,10 +300,6 @@ class TestClientTableFailure:
             DataError, match=r"client 1 has two rows of view 'personal' in round 5; leave one"
         ):
             client_table(pd.concat([frame, frame.iloc[[3]]]))
-
-    def test_limit(self):
-        with pytest.raises(DataError, match="limit is 1; give 2 or more"):
-            client_table(clients_frame([0.5]), limit=1)
 
 
 class TestSummaryLine:
@@ -393,10 +396,11 @@ class TestPartitionTable:
         assert lines[3][:4] == ["0", "20", "3", "2"]
         assert lines[4][:4] == ["1", "9", "0", "0"]
 
-    def test_above_the_limit_largest_and_smallest_with_a_caption(self):
+    def test_above_the_limit_largest_and_smallest_with_a_caption(self, monkeypatch):
         k = np.arange(50)
         frame = pd.DataFrame({"client": k, "class": 0, "labelled": k, "unlabelled": 1, "test": 1})
-        table = partition_table(frame, 50, limit=5)
+        monkeypatch.setattr(tables, "MOST_CLIENTS", 5)
+        table = partition_table(frame, 50)
         assert [line[0] for line in shown(table)[3:9]] == ["49", "48", "47", "⋯", "1", "0"]
         assert str(table.caption) == (
             "The 3 largest and 2 smallest of 50 clients; 45 not shown: see partition.csv"
@@ -411,7 +415,3 @@ class TestPartitionTableFailure:
     def test_missing_column(self):
         with pytest.raises(DataError, match=r"partition\.csv: column 'test' is missing"):
             partition_table(TestPartitionTable.FRAME.drop(columns="test"), 3)
-
-    def test_limit(self):
-        with pytest.raises(DataError, match="limit is 1; give 2 or more"):
-            partition_table(TestPartitionTable.FRAME, 3, limit=1)
