@@ -263,7 +263,8 @@ def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = Non
     """Show who holds what, without training."""
     with _clear_errors(file):
         experiment = load(file, set_ or [])
-        from fedsim.report.figures import class_counts, save
+        from fedsim.report.figures.class_counts import class_counts
+        from fedsim.report.figures.style import save
         from fedsim.report.tables import partition_table
         from fedsim.run.directory import RunDirectory
         from fedsim.simulation import load_federation

@@ -14,7 +14,7 @@ import pandas as pd
 
 from experiments.studies.runs import Figures, run_missing, spread, study_parser
 from fedsim import Result
-from fedsim.report.pseudo_labels import by_round
+from fedsim.report.figures.pseudo_labels import by_round
 
 METHODS: dict[str, list[str]] = {
     "FedAvg, labelled part only": ["method.name=fedavg"],

@@ -10,8 +10,8 @@ import pandas as pd
 
 from fedsim.errors import UserError
 from fedsim.report.comparison import NOTE, Series, all_figures, comparison_rows, runs_of
-from fedsim.report.comparison_figures import CAPTIONS, save_comparison
-from fedsim.report.figures import save_figures
+from fedsim.report.figures.comparison import CAPTIONS, save_comparison
+from fedsim.report.figures.one_run import save_figures
 from fedsim.report.norms import class_norms
 from fedsim.report.page import Picture, render, write_page
 from fedsim.report.text import counted

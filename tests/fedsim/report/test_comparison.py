@@ -14,7 +14,7 @@ import fedsim
 from fedsim import Experiment
 from fedsim.errors import ConfigError, DataError, EngineError
 from fedsim.report.comparison import compare, comparison_rows, comparison_table, read_runs
-from fedsim.report.comparison_figures import accuracy_over_rounds
+from fedsim.report.figures.comparison import accuracy_over_rounds
 from fedsim.report.report import write_comparison
 from tests.fedsim.report.test_report import Page
 

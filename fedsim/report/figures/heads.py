@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedsim.errors import DataError
-from fedsim.report import _style
+from fedsim.report.figures import style
 from fedsim.run import frames
 
-__all__ = ["class_norms", "etf_angles"]
+__all__ = ["etf_angles", "norms_by_frequency"]
 
 _MARKED_CLASSES = 40  # up to so many classes each one is marked and its number written
 _LABELLED_CLASSES = 20  # up to so many classes each one has a tick of its own at the cosines
@@ -30,7 +30,9 @@ _ROW, _SIDE = 5.2, 3.7  # inches, at least: the classes in a row, the side of th
 _BARS, _DIAGONAL = "#C9C9C9", "#D9D9D9"
 
 
-def class_norms(norms: pd.DataFrame, title: str, names: pd.DataFrame | None = None) -> Figure:
+def norms_by_frequency(
+    norms: pd.DataFrame, title: str, names: pd.DataFrame | None = None
+) -> Figure:
     """Draw the length of each head's class vectors against how frequent the classes are.
 
     A head that is trained on long-tailed data gets longer vectors for the frequent classes; this
@@ -70,14 +72,14 @@ def class_norms(norms: pd.DataFrame, title: str, names: pd.DataFrame | None = No
     table = norms.pivot(index="class", columns="head", values="norm").reindex(sizes["class"])
     count = len(sizes)
     few = count <= _MARKED_CLASSES
-    ticks = _style.ticks(sizes["class"].tolist(), frames.names_of(names, "class"), _ROW)
-    with mpl.rc_context(_style.STYLE):
+    ticks = style.ticks(sizes["class"].tolist(), frames.names_of(names, "class"), _ROW)
+    with mpl.rc_context(style.STYLE):
         note = (
             "Length (L2 norm) of each class's weight vector, "
             "classes from most to least frequent in training"
         )
         height = sum(_PANEL_INCHES) + 0.6 + few * ticks.height
-        fig = _style.new_figure(7.5, height, title, note)
+        fig = style.new_figure(7.5, height, title, note)
         panels: tuple[Axes, Axes] = fig.subplots(2, sharex=True, height_ratios=_PANEL_INCHES)
         upper, lower = panels
         x = np.arange(1, count + 1)
@@ -108,17 +110,17 @@ def class_norms(norms: pd.DataFrame, title: str, names: pd.DataFrame | None = No
             edges = np.arange(count + 1) + 0.5
             lower.stairs(sizes["examples"], edges, fill=True, color=_BARS, snap=True)
         lower.set_ylabel("Examples")
-        lower.yaxis.set_major_locator(_style.whole_numbers(3))
-        lower.yaxis.set_major_formatter(_style.THOUSANDS)
+        lower.yaxis.set_major_locator(style.whole_numbers(3))
+        lower.yaxis.set_major_formatter(style.THOUSANDS)
         lower.set_xlim(0.4, count + 0.6)
         if few:
             ticks.place(lower, x)
             lower.set_xlabel("Class, from most to least frequent")
         else:
-            lower.xaxis.set_major_locator(_style.whole_numbers(10))
+            lower.xaxis.set_major_locator(style.whole_numbers(10))
             lower.set_xlabel("Classes, from most to least frequent")
         upper.tick_params(axis="x", length=0)
-        _style.label_ends(upper, labels, _PANEL_INCHES[0])
+        style.label_ends(upper, labels, _PANEL_INCHES[0])
         fig.align_ylabels(panels)
     return fig
 
@@ -163,9 +165,9 @@ def etf_angles(
     limit = min(1.0, max(widest, -2 * ideal))
     few = count <= _LABELLED_CLASSES
     class_names = frames.names_of(names, "class") if few else {}
-    ticks = _style.ticks(range(count), class_names, _SIDE)
-    aside = max(0.0, _style.width(ticks.labels) - 0.2) if class_names else 0.0
-    with mpl.rc_context(_style.STYLE):
+    ticks = style.ticks(range(count), class_names, _SIDE)
+    aside = max(0.0, style.width(ticks.labels) - 0.2) if class_names else 0.0
+    with mpl.rc_context(style.STYLE):
         parts = (
             f"{count:,} classes",
             f"angles: ideal {measured.angle_ideal:.2f}° (cosine {ideal:.4f})",
@@ -178,7 +180,7 @@ def etf_angles(
         # Spaces that don't break: a number stays with its word.
         note = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
         note = note.replace("-", "−")
-        fig = _style.new_figure(6.4 + aside, 4.9 + ticks.height, title, note)
+        fig = style.new_figure(6.4 + aside, 4.9 + ticks.height, title, note)
         ax = fig.add_subplot()
         ax.set_facecolor(_DIAGONAL)
         end = len(rows) * step - 0.5
@@ -200,17 +202,17 @@ def etf_angles(
             ax.set_yticks(np.arange(count), ticks.labels)
         else:
             for axis in (ax.xaxis, ax.yaxis):
-                axis.set_major_locator(_style.whole_numbers(10))
+                axis.set_major_locator(style.whole_numbers(10))
         if count <= _WRITTEN_COSINES:
             for (i, j), value in np.ndenumerate(cosines):
                 if i != j:
-                    ink = "white" if abs(value) > 0.65 * limit else _style.INK
+                    ink = "white" if abs(value) > 0.65 * limit else style.INK
                     text = f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # never -0.00
                     ax.text(j, i, text, ha="center", va="center", fontsize=7, color=ink)
         bar = fig.colorbar(image, ax=ax, shrink=0.85, pad=0.08)
         bar.outline.set_visible(False)
         bar.set_label("Cosine of two classes' vectors (grey: of one with itself)")
-        bar.ax.axhline(ideal, color=_style.INK, linewidth=1.2)
+        bar.ax.axhline(ideal, color=style.INK, linewidth=1.2)
         bar.ax.text(
             -0.25,
             ideal,
@@ -226,6 +228,6 @@ def etf_angles(
 def _head_colours(heads: list[str]) -> dict[str, str]:
     """Give global and personal heads the colours of their views, and the others the rest."""
     views = {"global": "generic", "personal": "personal"}
-    known = {first: _style.VIEW_COLOURS[view] for first, view in views.items()}
-    spare = cycle(colour for colour in _style.PALETTE[2:] if colour not in known.values())
+    known = {first: style.VIEW_COLOURS[view] for first, view in views.items()}
+    spare = cycle(colour for colour in style.PALETTE[2:] if colour not in known.values())
     return {head: known.get(head.partition(" ")[0]) or next(spare) for head in heads}

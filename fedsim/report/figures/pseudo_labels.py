@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
-from fedsim.report import _style
+from fedsim.report.figures import style
 from fedsim.run import frames
 
 __all__ = ["by_round", "pseudo_labels"]
@@ -25,12 +25,12 @@ _COUNTS = ["pseudo_seen"] + [
     for what in ("kept", "correct")
     for group in ("", *(f"_{name}" for name in GROUPS))
 ]
-_ACCURACIES = {"accuracy": ("overall", _style.INK)} | {
-    f"{name}_accuracy": (name, _style.GROUP_COLOURS[name]) for name in GROUPS
+_ACCURACIES = {"accuracy": ("overall", style.INK)} | {
+    f"{name}_accuracy": (name, style.GROUP_COLOURS[name]) for name in GROUPS
 }
 _SHARES = {
-    "kept": ("kept", _style.PALETTE[2]),
-    "local": ("local expert", _style.VIEW_COLOURS["personal"]),
+    "kept": ("kept", style.PALETTE[2]),
+    "local": ("local expert", style.VIEW_COLOURS["personal"]),
 }
 _PLAIN_ROUNDS = 60  # above so many rounds a running mean is drawn over the rounds' own values
 _PANEL_INCHES = (2.7, 1.7)
@@ -130,23 +130,23 @@ def pseudo_labels(training: pd.DataFrame, title: str) -> Figure:
         note += f" The true label is known of {100 * share:.0f} %."
     if window > 1:
         note += f" Light: each round. Full colour: centred mean over {window} rounds."
-    with mpl.rc_context(_style.STYLE):
-        fig = _style.new_figure(7.0, sum(_PANEL_INCHES) + 1.2, title, note)
+    with mpl.rc_context(style.STYLE):
+        fig = style.new_figure(7.0, sum(_PANEL_INCHES) + 1.2, title, note)
         panels: tuple[Axes, Axes] = fig.subplots(2, sharex=True, height_ratios=_PANEL_INCHES)
         upper, lower = panels
-        _style.set_note(upper, "Correct among the kept, by the group of the true class")
-        _style.set_note(lower, "Kept among all seen")
+        style.set_note(upper, "Correct among the kept, by the group of the true class")
+        style.set_note(lower, "Kept among all seen")
         for ax, inches, lines in zip(panels, _PANEL_INCHES, (_ACCURACIES, _SHARES), strict=True):
             _draw(ax, rounds, lines, window, inches)
         lower.set_ylabel("Share (%)")
         if rounds["local"].notna().any():
-            _style.set_note(lower, "Kept among all seen; labelled by the local expert among kept")
+            style.set_note(lower, "Kept among all seen; labelled by the local expert among kept")
         if rounds["accuracy"].isna().all():
             middle = float(rounds["round"].iloc[[0, -1]].mean())
             kept = (rounds["kept"] > 0).any()
             why = "Nobody knows the true labels" if kept else "Nothing was kept"
-            upper.text(middle, 50, why, color=_style.MUTED, ha="center")
-        _style.round_axis(lower, frames.floats(rounds, "round"))
+            upper.text(middle, 50, why, color=style.MUTED, ha="center")
+        style.round_axis(lower, frames.floats(rounds, "round"))
         fig.align_ylabels(panels)
     return fig
 
@@ -180,5 +180,5 @@ def _draw(
         labels.append((last, f"{name} {last:.1f} %", colour))
     # Shares keep the whole axis: how far they are from nothing and from all is what they tell.
     whole = lines is _SHARES or not labels
-    _style.percent_axis(ax, np.array([0.0, 100.0]) if whole else values.to_numpy())
-    _style.label_ends(ax, labels, inches)
+    style.percent_axis(ax, np.array([0.0, 100.0]) if whole else values.to_numpy())
+    style.label_ends(ax, labels, inches)

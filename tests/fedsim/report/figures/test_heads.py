@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from fedsim.errors import DataError
-from fedsim.report import _style
-from fedsim.report.heads import class_norms, etf_angles
+from fedsim.report.figures import style
+from fedsim.report.figures.heads import etf_angles, norms_by_frequency
 
 NAN = np.nan
 
@@ -49,9 +49,11 @@ def curves(ax):
     }
 
 
-class TestClassNorms:
+class TestNormsByFrequency:
     def test_classes_from_most_to_least_frequent(self):
-        fig = class_norms(norms_frame(global_head=[0.5, 1.0, 2.0], fixed_ETF=[0.1] * 3), "run")
+        fig = norms_by_frequency(
+            norms_frame(global_head=[0.5, 1.0, 2.0], fixed_ETF=[0.1] * 3), "run"
+        )
         fig.draw_without_rendering()
         upper, lower = fig.axes
         assert curves(upper) == {
@@ -64,37 +66,37 @@ class TestClassNorms:
 
     def test_equally_frequent_classes_come_by_number(self):
         frame = norms_frame(head=[1.0, 2.0, 3.0]).assign(examples=5).iloc[::-1]
-        assert curves(class_norms(frame, "run").axes[0])["head"][1] == [1.0, 2.0, 3.0]
+        assert curves(norms_by_frequency(frame, "run").axes[0])["head"][1] == [1.0, 2.0, 3.0]
 
     def test_norms_stand_above_zero(self):
-        upper = class_norms(norms_frame(head=[0.9, 1.0, 1.1]), "run").axes[0]
+        upper = norms_by_frequency(norms_frame(head=[0.9, 1.0, 1.1]), "run").axes[0]
         low, high = upper.get_ylim()
         assert low == 0
         assert high > 1.1
 
     def test_classes_are_marked_only_if_few(self):
         for count, marker in ((40, "o"), (41, "")):
-            upper, lower = class_norms(norms_frame(count, head=1.0), "run").axes
+            upper, lower = norms_by_frequency(norms_frame(count, head=1.0), "run").axes
             assert upper.lines[0].get_marker() == marker
             assert len(lower.patches) == (count if marker else 1)  # one outline of many bars
 
     def test_heads_keep_the_colours_of_their_views(self):
         frame = norms_frame(**{"fixed_ETF": 0.1, "personal_heads_(mean)": 1.0, "global_head": 2.0})
-        lines = class_norms(frame, "run").axes[0].lines
+        lines = norms_by_frequency(frame, "run").axes[0].lines
         colours = {line.get_label(): line.get_color() for line in lines}
-        assert colours["global head"] == _style.VIEW_COLOURS["generic"]
-        assert colours["personal heads (mean)"] == _style.VIEW_COLOURS["personal"]
+        assert colours["global head"] == style.VIEW_COLOURS["generic"]
+        assert colours["personal heads (mean)"] == style.VIEW_COLOURS["personal"]
         assert len(set(colours.values())) == 3
 
     def test_labels_of_equal_heads_do_not_overlap(self):
-        fig = class_norms(norms_frame(a=[1.0] * 3, b=[1.0] * 3, c=[1.0] * 3), "run")
+        fig = norms_by_frequency(norms_frame(a=[1.0] * 3, b=[1.0] * 3, c=[1.0] * 3), "run")
         fig.draw_without_rendering()
         boxes = [t.get_window_extent() for t in fig.axes[0].texts]
         assert len(boxes) == 3
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
     def test_unknown_norms_are_gaps_and_unknown_heads_left_out(self):
-        fig = class_norms(norms_frame(a=[1.0, NAN, NAN], b=NAN), "run")
+        fig = norms_by_frequency(norms_frame(a=[1.0, NAN, NAN], b=NAN), "run")
         assert list(curves(fig.axes[0])) == ["a"]
         np.testing.assert_array_equal(curves(fig.axes[0])["a"][1], [NAN, NAN, 1.0])
         assert "a" in texts(fig)
@@ -102,7 +104,7 @@ class TestClassNorms:
 
 def test_classes_are_named():
     names = pd.DataFrame({"kind": "class", "number": range(3), "name": ["ape", "$bee$", "cat"]})
-    _, lower = class_norms(norms_frame(global_head=[1.0, 2.0, 3.0]), "run", names).axes
+    _, lower = norms_by_frequency(norms_frame(global_head=[1.0, 2.0, 3.0]), "run", names).axes
     labels = [label.get_text() for label in lower.get_xticklabels()]
     assert labels == ["cat", r"\$bee\$", "ape"]
     ax = etf_angles(simplex(3), "run", names).axes[0]
@@ -111,7 +113,7 @@ def test_classes_are_named():
         assert labels == ["ape", r"\$bee\$", "cat"]
 
 
-class TestClassNormsFailure:
+class TestNormsByFrequencyFailure:
     @pytest.mark.parametrize(
         ("frame", "message"),
         [
@@ -127,7 +129,7 @@ class TestClassNormsFailure:
     )
     def test_frame(self, frame, message):
         with pytest.raises(DataError, match=message):
-            class_norms(frame, "run")
+            norms_by_frequency(frame, "run")
 
 
 class TestEtfAngles:
@@ -138,7 +140,7 @@ class TestEtfAngles:
         np.testing.assert_allclose(image.filled(NAN), expected, atol=1e-12)
 
     def test_of_many_classes_one_in_a_few(self, monkeypatch):
-        monkeypatch.setattr("fedsim.report.heads._MOST_CELLS", 3)
+        monkeypatch.setattr("fedsim.report.figures.heads._MOST_CELLS", 3)
         weight = np.eye(7, 8)
         weight[4, 0] = -1.0  # at 135 degrees to class 0
         weight[5] = weight[1]

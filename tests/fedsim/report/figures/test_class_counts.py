@@ -1,10 +1,8 @@
-"""What the picture of who holds what shows, and which pictures a run gets."""
+"""What the picture of who holds what shows."""
 
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 
 import matplotlib as mpl
 import numpy as np
@@ -13,33 +11,8 @@ import pytest
 from matplotlib.collections import EllipseCollection
 
 from fedsim.errors import DataError
-from fedsim.report import _style
-from fedsim.report.figures import class_counts, save_figures
-from fedsim.report.views import accuracy_over_rounds, group_accuracy
-
-NAN = np.nan
-PNGS = ["accuracy_over_rounds.png", "client_accuracy.png", "class_counts.png", "group_accuracy.png"]
-
-
-def rounds_frame(**changes):
-    return pd.DataFrame(
-        {
-            "round": [1, 2, 3, 4],
-            "generic_accuracy": [NAN, 0.5, NAN, 0.75],
-            "personal_accuracy": [NAN, 0.4, NAN, 0.625],
-            "head_accuracy": [NAN, 0.6, NAN, 0.9],
-            "medium_accuracy": [NAN, 0.5, NAN, 0.7],
-            "tail_accuracy": [NAN, 0.1, NAN, 0.25],
-        }
-        | changes
-    )
-
-
-def clients_frame(accuracy, *, round=4, view="generic"):
-    count = len(accuracy)
-    return pd.DataFrame(
-        {"round": round, "client": np.arange(count), "view": view, "accuracy": accuracy}
-    )
+from fedsim.report.figures import style
+from fedsim.report.figures.class_counts import class_counts
 
 
 def partition_frame(rows):
@@ -79,7 +52,7 @@ def circles(ax):
 class TestClassCountsOfFewClients:
     def test_area_is_proportional_to_the_count(self):
         drawn = circles(class_counts(SMALL, 3, 2, "run").axes[0])
-        every, labelled = drawn[_style.UNLABELLED], drawn[_style.LABELLED]
+        every, labelled = drawn[style.UNLABELLED], drawn[style.LABELLED]
         assert set(every) == {(0, 0), (0, 1), (2, 0)}
         assert (every[2, 0] / every[0, 0]) ** 2 == pytest.approx(16 / 100)
         assert (labelled[0, 0] / every[0, 0]) ** 2 == pytest.approx(25 / 100)
@@ -91,7 +64,7 @@ class TestClassCountsOfFewClients:
     def test_rare_pairs_stay_visible_and_keep_their_share(self):
         frame = partition_frame([(0, 0, 0, 1_000_000), (0, 1, 1, 3)])
         drawn = circles(class_counts(frame, 1, 2, "run").axes[0])
-        every, labelled = drawn[_style.UNLABELLED], drawn[_style.LABELLED]
+        every, labelled = drawn[style.UNLABELLED], drawn[style.LABELLED]
         assert every[0, 1] > 0.1
         assert (labelled[0, 1] / every[0, 1]) ** 2 == pytest.approx(1 / 4)
 
@@ -176,7 +149,7 @@ class TestUnknownClasses:
     def test_a_row_of_circles(self):
         fig = class_counts(unknown_too(SMALL), 3, 2, "run")
         main, right, top, _ = fig.axes
-        every = circles(main)[_style.UNLABELLED]
+        every = circles(main)[style.UNLABELLED]
         assert (every[0, 2] / every[0, 0]) ** 2 == pytest.approx(9 / 100)
         assert [label.get_text() for label in main.get_yticklabels()] == ["0", "1", "?"]
         assert [bar.get_width() for bar in right.patches] == [25, 4, 0, 91, 0, 9]
@@ -190,7 +163,7 @@ class TestUnknownClasses:
         frame = pd.concat([SMALL, partition_frame([(0, -1, 0, 5000)])])
         fig = class_counts(frame, 3, 2, "run")
         main, right, _, key = fig.axes
-        every = circles(main)[_style.UNLABELLED]
+        every = circles(main)[style.UNLABELLED]
         assert every[0, 2] == every[0, 0] == max(every.values())
         assert "≥ 100" in [t.get_text() for t in key.texts]
         assert "⋯ 5,000" in texts(fig)
@@ -360,94 +333,3 @@ class TestClassCountsFailure:
     def test_missing_column(self):
         with pytest.raises(DataError, match=r"partition\.csv: column 'labelled' is missing"):
             class_counts(SMALL.drop(columns="labelled"), 3, 2, "run")
-
-
-class TestSaveFigures:
-    def save(self, folder, **changes):
-        given = {
-            "rounds": rounds_frame(),
-            "clients": clients_frame([0.5, 0.6, 0.7]),
-            "partition": SMALL,
-            "num_clients": 3,
-            "num_classes": 2,
-            "title": "run",
-        }
-        return save_figures(folder, **(given | changes))
-
-    def test_writes_all_into_a_new_folder(self, tmp_path):
-        paths = self.save(tmp_path / "run" / "figures")
-        assert paths == [tmp_path / "run" / "figures" / name for name in PNGS]
-        for path in paths:
-            assert path.read_bytes().startswith(b"\x89PNG")
-
-    def test_without_evaluated_round_warns_and_keeps_class_counts(self, tmp_path):
-        accuracies = [name for name in rounds_frame().columns if name.endswith("accuracy")]
-        rounds = rounds_frame(**dict.fromkeys(accuracies, NAN))
-        with pytest.warns(UserWarning, match="skipped, no ") as record:
-            paths = self.save(tmp_path, rounds=rounds, clients=clients_frame([]))
-        assert [path.name for path in paths] == ["class_counts.png"]
-        assert [str(w.message).split(":")[0] for w in record] == [PNGS[0], PNGS[1], PNGS[3]]
-
-    def test_frames_without_rows_or_columns(self, tmp_path):
-        with pytest.warns(UserWarning, match="skipped, no "):
-            paths = self.save(tmp_path, rounds=pd.DataFrame(), clients=pd.DataFrame())
-        assert [path.name for path in paths] == ["class_counts.png"]
-
-    def test_frames_read_back_from_csv(self, tmp_path):
-        frames = {"rounds": rounds_frame(), "partition": SMALL}
-        for name, frame in frames.items():
-            frame.to_csv(tmp_path / f"{name}.csv", index=False)
-        clients_frame([0.5]).iloc[:0].to_csv(tmp_path / "clients.csv", index=False)
-        read = {n: pd.read_csv(tmp_path / f"{n}.csv") for n in (*frames, "clients")}
-        with pytest.warns(UserWarning, match=r"client_accuracy\.png: skipped"):
-            assert len(self.save(tmp_path, **read)) == 3
-
-    def test_method_with_several_views_and_heads(self, tmp_path):
-        clients = pd.concat(
-            [clients_frame([0.5, 0.6]), clients_frame([0.75, 0.5], view="personal")]
-        )
-        norms = pd.DataFrame(
-            {"head": "global head", "class": [0, 1], "examples": [9, 1], "norm": [1.5, 0.5]}
-        )
-        paths = self.save(tmp_path, clients=clients, norms=norms, etf=np.eye(2))
-        assert [path.name for path in paths] == [
-            *PNGS, "personal_gain.png", "class_norms.png", "etf.png",
-        ]  # fmt: skip
-        assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-
-    def test_no_norms_are_no_picture_and_no_warning(self, tmp_path):
-        paths = self.save(tmp_path, norms=pd.DataFrame(), etf=None)
-        assert [path.name for path in paths] == PNGS
-
-    def test_method_without_a_generic_model(self, tmp_path):
-        groups = [f"{group}_accuracy" for group in ("head", "medium", "tail")]
-        rounds = rounds_frame(**dict.fromkeys(["generic_accuracy", *groups], NAN))
-        rounds = rounds.assign(**{f"personal_{name}": 0.5 for name in groups})
-        clients = clients_frame([0.5, 0.6], view="personal")
-        paths = self.save(tmp_path, rounds=rounds, clients=clients)
-        assert [path.name for path in paths] == PNGS
-
-    def test_title_is_written_as_it_is(self, tmp_path):
-        # An odd number of $, and an unknown command: as mathematics this would fail.
-        title = r"cost $5 & $\nonsense$ " + "long " * 60
-        self.save(tmp_path, title=title)
-        fig = accuracy_over_rounds(rounds_frame(), title)
-        assert any(" ".join(text.split()) == title.strip() for text in texts(fig))
-
-    def test_user_settings_neither_change_nor_leak_in(self, tmp_path):
-        with mpl.rc_context({"font.size": 30, "axes.spines.top": True}):
-            before = dict(mpl.rcParams)
-            self.save(tmp_path)
-            assert dict(mpl.rcParams) == before
-            fig = group_accuracy(rounds_frame(), "run")
-        assert not fig.axes[0].spines["top"].get_visible()
-        assert fig.axes[0].xaxis.label.get_size() < 12
-
-    def test_pyplot_is_never_imported(self):
-        code = (
-            "import sys, fedsim.report.figures, fedsim.report.tables\n"
-            "bad = {'matplotlib.pyplot', 'torch', 'flwr', 'ray'} & set(sys.modules)\n"
-            "sys.exit(str(bad) if bad else 0)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import DataError
-from fedsim.report.figures import save_figures
-from fedsim.report.pseudo_labels import by_round, pseudo_labels
+from fedsim.report.figures.one_run import save_figures
+from fedsim.report.figures.pseudo_labels import by_round, pseudo_labels
 
 NAN = np.nan
 GROUPS = ("head", "medium", "tail")

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.errors import DataError
-from fedsim.report import _style
-from fedsim.report.views import (
+from fedsim.report.figures import style
+from fedsim.report.figures.accuracy import (
     accuracy_over_rounds,
     client_accuracy,
     gains,
@@ -106,7 +106,7 @@ class TestAccuracyOverRounds:
         assert list(drawn) == VIEWS
         assert [y[-1] for _, y in drawn.values()] == pytest.approx([75, 60, 60, 80])
         lines = {line.get_label(): line for line in ax.lines}
-        assert {name: line.get_color() for name, line in lines.items()} == _style.VIEW_COLOURS
+        assert {name: line.get_color() for name, line in lines.items()} == style.VIEW_COLOURS
         assert [lines[view].get_linestyle() for view in VIEWS] == ["-", "--", "-", "--"]
         assert {"generic-realigned 60.0 %", "personal-realigned 80.0 %"} <= set(texts(fig))
         assert not overlaps(fig)
@@ -201,7 +201,7 @@ class TestClientAccuracy:
         fig = client_accuracy(frame, "run")
         ax = fig.axes[0]
         drawn = {x.get_label(): x.get_color() for x in ax.lines if x.get_label() in VIEWS}
-        assert drawn == _style.VIEW_COLOURS
+        assert drawn == style.VIEW_COLOURS
         assert list(drawn) == VIEWS
         # Eight levels across the picture would hide the clients.
         levels = [line for line in ax.lines if line.get_label().startswith("_")]
@@ -288,7 +288,7 @@ class TestGroupAccuracy:
         assert [name for _, name in place] == ["head", "medium", "tail"] * 4
         for name, group in bars.items():
             colours = {mpl.colors.to_hex(bar.get_facecolor()).upper() for bar in group}
-            assert colours == {_style.GROUP_COLOURS[name].upper()}
+            assert colours == {style.GROUP_COLOURS[name].upper()}
         legend = [t.get_text() for t in ax.get_legend().get_texts()]
         assert legend == ["head", "medium", "tail"]
         assert {"25.0", "100.0"} <= set(texts(fig))
@@ -376,7 +376,7 @@ class TestPersonalGain:
         # The client in second place is level: no bar there.
         assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx([1, 3, 4])
         colours = [mpl.colors.to_hex(bar.get_facecolor()).upper() for bar in bars]
-        assert colours == [_style.VIEW_COLOURS[v] for v in ("generic", "personal", "personal")]
+        assert colours == [style.VIEW_COLOURS[v] for v in ("generic", "personal", "personal")]
         assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "0", "4"]
         note = "Round 4, 4 clients: 2 gain, 1 lose, 1 level; without test examples, left out: 1"
         assert {note, "mean +12.5 points"} <= set(texts(fig))

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from fedsim.data.class_groups import GROUPS
 from fedsim.metrics import accuracy_column
-from fedsim.report import _style
 from fedsim.report.comparison import Series
-from fedsim.report.figures import save
+from fedsim.report.figures import style
+from fedsim.report.figures.style import save
 from fedsim.run import frames
 
 CAPTIONS = {
@@ -62,13 +62,13 @@ def accuracy_over_rounds(series: Sequence[Series], title: str) -> Figure | None:
             panels[f"{view} accuracy, {tested}"] = curves
     if not panels:
         return None
-    with mpl.rc_context(_style.STYLE):
+    with mpl.rc_context(style.STYLE):
         height = max(3.4, _LINE * len(series))
         note = "Mean over the seeds; shaded: from the lowest to the highest"
-        fig = _style.new_figure(6.6 * len(panels), height, title, note)
+        fig = style.new_figure(6.6 * len(panels), height, title, note)
         for i, (name, curves) in enumerate(panels.items()):
             ax = fig.add_subplot(1, len(panels), i + 1)
-            _style.set_note(ax, name.capitalize())
+            style.set_note(ax, name.capitalize())
             labels = []
             for one, curve, look in zip(series, curves, _looks(len(series)), strict=True):
                 if not len(curve):
@@ -79,10 +79,10 @@ def accuracy_over_rounds(series: Sequence[Series], title: str) -> Figure | None:
                 low, high = curve.min(axis=1).to_numpy(), curve.max(axis=1).to_numpy()
                 ax.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
                 labels.append((mean[-1], f"{one.label} {mean[-1]:.1f} %", look["color"]))
-            _style.percent_axis(ax, np.concatenate([curve.to_numpy().ravel() for curve in curves]))
+            style.percent_axis(ax, np.concatenate([curve.to_numpy().ravel() for curve in curves]))
             rounds = np.unique(np.concatenate([curve.index.to_numpy() for curve in curves]))
-            _style.round_axis(ax, rounds.astype(np.float64))
-            _style.label_ends(ax, labels, inches=height - 0.4)
+            style.round_axis(ax, rounds.astype(np.float64))
+            style.label_ends(ax, labels, inches=height - 0.4)
     return fig
 
 
@@ -91,24 +91,24 @@ def client_accuracy(series: Sequence[Series], title: str) -> Figure | None:
     curves = [_over_clients(one) for one in series]
     if not any(len(curve) for curve in curves):
         return None
-    with mpl.rc_context(_style.STYLE):
+    with mpl.rc_context(style.STYLE):
         height = max(3.4, _LINE * len(series))
         note = (
             "Last evaluated round; each client's personal model where there is one, else the "
             "generic one; mean over the seeds; shaded: the worst 10 %"
         )
-        fig = _style.new_figure(7.5, height, title, note)
+        fig = style.new_figure(7.5, height, title, note)
         ax = fig.add_subplot()
-        ax.axvspan(0, 10, color=_style.SHADE, linewidth=0)
+        ax.axvspan(0, 10, color=style.SHADE, linewidth=0)
         labels = []
         for one, curve, look in zip(series, curves, _looks(len(series)), strict=True):
             if len(curve):
                 ax.plot(100 * _PLACES, curve, linewidth=1.5, zorder=3, **look)
                 labels.append((float(curve[-1]), one.label, look["color"]))
-        _style.percent_axis(ax, np.concatenate(curves))
+        style.percent_axis(ax, np.concatenate(curves))
         ax.set_xlim(0, 100)
         ax.set_xlabel("Clients, from worst to best (%)")
-        _style.label_ends(ax, labels, inches=height - 0.4)
+        style.label_ends(ax, labels, inches=height - 0.4)
     return fig
 
 
@@ -117,28 +117,28 @@ def group_accuracy(series: Sequence[Series], title: str) -> Figure | None:
     means = pd.DataFrame([one.furthest[list(GROUPS)].mean() for one in series])
     if means.isna().all(axis=None):
         return None
-    with mpl.rc_context(_style.STYLE):
+    with mpl.rc_context(style.STYLE):
         note = (
             "Last evaluated round; the generic model on the global test set or, where there is "
             "none, personal ones on the clients' own; mean over the seeds"
         )
-        fig = _style.new_figure(7.5, 0.9 + 0.32 * len(series), title, note)
+        fig = style.new_figure(7.5, 0.9 + 0.32 * len(series), title, note)
         ax = fig.add_subplot()
         places = np.arange(len(series))
         for group in GROUPS:
-            colour = _style.GROUP_COLOURS[group]
+            colour = style.GROUP_COLOURS[group]
             ax.plot(
                 100 * means[group], places, "o", markersize=7, color=colour, label=group, zorder=3
             )
         low, high = 100 * means.min(axis=1), 100 * means.max(axis=1)
-        ax.hlines(places, low, high, color=_style.GRID, linewidth=2)
+        ax.hlines(places, low, high, color=style.GRID, linewidth=2)
         ax.set_yticks(places, [one.label for one in series], parse_math=False)
         ax.set_ylim(len(series) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)
         ax.set_xlim(-2, 102)
         ax.set_xlabel("Accuracy (%)")
         ax.grid(axis="x")
-        _style.class_legend(ax)
+        style.class_legend(ax)
     return fig
 
 
@@ -167,8 +167,8 @@ def _over_clients(one: Series) -> npt.NDArray[np.float64]:
 
 def _looks(count: int) -> list[dict[str, Any]]:
     """Return a colour and dashes for each line; other dashes wherever colours come closer."""
-    colours = _style.SERIES_COLOURS
-    each = len(_style.PALETTE)
+    colours = style.SERIES_COLOURS
+    each = len(style.PALETTE)
     return [
         {"color": colours[i % len(colours)], "linestyle": _DASHES[i // each % len(_DASHES)]}
         for i in range(count)

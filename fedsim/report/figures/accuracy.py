@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fedsim.data.class_groups import GROUPS
 from fedsim.errors import DataError
 from fedsim.metrics import spread, worst_tenth
-from fedsim.report import _style
+from fedsim.report.figures import style
 from fedsim.report.text import counted
 from fedsim.run import frames
 
@@ -52,16 +52,16 @@ def accuracy_over_rounds(rounds: pd.DataFrame, title: str) -> Figure:
     if done.empty:
         raise DataError("rounds.csv: no evaluated round; set evaluation.every to draw accuracies")
     shown = {view: column for view, column in columns.items() if done[column].notna().any()}
-    with mpl.rc_context(_style.STYLE):
+    with mpl.rc_context(style.STYLE):
         kinds = {"generic": _ON_GLOBAL, "personal": _ON_LOCAL}
         note = " ".join(
             f"{kind.capitalize()}: {tested}."
             for kind, tested in kinds.items()
             if any(view.startswith(kind) for view in shown)
         )
-        fig = _style.new_figure(7.0, 3.7, title, note)
+        fig = style.new_figure(7.0, 3.7, title, note)
         ax = fig.add_subplot()
-        colours, labels = _style.view_colours(shown), []
+        colours, labels = style.view_colours(shown), []
         for view, column in shown.items():
             line = done.dropna(subset=[column])
             y = 100 * frames.floats(line, column)
@@ -72,7 +72,7 @@ def accuracy_over_rounds(rounds: pd.DataFrame, title: str) -> Figure:
                 y,
                 color=colour,
                 linewidth=1.8 if few else 1.3,
-                linestyle=_style.VIEW_DASHES.get(view, "-"),
+                linestyle=style.VIEW_DASHES.get(view, "-"),
                 marker="o" if few else "",
                 markersize=4.5,
                 label=view,
@@ -80,9 +80,9 @@ def accuracy_over_rounds(rounds: pd.DataFrame, title: str) -> Figure:
                 zorder=3,
             )
             labels.append((float(y[-1]), f"{view} {y[-1]:.1f} %", colour))
-        _style.percent_axis(ax, 100 * done[list(shown.values())].to_numpy(dtype=np.float64))
-        _style.round_axis(ax, frames.floats(done, "round"))
-        _style.label_ends(ax, labels)
+        style.percent_axis(ax, 100 * done[list(shown.values())].to_numpy(dtype=np.float64))
+        style.round_axis(ax, frames.floats(done, "round"))
+        style.label_ends(ax, labels)
     return fig
 
 
@@ -109,18 +109,18 @@ def client_accuracy(clients: pd.DataFrame, title: str, names: pd.DataFrame | Non
         raise DataError(frames.NO_CLIENT_EVALUATED)
     scored = rows.dropna(subset=["accuracy"]).sort_values("accuracy", kind="stable")
     views = sorted(scored["view"].unique())
-    colours = _style.view_colours(views)
-    with mpl.rc_context(_style.STYLE):
+    colours = style.view_colours(views)
+    with mpl.rc_context(style.STYLE):
         most = int(scored["view"].value_counts().max())
         note = (
             f"Round {int(rows['round'].iloc[0])}, {counted(most, 'client')}; shaded: the worst 10 %"
         )
         note += _untested(rows)
         ticks = _client_ticks(scored["client"], most, names)
-        fig = _style.new_figure(7.5, 3.7 + (ticks.height if ticks else 0.0), title, note)
+        fig = style.new_figure(7.5, 3.7 + (ticks.height if ticks else 0.0), title, note)
         ax = fig.add_subplot()
         # One neutral band for all views: coloured ones would mix to a colour of no view.
-        ax.axvspan(0.5, worst_tenth(most) + 0.5, color=_style.SHADE, linewidth=0)
+        ax.axvspan(0.5, worst_tenth(most) + 0.5, color=style.SHADE, linewidth=0)
         # Across the picture, more than four levels hide the clients: then only beside their labels.
         start = 0.0 if len(views) <= 2 else 0.94
         labels = []
@@ -144,9 +144,9 @@ def client_accuracy(clients: pd.DataFrame, title: str, names: pd.DataFrame | Non
             prefix = f"{view}: " if len(views) > 1 else ""
             labels.append((over["worst10"], f"{prefix}worst 10 %: {over['worst10']:.1f} %", colour))
             labels.append((over["mean"], f"{prefix}mean {over['mean']:.1f} %", colour))
-        _style.percent_axis(ax, 100 * frames.floats(scored, "accuracy"))
+        style.percent_axis(ax, 100 * frames.floats(scored, "accuracy"))
         _client_axis(ax, ticks, most, ordered="from worst to best")
-        _style.label_ends(ax, labels)
+        style.label_ends(ax, labels)
     return fig
 
 
@@ -223,8 +223,8 @@ def personal_gain(clients: pd.DataFrame, title: str, names: pd.DataFrame | None 
         )
     y, count, mean = gain.to_numpy(), len(gain), float(gain.mean())
     up, down = y > 0, y < 0
-    better, worse = _style.VIEW_COLOURS["personal"], _style.VIEW_COLOURS["generic"]
-    with mpl.rc_context(_style.STYLE):
+    better, worse = style.VIEW_COLOURS["personal"], style.VIEW_COLOURS["generic"]
+    with mpl.rc_context(style.STYLE):
         note = (
             f"Round {int(rows['round'].iloc[0])}, {counted(count, 'client')}: "
             f"{up.sum():,} gain, "
@@ -235,7 +235,7 @@ def personal_gain(clients: pd.DataFrame, title: str, names: pd.DataFrame | None 
         if one_view:
             note += f"; with one of the two views only, left out: {one_view:,}"
         ticks = _client_ticks(gain.index.to_series(), count, names)
-        fig = _style.new_figure(7.5, 3.7 + (ticks.height if ticks else 0.0), title, note)
+        fig = style.new_figure(7.5, 3.7 + (ticks.height if ticks else 0.0), title, note)
         ax = fig.add_subplot()
         for part, colour in ((up, better), (down, worse)):
             if count <= _MOST_BARS:
@@ -243,8 +243,8 @@ def personal_gain(clients: pd.DataFrame, title: str, names: pd.DataFrame | None 
             else:
                 edges = np.arange(count + 1) + 0.5
                 ax.stairs(np.where(part, y, 0.0), edges, color=colour, fill=True)
-        ax.axhline(0, color=_style.MUTED, linewidth=0.8)
-        ax.axhline(mean, color=_style.INK, linewidth=1.0, linestyle=(0, (5, 3)))
+        ax.axhline(0, color=style.MUTED, linewidth=0.8)
+        ax.axhline(mean, color=style.INK, linewidth=1.0, linestyle=(0, (5, 3)))
         # A point of room where all are level: nothing else says how far the axis should go.
         low, high = min(0.0, float(y[0])), max(0.0, float(y[-1]))
         pad = 0.04 * (high - low) or 1.0
@@ -254,7 +254,7 @@ def personal_gain(clients: pd.DataFrame, title: str, names: pd.DataFrame | None 
         ax.set_ylabel("Personal minus generic (points)")
         ax.grid(axis="y")
         _client_axis(ax, ticks, count, ordered="from least to most gained")
-        _style.label_ends(ax, [(mean, f"mean {_signed(mean, '.1f')} points", _style.INK)])
+        style.label_ends(ax, [(mean, f"mean {_signed(mean, '.1f')} points", style.INK)])
     return fig
 
 
@@ -294,8 +294,8 @@ def group_accuracy(rounds: pd.DataFrame, title: str) -> Figure:
         note += f", {view} model, {_ON_GLOBAL if view.startswith('generic') else _ON_LOCAL}"
     if len(groups) < len(GROUPS):
         note += f"; no classes in: {', '.join(name for name in GROUPS if name not in groups)}"
-    with mpl.rc_context(_style.STYLE):
-        fig = _style.new_figure(5.5 if len(values) == 1 else 7.5, 3.7, title, note)
+    with mpl.rc_context(style.STYLE):
+        fig = style.new_figure(5.5 if len(values) == 1 else 7.5, 3.7, title, note)
         ax = fig.add_subplot()
         ax.grid(axis="y")
         if len(values) == 1:
@@ -316,7 +316,7 @@ def _group_bars(ax: Axes, values: Mapping[str, float]) -> None:
         list(values),
         list(values.values()),
         width=0.62,
-        color=[_style.GROUP_COLOURS[name] for name in values],
+        color=[style.GROUP_COLOURS[name] for name in values],
     )
     ax.bar_label(bars, [f"{value:.1f} %" for value in values.values()], padding=3)
     # As wide as with three bars.
@@ -334,12 +334,12 @@ def _view_bars(ax: Axes, values: Mapping[str, Mapping[str, float]], groups: list
             [x + (i - (len(groups) - 1) / 2) * step for x, _ in found],
             [value for _, value in found],
             width=0.9 * step,
-            color=_style.GROUP_COLOURS[name],
+            color=style.GROUP_COLOURS[name],
             label=name,
         )
         ax.bar_label(bars, [f"{value:.1f}" for _, value in found], padding=2, fontsize=8)
     ax.set_xticks(range(len(values)), list(values))
-    _style.class_legend(ax)
+    style.class_legend(ax)
 
 
 def _untested(rows: pd.DataFrame) -> str:
@@ -348,24 +348,22 @@ def _untested(rows: pd.DataFrame) -> str:
     return f"; without test examples, left out: {untested:,}" if untested else ""
 
 
-def _client_ticks(
-    clients: pd.Series, count: int, names: pd.DataFrame | None
-) -> _style.Ticks | None:
+def _client_ticks(clients: pd.Series, count: int, names: pd.DataFrame | None) -> style.Ticks | None:
     """Return the labels of the clients where they are few and of one row."""
     if not len(clients) == count <= _NAMED_CLIENTS:
         return None
-    return _style.ticks(clients.astype(int).tolist(), frames.names_of(names, "client"), _ROW)
+    return style.ticks(clients.astype(int).tolist(), frames.names_of(names, "client"), _ROW)
 
 
-def _client_axis(ax: Axes, ticks: _style.Ticks | None, count: int, *, ordered: str) -> None:
+def _client_axis(ax: Axes, ticks: style.Ticks | None, count: int, *, ordered: str) -> None:
     """Label the clients, or number their places where they have no labels."""
     ax.set_xlim(0.5, count + 0.5)
     if ticks is not None:
         ticks.place(ax, np.arange(1, count + 1))
         ax.set_xlabel(f"Client, {ordered}")
     else:
-        ax.xaxis.set_major_locator(_style.whole_numbers(8))
-        ax.xaxis.set_major_formatter(_style.THOUSANDS)
+        ax.xaxis.set_major_locator(style.whole_numbers(8))
+        ax.xaxis.set_major_formatter(style.THOUSANDS)
         ax.set_xlabel(f"Clients, {ordered}")
 
 

@@ -1,12 +1,18 @@
-"""The look that all figures share: colours, type, titles and labels beside the data."""
+"""The look that all figures share: colours, type, titles and labels beside the data.
+
+Matplotlib's objects are used directly: no pyplot, no change of anyone's settings.
+"""
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -16,6 +22,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from fedsim.run.directory import write_whole
 
 # Okabe and Ito, "Color Universal Design": told apart with any kind of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -114,6 +122,14 @@ def new_figure(
     write(title, 0.16, fontsize=11, fontweight="bold")
     write(note, 0.16 + title_height + 0.06, color=MUTED)
     return fig
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG file as the style says, whatever the user's own Matplotlib settings are."""
+    picture = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(picture, dpi=DPI, format="png")
+    write_whole(path, picture.getvalue())
 
 
 def whole_numbers(most: int) -> MaxNLocator:
