@@ -138,7 +138,8 @@ def sweep(
     The same command with the same --out goes on with a sweep that was stopped.
     """
     with _clear_errors(file):
-        from fedsim.report.comparison import compare, comparison_table, read_runs
+        from fedsim.report.comparison import compare, read_runs
+        from fedsim.report.comparison_table import comparison_table
         from fedsim.report.report import write_comparison
         from fedsim.run.directory import check_no_run, remove
         from fedsim.sweep import plan
@@ -156,9 +157,9 @@ def sweep(
         failed = [f"{planned[i].name}: {why}" for i, why in sorted(errors.items())]
         remove(folder / "comparison.html")
         if done:
-            series = compare(read_runs(done))
-            page = write_comparison(folder, series, planned[0].experiment.name, failed)
-            _out.print(comparison_table(series))
+            seed_groups = compare(read_runs(done))
+            page = write_comparison(folder, seed_groups, planned[0].experiment.name, failed)
+            _out.print(comparison_table(seed_groups))
             _out.print(f"comparison: {page}", markup=False, soft_wrap=True)
             _out.print(f"each run's report: {folder}/*/report.html", markup=False, soft_wrap=True)
         if failed:
@@ -238,12 +239,13 @@ def compare(
 ) -> None:
     """Compare runs; a folder of runs stands for all of them, and seeds are put together."""
     with _clear_errors():
-        from fedsim.report.comparison import compare, comparison_table, read_runs
+        from fedsim.report.comparison import compare, read_runs
+        from fedsim.report.comparison_table import comparison_table
         from fedsim.report.report import write_comparison
 
-        series = compare(read_runs(folders), target or [])
-        page = None if out is None else write_comparison(out, series, "Comparison")
-        _out.print(comparison_table(series))
+        seed_groups = compare(read_runs(folders), target or [])
+        page = None if out is None else write_comparison(out, seed_groups, "Comparison")
+        _out.print(comparison_table(seed_groups))
         if page is not None:
             _out.print(f"comparison: {page}", markup=False, soft_wrap=True)
 

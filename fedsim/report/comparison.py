@@ -5,23 +5,16 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.console import Console, ConsoleOptions
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
-from fedsim.data.class_groups import GROUPS
 from fedsim.errors import ConfigError, DataError
 from fedsim.metrics import accuracy_column, spread
-from fedsim.report.text import percent
 from fedsim.run import frames
 from fedsim.run.saved import SavedRun
 from fedsim.settings import COMPONENTS, flat, named
@@ -29,11 +22,12 @@ from fedsim.settings import COMPONENTS, flat, named
 # What runs of one kind may differ in: chance, their name, how often they were tested and on what
 # they ran.
 _SAME_KIND = ("seed", "name", "evaluation.every", "engine.")
-_ROUNDS_TO = "rounds_to_"
+ROUNDS_TO = "rounds_to_"
+"""How the name of a column begins that says when a run reached a target."""
 
 
 @dataclass(frozen=True)
-class Series:
+class SeedGroup:
     """Runs that differ in nothing but the seed.
 
     Attributes
@@ -42,22 +36,22 @@ class Series:
         What tells them from the other runs of the comparison.
     runs : list of SavedRun
         One a seed.
-    figures : DataFrame
-        A row a run, see `figures_of`.
+    results : DataFrame
+        A row a run, see `results_of`.
     """
 
     label: str
     runs: list[SavedRun]
-    figures: pd.DataFrame
+    results: pd.DataFrame
 
     @property
     def furthest(self) -> pd.DataFrame:
-        """The figures of the runs that were tested latest: what is compared.
+        """The results of the runs that were tested latest: what is compared.
 
         One that stopped early would be averaged with what the others reached later.
         """
-        rounds = self.figures["round"]
-        return self.figures[rounds == rounds.max()] if rounds.notna().any() else self.figures
+        rounds = self.results["round"]
+        return self.results[rounds == rounds.max()] if rounds.notna().any() else self.results
 
 
 def read_runs(folders: Iterable[Path | str]) -> list[SavedRun]:
@@ -102,7 +96,7 @@ def _natural(path: Path) -> list[tuple[float, str]]:
     return [(float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts)]
 
 
-def compare(runs: Sequence[SavedRun], targets: Sequence[float] = ()) -> list[Series]:
+def compare(runs: Sequence[SavedRun], targets: Sequence[float] = ()) -> list[SeedGroup]:
     """Put runs that differ in nothing but the seed together, in the order in which they come.
 
     Where two runs have all else and the seed in common, what they ran on and their names tell them
@@ -138,7 +132,7 @@ def compare(runs: Sequence[SavedRun], targets: Sequence[float] = ()) -> list[Ser
         by_seed[int(run.settings["seed"])] = run
         if len(run.rounds) < run.rounds_asked:
             warnings.warn(f"{run.path}: {_progress(run)} have finished", stacklevel=2)
-    series = []
+    seed_groups = []
     for told, by_seed in together.items():
         of_one = [by_seed[seed] for seed in sorted(by_seed)]
         first = of_one[0]
@@ -147,9 +141,9 @@ def compare(runs: Sequence[SavedRun], targets: Sequence[float] = ()) -> list[Ser
         label = ", ".join(named(key, value) for key, value in told_of)
         if not label:
             label = first.settings["method"]["name"] if "method.client" in keys else first.name
-        rows = pd.DataFrame([figures_of(run, targets) for run in of_one])
-        series.append(Series(label, of_one, rows))
-    return series
+        rows = pd.DataFrame([results_of(run, targets) for run in of_one])
+        seed_groups.append(SeedGroup(label, of_one, rows))
+    return seed_groups
 
 
 def _without_doubles(runs: Sequence[SavedRun]) -> list[SavedRun]:
@@ -168,7 +162,7 @@ def _progress(run: SavedRun) -> str:
     return f"{len(run.rounds):,} of {run.rounds_asked:,} rounds"
 
 
-def runs_of(series: Sequence[Series]) -> list[tuple[str, int, str, str]]:
+def runs_of(seed_groups: Sequence[SeedGroup]) -> list[tuple[str, int, str, str]]:
     """Return each run's label, seed, rounds ("190 of 300 rounds" where it stopped) and folder."""
     return [
         (
@@ -177,24 +171,24 @@ def runs_of(series: Sequence[Series]) -> list[tuple[str, int, str, str]]:
             _progress(run) if len(run.rounds) < run.rounds_asked else f"{len(run.rounds):,}",
             str(run.path),
         )
-        for one in series
+        for one in seed_groups
         for run in one.runs
     ]
 
 
-def all_figures(series: Sequence[Series]) -> pd.DataFrame:
-    """Return a row a run: its label, every setting in which some runs differ, and its figures."""
-    settings = [flat(run.settings) for one in series for run in one.runs]
-    table = pd.concat([one.figures for one in series], ignore_index=True)
+def all_results(seed_groups: Sequence[SeedGroup]) -> pd.DataFrame:
+    """Return a row a run: its label, every setting in which some runs differ, and its results."""
+    settings = [flat(run.settings) for one in seed_groups for run in one.runs]
+    table = pd.concat([one.results for one in seed_groups], ignore_index=True)
     for key in reversed(list(dict.fromkeys(key for one in settings for key in one))):
         values = [one.get(key) for one in settings]
         if key != "seed" and len({str(value) for value in values}) > 1:
             table.insert(0, key, values)
-    table.insert(0, "label", [one.label for one in series for _ in one.runs])
+    table.insert(0, "label", [one.label for one in seed_groups for _ in one.runs])
     return table
 
 
-def figures_of(run: SavedRun, targets: Sequence[float] = ()) -> dict[str, Any]:
+def results_of(run: SavedRun, targets: Sequence[float] = ()) -> dict[str, Any]:
     """Return what a run reached in its last evaluated round, and when it reached the targets.
 
     Returns
@@ -228,7 +222,7 @@ def figures_of(run: SavedRun, targets: Sequence[float] = ()) -> dict[str, Any]:
         "seconds": rounds["seconds"].median(),
         "bytes": (rounds["bytes_up"] + rounds["bytes_down"]).mean(),
         **{
-            f"{_ROUNDS_TO}{target:g}_{view}": _first_round(rounds, view, target / 100)
+            f"{ROUNDS_TO}{target:g}_{view}": _first_round(rounds, view, target / 100)
             for target in targets
             for view in ("generic", "personal")
         },
@@ -242,139 +236,6 @@ def _first_round(rounds: pd.DataFrame, view: str, share: float) -> float:
         return math.nan
     reached = rounds.loc[rounds[name] >= share, "round"]
     return float(reached.min())
-
-
-def comparison_table(series: Sequence[Series]) -> Table:
-    """Lay out a row for each series of runs, for a terminal of 80 characters.
-
-    The standard deviation over the seeds stands below the mean; head, medium and tail accuracy
-    share a column, in whole %.
-    """
-    heads, rows = comparison_rows(series)
-    last = sorted({row[heads.index("round")] for row in rows})
-    after = f"After round {last[0]}" if len(last) == 1 else "After the last evaluated round"
-    table = Table(
-        title=Text(f"{after}, accuracies in %"),
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=0,
-        title_justify="left",
-        caption_justify="left",
-        caption=Text(f"Mean and standard deviation over the seeds. {NOTE}"),
-    )
-    hidden = {*GROUPS, *(["round"] if len(last) == 1 else [])}
-    kept = [i for i, head in enumerate(heads) if head not in hidden]
-    for i in kept:
-        stacked = heads[i].replace("-", "\n").replace(" % ", " %\n").replace(" ", "\n", 1)
-        table.add_column(Text(stacked), justify="right" if i else "left", no_wrap=i > 0)
-    table.add_column(Text("head/\nmedium/\ntail"), justify="right", no_wrap=True)
-    for row, one in zip(rows, series, strict=True):
-        means = one.furthest[list(GROUPS)].mean()
-        groups = "/".join(f"{100 * mean:.0f}" if pd.notna(mean) else "–" for mean in means)
-        figures = [Text(row[i].replace(" ±", "\n±")) for i in kept[1:]]
-        table.add_row(_Name(row[0]), *figures, Text(groups))
-    return table
-
-
-class _Name:
-    """A run's name, which goes on in the next line after a comma or colon, or between words."""
-
-    _SETTINGS = re.compile(r"(?<=[\s,:])")
-    _WORDS = re.compile(r"(?<=[=/_-])|(?<=\.)(?=[A-Za-z])|(?<=[a-z])(?=[A-Z])")
-
-    def __init__(self, name: str) -> None:
-        self._parts = [self._WORDS.split(part) for part in self._SETTINGS.split(name)]
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        words = [word for part in self._parts for word in part]
-        measured = Measurement(max(map(len, words)), sum(map(len, words)))
-        return measured.with_maximum(options.max_width)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        lines = [""]
-        for words in self._parts:
-            whole = "".join(words)
-            for piece in [whole] if len(whole.rstrip()) <= options.max_width else words:
-                if len(lines[-1]) + len(piece.rstrip()) > options.max_width:
-                    lines.append("")
-                lines[-1] += piece
-        # Where a word alone is too long, its end follows in the next line.
-        yield Text("\n".join(line.strip() for line in lines if line), overflow="fold")
-
-
-NOTE = (
-    "Worst 10 %: of the clients, by their personal models where there are some; head, medium and "
-    "tail: of the generic model where there is one."
-)
-
-
-def comparison_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows of the comparison, as text."""
-    shown = pd.concat([one.figures for one in series], ignore_index=True)
-    names = [name for one in series for run in one.runs for name in run.rounds.columns]
-    views = frames.views_of(pd.DataFrame(columns=list(dict.fromkeys(names))))
-    views = [view for view in views if shown[view].notna().any()]
-    to_target = [n for n in map(str, shown) if n.startswith(_ROUNDS_TO) and shown[n].notna().any()]
-    heads = ["run", "seeds", "round", *views, "worst 10 %", *GROUPS]
-    heads += [_heading(name) for name in to_target] + ["s a round"]
-    rows = []
-    for one in series:
-        figures = one.furthest
-        scores = [
-            mean_std(figures[name]) if name in figures else "–"
-            for name in (*views, "worst10", *GROUPS)
-        ]
-        seconds = f"{figures['seconds'].mean():.3g}"
-        last = figures["round"].max()
-        rows.append(
-            [
-                one.label,
-                f"{len(figures)} of {len(one.runs)}"
-                if len(figures) < len(one.runs)
-                else f"{len(figures)}",
-                f"{last:.0f}" if pd.notna(last) else "–",
-                *scores,
-                *(_rounds_needed(figures[name]) for name in to_target),
-                seconds,
-            ]
-        )
-    return heads, rows
-
-
-def _heading(name: str) -> str:
-    """Name a column of rounds to a target.
-
-    >>> _heading("rounds_to_80_generic")
-    'rounds to 80 % generic'
-    """
-    target, view = name.removeprefix(_ROUNDS_TO).rsplit("_", 1)
-    return f"rounds to {target} % {view}"
-
-
-def _rounds_needed(rounds: pd.Series[float]) -> str:
-    """Return the mean number of rounds, and how many runs it is of where others never got there.
-
-    >>> _rounds_needed(pd.Series([20.0, 25.0])), _rounds_needed(pd.Series([20.0, np.nan]))
-    ('22.5', '20 (1 of 2)')
-    """
-    reached = rounds.dropna()
-    if reached.empty:
-        return "–"
-    of = f" ({len(reached)} of {len(rounds)})" if len(reached) < len(rounds) else ""
-    return f"{reached.mean():.3g}{of}"
-
-
-def mean_std(shares: pd.Series[float]) -> str:
-    """Return a mean in %, with the standard deviation (n - 1) where there are several values.
-
-    >>> mean_std(pd.Series([0.9])), mean_std(pd.Series([0.9, 0.94])), mean_std(pd.Series([np.nan]))
-    ('90.0', '92.0 ± 2.8', '–')
-    """
-    known = shares.dropna()
-    if len(known) < 2:
-        return percent(known.mean())
-    return f"{percent(known.mean())} ± {percent(known.std())}"
 
 
 def _telling(settings: Sequence[Mapping[str, Any]], *, but: tuple[str, ...]) -> list[str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from fedsim.errors import UserError
-from fedsim.report.comparison import NOTE, Series, all_figures, comparison_rows, runs_of
+from fedsim.report.comparison import SeedGroup, all_results, runs_of
+from fedsim.report.comparison_table import NOTE, comparison_rows
 from fedsim.report.figures.comparison import CAPTIONS, save_comparison
 from fedsim.report.figures.one_run import save_figures
 from fedsim.report.norms import class_norms
@@ -89,7 +90,7 @@ def write_report(run: SavedRun) -> Path:
 
 
 def write_comparison(
-    folder: Path, series: Sequence[Series], title: str, failed: Sequence[str] = ()
+    folder: Path, seed_groups: Sequence[SeedGroup], title: str, failed: Sequence[str] = ()
 ) -> Path:
     """Write comparison.csv, figures and comparison.html about some runs into a folder.
 
@@ -97,7 +98,7 @@ def write_comparison(
     ----------
     folder : Path
         Made if it isn't there; files of the same names are replaced.
-    series : sequence of Series
+    seed_groups : sequence of SeedGroup
         The runs, by what they differ in.
     title : str
         Written above the page and its figures.
@@ -115,14 +116,14 @@ def write_comparison(
         If the folder is that of a run, or a file can't be written.
     """
     check_no_run(folder)
-    write_whole(folder / "comparison.csv", all_figures(series).to_csv(index=False).encode())
-    pictures = save_comparison(folder / "figures", series, title)
-    heads, rows = comparison_rows(series)
-    runs = runs_of(series)
+    write_whole(folder / "comparison.csv", all_results(seed_groups).to_csv(index=False).encode())
+    pictures = save_comparison(folder / "figures", seed_groups, title)
+    heads, rows = comparison_rows(seed_groups)
+    runs = runs_of(seed_groups)
     page = render(
         "comparison.html.jinja",
         title=title,
-        subtitle=f"{counted(len(runs), 'run')}, {counted(len(series), 'setting')}",
+        subtitle=f"{counted(len(runs), 'run')}, {counted(len(seed_groups), 'setting')}",
         failed=failed,
         note=f"Mean ± standard deviation over the seeds. {NOTE} Click a heading to sort.",
         heads=heads,

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from fedsim.data.class_groups import GROUPS
 from fedsim.metrics import accuracy_column
-from fedsim.report.comparison import Series
+from fedsim.report.comparison import SeedGroup
 from fedsim.report.figures import style
 from fedsim.report.figures.style import save
 from fedsim.run import frames
@@ -30,16 +30,16 @@ _MARKED_ROUNDS = 40  # up to so many evaluated rounds each one is marked
 _PLACES = np.linspace(0, 1, 201)  # of a client between the worst and the best
 
 
-def save_comparison(folder: Path, series: Sequence[Series], title: str) -> list[Path]:
+def save_comparison(folder: Path, seed_groups: Sequence[SeedGroup], title: str) -> list[Path]:
     """Write the figures of a comparison as PNG files and return their paths.
 
     ``accuracy_over_rounds.png``, ``client_accuracy.png`` and ``group_accuracy.png``, without
     those for which no run has numbers.
     """
     drawn: dict[str, Callable[[], Figure | None]] = {
-        "accuracy_over_rounds": lambda: accuracy_over_rounds(series, title),
-        "client_accuracy": lambda: client_accuracy(series, title),
-        "group_accuracy": lambda: group_accuracy(series, title),
+        "accuracy_over_rounds": lambda: accuracy_over_rounds(seed_groups, title),
+        "client_accuracy": lambda: client_accuracy(seed_groups, title),
+        "group_accuracy": lambda: group_accuracy(seed_groups, title),
     }
     paths = []
     for name, draw in drawn.items():
@@ -50,27 +50,27 @@ def save_comparison(folder: Path, series: Sequence[Series], title: str) -> list[
     return paths
 
 
-def accuracy_over_rounds(series: Sequence[Series], title: str) -> Figure | None:
+def accuracy_over_rounds(seed_groups: Sequence[SeedGroup], title: str) -> Figure | None:
     """Draw generic and personal accuracy over the rounds: means, shaded from least to most."""
     panels = {}
     for view, tested in (
         ("generic", "on the global test set"),
         ("personal", "mean over the clients' own test sets"),
     ):
-        curves = [_over_rounds(one, accuracy_column(view)) for one in series]
+        curves = [_over_rounds(one, accuracy_column(view)) for one in seed_groups]
         if any(len(curve) for curve in curves):
             panels[f"{view} accuracy, {tested}"] = curves
     if not panels:
         return None
     with mpl.rc_context(style.STYLE):
-        height = max(3.4, _LINE * len(series))
+        height = max(3.4, _LINE * len(seed_groups))
         note = "Mean over the seeds; shaded: from the lowest to the highest"
         fig = style.new_figure(6.6 * len(panels), height, title, note)
         for i, (name, curves) in enumerate(panels.items()):
             ax = fig.add_subplot(1, len(panels), i + 1)
             style.set_note(ax, name.capitalize())
             labels = []
-            for one, curve, look in zip(series, curves, _looks(len(series)), strict=True):
+            for one, curve, look in zip(seed_groups, curves, _looks(len(seed_groups)), strict=True):
                 if not len(curve):
                     continue
                 x, mean = curve.index.to_numpy(dtype=np.float64), curve.mean(axis=1).to_numpy()
@@ -86,13 +86,13 @@ def accuracy_over_rounds(series: Sequence[Series], title: str) -> Figure | None:
     return fig
 
 
-def client_accuracy(series: Sequence[Series], title: str) -> Figure | None:
-    """Draw the accuracy of the clients, from worst to best, as a line a series."""
-    curves = [_over_clients(one) for one in series]
+def client_accuracy(seed_groups: Sequence[SeedGroup], title: str) -> Figure | None:
+    """Draw the accuracy of the clients, from worst to best, a line for each group of seeds."""
+    curves = [_over_clients(one) for one in seed_groups]
     if not any(len(curve) for curve in curves):
         return None
     with mpl.rc_context(style.STYLE):
-        height = max(3.4, _LINE * len(series))
+        height = max(3.4, _LINE * len(seed_groups))
         note = (
             "Last evaluated round; each client's personal model where there is one, else the "
             "generic one; mean over the seeds; shaded: the worst 10 %"
@@ -101,7 +101,7 @@ def client_accuracy(series: Sequence[Series], title: str) -> Figure | None:
         ax = fig.add_subplot()
         ax.axvspan(0, 10, color=style.SHADE, linewidth=0)
         labels = []
-        for one, curve, look in zip(series, curves, _looks(len(series)), strict=True):
+        for one, curve, look in zip(seed_groups, curves, _looks(len(seed_groups)), strict=True):
             if len(curve):
                 ax.plot(100 * _PLACES, curve, linewidth=1.5, zorder=3, **look)
                 labels.append((float(curve[-1]), one.label, look["color"]))
@@ -112,9 +112,9 @@ def client_accuracy(series: Sequence[Series], title: str) -> Figure | None:
     return fig
 
 
-def group_accuracy(series: Sequence[Series], title: str) -> Figure | None:
-    """Draw each series' accuracy on head, medium and tail classes."""
-    means = pd.DataFrame([one.furthest[list(GROUPS)].mean() for one in series])
+def group_accuracy(seed_groups: Sequence[SeedGroup], title: str) -> Figure | None:
+    """Draw the accuracy of each group of seeds on head, medium and tail classes."""
+    means = pd.DataFrame([one.furthest[list(GROUPS)].mean() for one in seed_groups])
     if means.isna().all(axis=None):
         return None
     with mpl.rc_context(style.STYLE):
@@ -122,9 +122,9 @@ def group_accuracy(series: Sequence[Series], title: str) -> Figure | None:
             "Last evaluated round; the generic model on the global test set or, where there is "
             "none, personal ones on the clients' own; mean over the seeds"
         )
-        fig = style.new_figure(7.5, 0.9 + 0.32 * len(series), title, note)
+        fig = style.new_figure(7.5, 0.9 + 0.32 * len(seed_groups), title, note)
         ax = fig.add_subplot()
-        places = np.arange(len(series))
+        places = np.arange(len(seed_groups))
         for group in GROUPS:
             colour = style.GROUP_COLOURS[group]
             ax.plot(
@@ -132,8 +132,8 @@ def group_accuracy(series: Sequence[Series], title: str) -> Figure | None:
             )
         low, high = 100 * means.min(axis=1), 100 * means.max(axis=1)
         ax.hlines(places, low, high, color=style.GRID, linewidth=2)
-        ax.set_yticks(places, [one.label for one in series], parse_math=False)
-        ax.set_ylim(len(series) - 0.5, -0.5)
+        ax.set_yticks(places, [one.label for one in seed_groups], parse_math=False)
+        ax.set_ylim(len(seed_groups) - 0.5, -0.5)
         ax.tick_params(axis="y", length=0)
         ax.set_xlim(-2, 102)
         ax.set_xlabel("Accuracy (%)")
@@ -142,7 +142,7 @@ def group_accuracy(series: Sequence[Series], title: str) -> Figure | None:
     return fig
 
 
-def _over_rounds(one: Series, name: str) -> pd.DataFrame:
+def _over_rounds(one: SeedGroup, name: str) -> pd.DataFrame:
     """Return an accuracy in %: a row for each round that any run tested, a column a run."""
     columns = []
     for run in one.runs:
@@ -152,7 +152,7 @@ def _over_rounds(one: Series, name: str) -> pd.DataFrame:
     return pd.concat(columns, axis=1).sort_index() if columns else pd.DataFrame()
 
 
-def _over_clients(one: Series) -> npt.NDArray[np.float64]:
+def _over_clients(one: SeedGroup) -> npt.NDArray[np.float64]:
     """Return the accuracy in % at `_PLACES` between the worst and the best client."""
     curves = []
     compared = set(one.furthest["run"])
