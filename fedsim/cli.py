@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
-import signal
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedsim import registry
+from fedsim import console, registry
 from fedsim.config import Experiment
-from fedsim.console import guard_output
 from fedsim.errors import ConfigError, UserError
 from fedsim.experiment_file import load
-from fedsim.interrupts import Terminated, noted_interrupts
+from fedsim.interrupts import noted_interrupts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,11 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Simulate federated learning on long-tailed, partly labelled clients.",
 )
-
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
-_warned: set[str] = set()
-_SETTING = re.compile(r"(data|clients|model|method|training|evaluation|engine)\.\w+ = ")
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", show_default=False)]
 
@@ -90,7 +80,7 @@ def run(
     ] = False,
 ) -> None:
     """Run an experiment and report each client's accuracy."""
-    with _clear_errors(file):
+    with console.clear_errors(file):
         if resume and out is None:
             raise ConfigError("--resume: say with --out which folder's run is to go on")
         experiment = load(file, set_ or [])
@@ -98,16 +88,16 @@ def run(
         from fedsim.simulation import simulate
 
         folder = out or _run_folder(experiment)
-        with Board(_err) as board:
+        with Board(console.err) as board:
             progress = board.begin(experiment.training.rounds)
             try:
                 result = simulate(experiment, out=folder, resume=resume, observer=progress)
             except KeyboardInterrupt:
-                _err.print(_how_to_go_on(folder), markup=False, soft_wrap=True)
+                console.show_note(_how_to_go_on(folder))
                 raise
         _show(result.rounds, result.clients, result.names)
-        _out.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
-        _out.print(f"results and figures: {folder}", markup=False, soft_wrap=True)
+        console.show_line(f"report: {folder / 'report.html'}")
+        console.show_line(f"results and figures: {folder}")
 
 
 @app.command()
@@ -137,7 +127,7 @@ def sweep(
 
     The same command with the same --out goes on with a sweep that was stopped.
     """
-    with _clear_errors(file):
+    with console.clear_errors(file):
         from fedsim.report.comparison import compare, read_runs
         from fedsim.report.comparison_table import comparison_table
         from fedsim.report.report import write_comparison
@@ -151,7 +141,7 @@ def sweep(
             errors = _run_planned(planned, folder, jobs)
         except KeyboardInterrupt:
             line = "stopped; the same command goes on, with --out "
-            _err.print(line + shlex.quote(str(folder)), markup=False, soft_wrap=True)
+            console.show_note(line + shlex.quote(str(folder)))
             raise
         done = [folder / one.name for i, one in enumerate(planned) if i not in errors]
         failed = [f"{planned[i].name}: {why}" for i, why in sorted(errors.items())]
@@ -159,9 +149,9 @@ def sweep(
         if done:
             seed_groups = compare(read_runs(done))
             page = write_comparison(folder, seed_groups, planned[0].experiment.name, failed)
-            _out.print(comparison_table(seed_groups))
-            _out.print(f"comparison: {page}", markup=False, soft_wrap=True)
-            _out.print(f"each run's report: {folder}/*/report.html", markup=False, soft_wrap=True)
+            console.out.print(comparison_table(seed_groups))
+            console.show_line(f"comparison: {page}")
+            console.show_line(f"each run's report: {folder}/*/report.html")
         if failed:
             raise ConfigError(f"{len(failed)} of {len(planned)} runs failed, as said above")
 
@@ -176,30 +166,32 @@ def _run_planned(planned: list[Planned], folder: Path, jobs: int | None) -> dict
     experiments = [on_its_cores(one.experiment, jobs) for one in planned]
     errors: dict[int, str] = {}
     progress: dict[int, RunProgress] = {}
+    # What several runs are warned of alike is shown once, with the name of the first. The names
+    # make the lines that `show_warning` compares different ones.
     warned: set[str] = set()
     folders = [folder / one.name for one in planned]
     with (
         noted_interrupts() as interrupted,
-        Board(_err) as board,
+        Board(console.err) as board,
         closing(run_all(experiments, folders, jobs)) as events,
     ):
         for event in events:
             interrupted.raise_again()
             i, name = event.run, planned[event.run].name
             if event.kind == "begun":
-                _err.print(f"run {i + 1} of {len(planned)}: {name}", markup=False, soft_wrap=True)
+                console.show_note(f"run {i + 1} of {len(planned)}: {name}")
                 progress[i] = board.begin(planned[i].experiment.training.rounds, name)
             elif event.kind == "round":
                 progress[i](event.what)
             elif event.kind == "warning" and event.what not in warned:
                 warned.add(event.what)
-                _show_warning(f"{name}: {event.what}")
+                console.show_warning(f"{name}: {event.what}")
             elif event.kind == "ended":
                 if i in progress:
                     progress[i].end()
                 if event.what is not None:
                     errors[i] = event.what
-                    _show_error(f"{name}: {event.what}")
+                    console.show_error(f"{name}: {event.what}")
     return errors
 
 
@@ -208,12 +200,12 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", show_default=False)],
 ) -> None:
     """Draw a run's figures and write its report anew, also of one that was stopped or goes on."""
-    with _clear_errors():
+    with console.clear_errors():
         from fedsim.report.report import report_of
 
         run, page = report_of(folder)
         _show(run.rounds, run.clients, run.names)
-        _out.print(f"report: {page}", markup=False, soft_wrap=True)
+        console.show_line(f"report: {page}")
 
 
 @app.command()
@@ -238,16 +230,16 @@ def compare(
     ] = None,
 ) -> None:
     """Compare runs; a folder of runs stands for all of them, and seeds are put together."""
-    with _clear_errors():
+    with console.clear_errors():
         from fedsim.report.comparison import compare, read_runs
         from fedsim.report.comparison_table import comparison_table
         from fedsim.report.report import write_comparison
 
         seed_groups = compare(read_runs(folders), target or [])
         page = None if out is None else write_comparison(out, seed_groups, "Comparison")
-        _out.print(comparison_table(seed_groups))
+        console.out.print(comparison_table(seed_groups))
         if page is not None:
-            _out.print(f"comparison: {page}", markup=False, soft_wrap=True)
+            console.show_line(f"comparison: {page}")
 
 
 def _show(rounds: pd.DataFrame, clients: pd.DataFrame, names: pd.DataFrame) -> None:
@@ -256,14 +248,14 @@ def _show(rounds: pd.DataFrame, clients: pd.DataFrame, names: pd.DataFrame) -> N
     from fedsim.run.frames import last_round
 
     if not last_round(clients).empty:
-        _out.print(client_table(clients, names))
-    _out.print(summary_line(rounds, clients), markup=False, soft_wrap=True)
+        console.out.print(client_table(clients, names))
+    console.show_line(summary_line(rounds, clients))
 
 
 @app.command()
 def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = None) -> None:
     """Show who holds what, without training."""
-    with _clear_errors(file):
+    with console.clear_errors(file):
         experiment = load(file, set_ or [])
         from fedsim.report.figures.class_counts import class_counts
         from fedsim.report.figures.style import save
@@ -282,9 +274,9 @@ def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = Non
         picture = folder.path / "class_counts.png"
         save(class_counts(table, *shape, experiment.name, names), picture)
         folder.release()
-        _out.print(partition_table(table, federation.num_clients, names))
-        _out.print(f"who holds what: {folder.path / 'partition.csv'}", markup=False, soft_wrap=True)
-        _out.print(f"picture: {picture}", markup=False, soft_wrap=True)
+        console.out.print(partition_table(table, federation.num_clients, names))
+        console.show_line(f"who holds what: {folder.path / 'partition.csv'}")
+        console.show_line(f"picture: {picture}")
 
 
 @app.command("list")
@@ -292,7 +284,7 @@ def list_(
     what: Annotated[Kinds, typer.Argument(show_default=False)],
 ) -> None:
     """List what an experiment can name, with the settings of each and their defaults."""
-    with _clear_errors():
+    with console.clear_errors():
         table = Table("name", "settings and their defaults", box=None)
         for name in registry.names(_KIND[what]):
             try:
@@ -302,7 +294,7 @@ def list_(
                 table.add_row(name, f"[red]{escape(str(error))}[/]")
                 continue
             table.add_row(shown, ", ".join(settings.values()))
-        _out.print(table)
+        console.out.print(table)
 
 
 _KIND: dict[Kinds, registry.Kind] = {
@@ -357,63 +349,22 @@ def _run_folder(experiment: Experiment, suffix: str = "") -> Path:
     return folder
 
 
-@contextmanager
-def _clear_errors(file: Path | None = None) -> Iterator[None]:
-    """Show what the user did wrong as plain lines, with exit code 2.
-
-    A line about a setting names the experiment file. A signal's exit code is 128 + its number.
-    """
-    try:
-        yield
-    except UserError as error:
-        for line in str(error).split("\n"):
-            if file is not None and _SETTING.match(line):
-                line = f"{file}: {line}"
-            _show_error(line)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt as error:
-        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        raise typer.Exit(128 + number) from None
-
-
-def _usage(error: click.ClickException) -> str:
-    """Say in one line what is wrong with the arguments."""
-    text = error.format_message().rstrip(".")
-    if type(error) is click.BadParameter and error.param is not None:
-        text = f"{error.param.opts[0]}: {error.message.rstrip('.')}"
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    text = " ".join(text.split())
-    return f"{text}; see {context.command_path} --help" if context is not None else text
-
-
-def _show_error(line: str) -> None:
-    _err.print(f"error: {line}", markup=False, soft_wrap=True, style="bold red")
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Show a warning, once; Python forgets now and then what it has shown."""
-    text = str(message)
-    if text not in _warned:
-        _warned.add(text)
-        _err.print(f"warning: {text}", markup=False, soft_wrap=True, style="yellow")
-
-
 def main() -> None:
     """Run the command line."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = console.show_warning
     # Modules of the user's own come last, so that none of them can hide an installed one.
     with suppress(FileNotFoundError):  # the working directory has been deleted
         here = os.getcwd()  # noqa: PTH109
         if here not in sys.path:
             sys.path.append(here)
-    guard_output()
+    console.guard_output()
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except click.ClickException as error:
-        _show_error(_usage(error))
+        console.show_error(console.usage(error))
         sys.exit(error.exit_code)
     except UserError as error:  # as the help is printed
-        _show_error(str(error))
+        console.show_error(str(error))
         sys.exit(2)
 
 

@@ -1,15 +1,83 @@
-"""The command's standard output and error, where they may be closed, full or of few characters."""
+"""The command's standard output and error: what is shown there, and how errors end the command.
+
+Both may be closed, full or of few characters.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
 import os
+import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
-from fedsim.errors import EngineError
+import click
+from rich.console import Console
+
+from fedsim.errors import EngineError, UserError
+from fedsim.interrupts import Terminated
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+_warned: set[str] = set()
+_SETTING = re.compile(r"(data|clients|model|method|training|evaluation|engine)\.\w+ = ")
+
+
+def show_line(line: str) -> None:
+    """Print a line of results as it is, however long."""
+    out.print(line, markup=False, soft_wrap=True)
+
+
+def show_note(line: str) -> None:
+    """Print a line beside the results as it is, however long."""
+    err.print(line, markup=False, soft_wrap=True)
+
+
+def show_error(line: str) -> None:
+    """Print what went wrong."""
+    err.print(f"error: {line}", markup=False, soft_wrap=True, style="bold red")
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning, once; Python forgets now and then what it has shown."""
+    text = str(message)
+    if text not in _warned:
+        _warned.add(text)
+        err.print(f"warning: {text}", markup=False, soft_wrap=True, style="yellow")
+
+
+def usage(error: click.ClickException) -> str:
+    """Say in one line what is wrong with the arguments."""
+    text = error.format_message().rstrip(".")
+    if type(error) is click.BadParameter and error.param is not None:
+        text = f"{error.param.opts[0]}: {error.message.rstrip('.')}"
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    text = " ".join(text.split())
+    return f"{text}; see {context.command_path} --help" if context is not None else text
+
+
+@contextmanager
+def clear_errors(file: Path | None = None) -> Iterator[None]:
+    """Show what the user did wrong as plain lines, with exit code 2.
+
+    A line about a setting names the experiment file. A signal's exit code is 128 + its number.
+    """
+    try:
+        yield
+    except UserError as error:
+        for line in str(error).split("\n"):
+            if file is not None and _SETTING.match(line):
+                line = f"{file}: {line}"
+            show_error(line)
+        raise click.exceptions.Exit(2) from None
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        raise click.exceptions.Exit(128 + number) from None
 
 
 class _Results(io.TextIOWrapper):

@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 import clients
-from fedsim import cli, registry
+from fedsim import cli, console, registry
 from fedsim.interrupts import noted_interrupts
 
 FEDSIM = Path(sys.executable).parent / "fedsim"
@@ -55,9 +55,9 @@ def fedsim(folder, *arguments, code=0):
         patch("multiprocessing.process.ORIGINAL_DIR", str(folder)),
         patch.object(sys, "argv", ["fedsim", *map(str, arguments)]),
         patch.object(sys, "path", [*sys.path]),
-        patch.object(cli, "_out", Console(highlight=False)),
-        patch.object(cli, "_err", Console(stderr=True, highlight=False)),
-        patch.object(cli, "_warned", set()),
+        patch.object(console, "out", Console(highlight=False)),
+        patch.object(console, "err", Console(stderr=True, highlight=False)),
+        patch.object(console, "_warned", set()),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
