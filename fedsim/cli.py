@@ -266,10 +266,7 @@ def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = Non
         federation = load_federation(experiment)
         table, names = federation.table(), federation.names()
         folder = RunDirectory(out or _run_folder(experiment, suffix="-partition"))
-        folder.write_text("experiment.toml", experiment.to_toml())
-        folder.write_table("partition.csv", table)
-        if len(names):
-            folder.write_table("names.csv", names)
+        folder.write_partition(experiment, table, names)
         shape = federation.num_clients, federation.source.num_classes
         picture = folder.path / "class_counts.png"
         save(class_counts(table, *shape, experiment.name, names), picture)

@@ -9,11 +9,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from fedsim.errors import EngineError
+
+if TYPE_CHECKING:
+    from fedsim.config import Experiment
 
 CHECKPOINT = "checkpoint/latest.safetensors"
 """File in a run directory from which the run can go on."""
@@ -153,6 +156,15 @@ class RunDirectory:
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write a CSV file, whole or not at all."""
         self.write_text(name, table.to_csv(index=False))
+
+    def write_partition(
+        self, experiment: Experiment, partition: pd.DataFrame, names: pd.DataFrame
+    ) -> None:
+        """Write the experiment, who holds what by it, and names where there are some."""
+        self.write_text("experiment.toml", experiment.to_toml())
+        self.write_table("partition.csv", partition)
+        if len(names):
+            self.write_table("names.csv", names)
 
     def append(self, name: str, rows: pd.DataFrame) -> None:
         """Add rows to a CSV file; the first call writes the header."""

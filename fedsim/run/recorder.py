@@ -134,10 +134,7 @@ class Recorder:
     def begin(self, arrays: ArrayRecord, strategy: Strategy, states: ClientStates) -> None:
         """Write what is known before the first round, or the next one of a resumed run."""
         if self._folder is not None:
-            self._folder.write_text("experiment.toml", self._experiment.to_toml())
-            self._folder.write_table("partition.csv", self._partition)
-            if len(self._names):
-                self._folder.write_table("names.csv", self._names)
+            self._folder.write_partition(self._experiment, self._partition, self._names)
             self._folder.write_json("run.json", self._description(finished=None))
             # That of a run which goes on would be taken for the new one's.
             self._folder.remove("report.html")
