@@ -41,6 +41,8 @@ class Round:
         The columns of ``training.csv``, with a value for each client that trained.
     clients : pandas.DataFrame or None
         A row for each tested client, if the round was evaluated.
+    metrics : list of dict
+        The rows of ``metrics.csv``: what the strategy has returned besides the model.
     seconds : dict
         Where the time went, by part.
     arrays : ArrayRecord
@@ -50,6 +52,7 @@ class Round:
     row: dict[str, Any]
     training: dict[str, list[Any]]
     clients: pd.DataFrame | None
+    metrics: list[dict[str, Any]]
     seconds: dict[str, float]
     arrays: ArrayRecord
 
@@ -103,7 +106,8 @@ def run_rounds(
             _tell_failures(round, grid.report.failures, len(messages))
             with flower.seeded_draws(seed, "aggregate_train", round):
                 usable = any(reply.has_content() for reply in replies)
-                new = _aggregate(strategy, round, replies) if usable else None
+                new, said = _aggregate(strategy, round, replies) if usable else (None, None)
+        metrics = _metric_rows(round, "train", said)
         if new is not None:
             arrays = _accept(round, new, arrays)
         elif usable:
@@ -116,11 +120,12 @@ def run_rounds(
         figures: dict[str, float] = {}
         clients: pd.DataFrame | None = None
         if round % evaluate_every == 0 or round == rounds:
-            generic, clients = _evaluate(strategy, grid, arrays, round, seed)
-            figures = _figures(generic, clients)
+            clients, said = _evaluate(strategy, grid, arrays, round, seed)
+            metrics += _metric_rows(round, "evaluate", said)
+            figures = _figures(grid.generic_metrics(arrays), clients)
             clock.lap("evaluate")
         row = _row(round, grid, figures, sum(clock.seconds.values()))
-        yield Round(row, grid.report.metrics, clients, clock.seconds, arrays)
+        yield Round(row, grid.report.metrics, clients, metrics, clock.seconds, arrays)
 
 
 def _tell_unchanged(round: int, why: str) -> None:
@@ -161,7 +166,9 @@ def _split(seconds: dict[str, float], part: str, of_part: dict[str, float]) -> N
     seconds |= of_part
 
 
-def _aggregate(strategy: Strategy, round: int, replies: list[Message]) -> ArrayRecord | None:
+def _aggregate(
+    strategy: Strategy, round: int, replies: list[Message]
+) -> tuple[ArrayRecord | None, MetricRecord | None]:
     with _blamed_on(strategy, "aggregate_train", round):
         try:
             found: Any = strategy.aggregate_train(round, replies)
@@ -175,13 +182,29 @@ def _aggregate(strategy: Strategy, round: int, replies: list[Message]) -> ArrayR
                 f"({why}){hint}"
             ) from error
     match found:
-        case (None | ArrayRecord() as new, None | MetricRecord()):
-            return new
+        case (None | ArrayRecord() as new, None | MetricRecord() as metrics):
+            return new, metrics
     parts = ", ".join(type(one).__name__ for one in found) if isinstance(found, tuple) else None
     raise EngineError(
         f"round {round}: {type(strategy).__name__}.aggregate_train must return an ArrayRecord or "
         f"None, and a MetricRecord or None, not {parts or type(found).__name__}"
     )
+
+
+def _metric_rows(round: int, phase: str, metrics: MetricRecord | None) -> list[dict[str, Any]]:
+    """Return what a strategy has returned besides the model, a number a row."""
+    rows = []
+    for name, value in (metrics or {}).items():
+        numbers = (
+            {f"{name}[{place}]": one for place, one in enumerate(value)}
+            if isinstance(value, list)
+            else {name: value}
+        )
+        rows += [
+            {"round": round, "phase": phase, "metric": metric, "value": float(number)}
+            for metric, number in numbers.items()
+        ]
+    return rows
 
 
 def _with_examples(replies: Iterable[Message]) -> list[Message]:
@@ -274,9 +297,10 @@ def _named(clients: Sequence[int]) -> str:
 
 def _evaluate(
     strategy: Strategy, grid: SimulatedGrid, arrays: ArrayRecord, round: int, seed: int
-) -> tuple[dict[str, dict[str, float]], pd.DataFrame]:
-    """Test the model on the global test set, and on the clients that the strategy chooses."""
+) -> tuple[pd.DataFrame, MetricRecord | None]:
+    """Test the model on the clients that the strategy chooses; return what it says of that, too."""
     grid.evaluated = pd.DataFrame()
+    said: Any = None
     with flower.quiet_log():
         with flower.seeded_draws(seed, "configure_evaluate", round):
             messages = _messages(strategy, "configure_evaluate", round, arrays, grid)
@@ -286,8 +310,11 @@ def _evaluate(
                 flower.seeded_draws(seed, "aggregate_evaluate", round),
                 _blamed_on(strategy, "aggregate_evaluate", round),
             ):
-                strategy.aggregate_evaluate(round, replies)
-    return grid.generic_metrics(arrays), grid.evaluated
+                said = strategy.aggregate_evaluate(round, replies)
+                if not isinstance(said, MetricRecord | None):
+                    what = type(said).__name__
+                    raise TypeError(f"must return a MetricRecord or None, not {what}")
+    return grid.evaluated, said
 
 
 def _figures(generic: dict[str, dict[str, float]], clients: pd.DataFrame) -> dict[str, float]:

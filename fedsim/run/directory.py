@@ -32,7 +32,7 @@ _FIRST_FILES = {
 }
 _OF_FIRST_ROUND = {
     CHECKPOINT,
-    *("rounds.csv", "clients.csv", "training.csv"),
+    *("rounds.csv", "clients.csv", "training.csv", "metrics.csv"),
     *("state", "state/states.bin", "state/schema.json", "state/versions.npy"),
 }
 
@@ -82,8 +82,8 @@ class RunDirectory:
     """A folder for one run.
 
     ``experiment.toml``, ``run.json``, ``partition.csv``, ``names.csv`` where there are names,
-    ``rounds.csv``, ``clients.csv``, ``training.csv``, ``model.safetensors``, ``checkpoint/`` and
-    ``figures/``. Rows reach the disk as each round ends.
+    ``rounds.csv``, ``clients.csv``, ``training.csv``, ``metrics.csv``, ``model.safetensors``,
+    ``checkpoint/`` and ``figures/``. Rows reach the disk as each round ends.
 
     Parameters
     ----------

@@ -58,7 +58,8 @@ class Recorder:
         self._clients: list[pd.DataFrame] = []
         self._training: list[dict[str, list[Any]]] = []
         self._training_columns: list[str] = []
-        self._rows = {"clients.csv": 0, "training.csv": 0}
+        self._metrics: list[dict[str, Any]] = []
+        self._rows = {"clients.csv": 0, "training.csv": 0, "metrics.csv": 0}
         self._seconds: dict[str, float] = {}
         self._own_parts = user_module_digests(experiment)
         self._earlier_parts: list[dict[str, Any]] = []
@@ -115,13 +116,14 @@ class Recorder:
                 folder.write_bytes(name, rows)
             else:  # the header may not be whole either; the next row brings another
                 folder.remove(name)
-        self._rounds = [{str(k): v for k, v in row.items()} for row in rounds.to_dict("records")]
+        self._rounds = _records(rounds)
         if self._rows["clients.csv"]:
             self._clients = [tables["clients.csv"]]
         training = tables["training.csv"]
         if not training.empty:
             self._training = [{str(name): list(column) for name, column in training.items()}]
         self._training_columns = list(training.columns)
+        self._metrics = _records(tables["metrics.csv"])
         self._seconds = checkpoint.record["seconds"]
         self._started = checkpoint.record["started"]
         self._resumed_after = [*checkpoint.record["resumed_after"], checkpoint.round]
@@ -187,9 +189,13 @@ class Recorder:
         if rows is not None:
             self._clients.append(rows)
             self._rows["clients.csv"] += len(rows)
+        self._metrics += finished.metrics
+        self._rows["metrics.csv"] += len(finished.metrics)
         if self._folder is not None:
             if rows is not None:
                 self._folder.append("clients.csv", rows)
+            if finished.metrics:
+                self._folder.append("metrics.csv", pd.DataFrame(finished.metrics))
             # The round's own row comes last: whoever finds it finds all that belongs to it.
             self._folder.append("rounds.csv", pd.DataFrame([row]))
         for part, spent in finished.seconds.items():
@@ -247,6 +253,7 @@ class Recorder:
             if self._clients
             else pd.DataFrame(),
             training=self._whole_training(),
+            metrics=pd.DataFrame(self._metrics),
             partition=self._partition,
             names=self._names,
             arrays=arrays,
@@ -283,6 +290,10 @@ class Recorder:
             # (x - mean) / std of each channel or feature; last, for these may be thousands.
             "inputs": self._inputs,
         }
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _device_name(device: str) -> str:

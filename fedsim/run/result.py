@@ -29,6 +29,9 @@ class Result:
         A row for each client, evaluated round and view.
     training : pandas.DataFrame
         A row for each client that trained and round: examples, loss, and the method's numbers.
+    metrics : pandas.DataFrame
+        A row for each number that the strategy returned besides the model: ``round``, ``phase``
+        (``train`` or ``evaluate``), ``metric`` and ``value``.
     partition : pandas.DataFrame
         A row for each client and class it holds: labelled, unlabelled and test examples.
     names : pandas.DataFrame
@@ -44,6 +47,7 @@ class Result:
     rounds: pd.DataFrame
     clients: pd.DataFrame
     training: pd.DataFrame
+    metrics: pd.DataFrame
     partition: pd.DataFrame
     names: pd.DataFrame
     arrays: Arrays

@@ -35,10 +35,15 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "clients.csv": ("round", "client", "view", "accuracy", *COUNTS, *GROUP_SCORES, F1),
     "training.csv": ("round",),
+    "metrics.csv": ("round", "phase", "metric", "value"),
     "names.csv": ("kind", "number", "name"),
     "partition.csv": ("client", "class", "labelled", "unlabelled", "test"),
 }
-_WORDS = {"clients.csv": ("view",), "names.csv": ("kind", "name")}
+_WORDS = {
+    "clients.csv": ("view",),
+    "metrics.csv": ("phase", "metric"),
+    "names.csv": ("kind", "name"),
+}
 """The columns that aren't numbers."""
 _SETTINGS = {
     "name": str,

@@ -12,6 +12,7 @@ from importlib import metadata
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.app import MetricRecord
 from safetensors.numpy import load_file
 
 import fedsim
@@ -23,6 +24,7 @@ from fedsim.interrupts import Terminated
 from fedsim.method import make_strategy
 from fedsim.run.directory import RunDirectory
 from fedsim.simulation import initial_arrays, load_federation, make_task
+from strategies import FedAvg
 
 SMALL = {
     "name": "small",
@@ -166,6 +168,40 @@ def test_columns_that_come_and_go_dont_write_the_training_table_anew(tmp_path, m
     own = table.groupby("round")["own"].mean()
     assert own.dropna().to_dict() == {2: 2.0, 3: 3.0, 5: 5.0, 6: 6.0}
     assert written.count("training.csv") == 2  # the first time, and where there is a new column
+
+
+class Says(FedAvg):
+    """Has numbers of its own."""
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        return arrays, MetricRecord({**metrics, "norm": server_round, "angles": [0.5, 1.5]})
+
+    def aggregate_evaluate(self, server_round, replies):
+        return MetricRecord({"fairness": 0.25 * server_round})
+
+
+def test_what_a_strategy_returns_besides_the_model_is_recorded(tmp_path):
+    method = {"name": f"{__name__}:Says"}
+    result = fedsim.simulate(experiment(method=method), out=tmp_path / "run")
+    table = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    pd.testing.assert_frame_equal(table, result.metrics)
+    found = table.groupby(["phase", "metric"])["value"].apply(list).to_dict()
+    assert found.pop(("train", "train_loss")) == pytest.approx(result.rounds["train_loss"].tolist())
+    assert found == {
+        ("train", "norm"): [1.0, 2.0, 3.0, 4.0],
+        ("train", "angles[0]"): [0.5] * 4,
+        ("train", "angles[1]"): [1.5] * 4,
+        ("evaluate", "fairness"): [0.5, 1.0],  # after rounds 2 and 4
+    }
+
+
+def test_fedavgs_are_the_means_of_what_the_clients_report(run):
+    tested = run.metrics[run.metrics["phase"] == "evaluate"].set_index(["round", "metric"])["value"]
+    for round, rows in run.clients.groupby("round"):
+        for name in ("accuracy", "loss"):
+            mean = np.average(rows[name], weights=rows["num_test"])
+            assert tested[round, name] == pytest.approx(mean)
 
 
 def test_pseudo_labels_are_recorded_once_there_are_any(tmp_path):

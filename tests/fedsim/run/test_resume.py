@@ -36,7 +36,7 @@ SMALL = {
     "evaluation": {"every": 2},
     "engine": {"backend": "inline"},
 }
-TABLES = ("clients.csv", "training.csv", "class_norms.csv", "partition.csv")
+TABLES = ("clients.csv", "training.csv", "metrics.csv", "class_norms.csv", "partition.csv")
 METHODS = {
     "fedavg": {},
     "fedadam": {},
@@ -522,7 +522,7 @@ class TestResumeFailure:
         self.fails(run, EngineError, line)
 
     @pytest.mark.parametrize("lost", ["row", "all", "file"])
-    @pytest.mark.parametrize("name", ["clients.csv", "training.csv"])
+    @pytest.mark.parametrize("name", ["clients.csv", "training.csv", "metrics.csv"])
     def test_missing_rows(self, run, name, lost):
         file = run / name
         lines = file.read_text().splitlines(keepends=True)
