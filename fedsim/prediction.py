@@ -99,7 +99,7 @@ def predict(
         if client is not None and view.startswith("personal"):
             kept = states.read(client) if states is not None else {}
             state = as_weights(net, kept, cpu)
-            me = _client(saved, experiment, int(client), round, state)
+            me = _client(net, saved, experiment, int(client), round, state)
             w_k = _personal_weights(net, update, w, me, saved, experiment)
         probabilities = np.empty((len(x), saved.num_classes), np.float32)
         with torch.no_grad():
@@ -210,7 +210,7 @@ def _inputs(net: Net, w: Weights, x: Tensor) -> Inputs:
 
 
 def _client(
-    saved: SavedRun, experiment: Experiment, client: int, round: int, state: Weights
+    net: Net, saved: SavedRun, experiment: Experiment, client: int, round: int, state: Weights
 ) -> Client:
     """Return a client as its personal views see it; of its examples only the numbers are there."""
     held = saved.partition[saved.partition["client"] == client].groupby("class").sum()
@@ -225,6 +225,7 @@ def _client(
         state,
         training=local_training(experiment).in_round(round),
         seed=experiment.seed,
+        trainable=tuple(sorted(net.trainable)),
     )
 
 

@@ -54,8 +54,9 @@ def _why_not_stacked(failure: Exception) -> str:
         ("data-dependent control flow", "a Python branch on a tensor's numbers; use torch.where"),
         (".item()", "a number is taken out of a tensor"),
         ("random operation", "random numbers are drawn"),
+        ("does not require grad", "it calls torch.autograd; use torch.func.grad"),
     ):
-        if "vmap" in text and said in text:
+        if said in text:
             return meant
     return text
 
@@ -161,6 +162,7 @@ class LocalTrainer:
         self._generators = Generators(self.seed, round=round, clients=clients)
         training = self.training.in_round(round)
         counts = self.federation.labelled_class_counts(clients)
+        trainable = tuple(sorted(self.net.trainable))
         by_class = to_device(counts.astype(np.float32), self.device).unbind()
         return [
             Client(
@@ -171,6 +173,7 @@ class LocalTrainer:
                 of_client,
                 training=training,
                 seed=self.seed,
+                trainable=trainable,
                 config=config,
             )
             for client, (labelled, unlabelled), of_client, config in zip(
@@ -403,8 +406,7 @@ class LocalTrainer:
         return torch.cat(
             [
                 request.function(self.net, w, self.loader.inputs(some), *given)
-                # Of no examples, too, a function may return an array.
-                for some in request.examples.in_blocks(PREDICT_BLOCK) or [request.examples]
+                for some in request.examples.in_blocks(PREDICT_BLOCK)
             ]
         )
 
@@ -423,7 +425,9 @@ class LocalTrainer:
             if not all(isinstance(one, Tensor) for one in tensors):
                 raise TypeError("what is added up must be a dict of tensors")
             for name, tensor in found.items():
-                sums[name] = sums[name] + tensor if name in sums else tensor
+                # What a mean over no examples is, says nothing.
+                one = tensor if len(some) else torch.zeros_like(tensor)
+                sums[name] = sums[name] + one if name in sums else one
         return sums
 
     def personalise(self, method: ClientUpdate, w: Weights, client: Client) -> Weights:

@@ -61,8 +61,8 @@ class Examples:
         return len(self.index)
 
     def in_blocks(self, size: int) -> list[Examples]:
-        """Return them in order, so many at a time; the last ones may be fewer."""
-        starts = range(0, len(self), size)
+        """Return them in order, so many at a time, the last ones fewer; of none a block of none."""
+        starts = range(0, max(1, len(self)), size)
         return [Examples(self.index[start : start + size], self.labelled) for start in starts]
 
 
@@ -281,8 +281,8 @@ def add_up(
     Returns
     -------
     dict of torch.Tensor
-        The sum over the batches of each tensor that the function returns by name; nothing without
-        examples.
+        The sum over the batches of each tensor that the function returns by name; zeros without
+        examples, for which it is called with a batch of none.
 
     Examples
     --------

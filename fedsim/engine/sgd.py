@@ -358,12 +358,17 @@ class _Loop:
 def _like(trained: Weights, correction: Weights) -> Weights:
     """Return what corrects the gradient in the order of what is trained, if it is as that."""
     for name in sorted(trained.keys() | correction.keys()):
-        mine, its = (of[name].shape if name in of else None for of in (correction, trained))
-        if mine != its:
-            shapes = [None if shape is None else list(shape) for shape in (mine, its)]
+        if name not in trained:
             raise ValueError(
-                f"correction: {name!r} has the shape {shapes[0]}, what is trained {shapes[1]} "
-                "(None: absent)"
+                f"correction has {name!r}, which this pass doesn't train; the model's parameters "
+                "are client.trainable, to which statistics of BatchNorm don't belong"
+            )
+        if name not in correction:
+            raise ValueError(f"correction lacks {name!r}, which this pass trains")
+        if correction[name].shape != trained[name].shape:
+            shapes = [list(of[name].shape) for of in (correction, trained)]
+            raise ValueError(
+                f"correction: {name!r} has the shape {shapes[0]}, what is trained {shapes[1]}"
             )
     return {name: correction[name].to(tensor.dtype) for name, tensor in trained.items()}
 

@@ -130,6 +130,9 @@ class Client:
         and ``client.training.num_steps(client.labelled)``, the steps that `sgd` takes on examples.
     seed : int
         The experiment's seed; see `generator`.
+    trainable : tuple of str
+        Names of the model's parameters but for frozen ones, sorted. Not among them are statistics
+        of BatchNorm, nor a method's own arrays.
     config : Config
         What the strategy sends with the model to train, by name, but for Flower's
         ``server-round``; empty while the model is tested. A loss takes numbers from it as all
@@ -144,6 +147,7 @@ class Client:
     state: Weights = field(default_factory=dict)
     training: LocalTraining = field(kw_only=True)
     seed: int = field(kw_only=True)
+    trainable: tuple[str, ...] = field(kw_only=True, repr=False, default=())
     config: Mapping[str, Any] = field(kw_only=True, default_factory=lambda: Config({}))
 
     def generator(self, purpose: str) -> np.random.Generator:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from fedsim import registry
 from fedsim.config import Experiment
@@ -120,7 +121,10 @@ def _described(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def user_module_digests(experiment: Experiment) -> dict[str, str]:
-    """Return the SHA-256 of the file of each module of the user's own that the experiment names."""
+    """Return the SHA-256 of the file of each module of the user's own that the experiment needs.
+
+    Those that it names, and those that these have imported from beside them.
+    """
     named: list[tuple[registry.Kind, str]] = [
         ("method", experiment.method.name),
         ("client", experiment.method.client),
@@ -131,11 +135,42 @@ def user_module_digests(experiment: Experiment) -> dict[str, str]:
     update = registry.find_update(experiment.method.name, experiment.method.client)
     if inspect.isclass(update) and ":" in experiment.method.name:
         named.append(("client", f"{update.__module__}:"))
-    found: dict[str, str] = {}
+    files = {name: file for name in [*sys.modules] if (file := _file_of(name)) is not None}
+    own = set()
     for kind, name in named:
         module, colon, _ = name.partition(":")
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if colon and file is not None and not registry.has(kind, module):
-            with suppress(OSError):
-                found[module] = sha256(Path(file).read_bytes()).hexdigest()
+        if colon and module in files and not registry.has(kind, module):
+            own.add(module)
+    homes = {_home(module, files[module]) for module in own}
+    own |= {
+        module
+        for module, file in files.items()
+        if module != "__main__"  # a script that runs the experiment may change
+        and not _is_installed(module, file)
+        and _home(module, file) in homes
+    }
+    found: dict[str, str] = {}
+    for module in sorted(own):
+        with suppress(OSError):
+            found[module] = sha256(files[module].read_bytes()).hexdigest()
     return found
+
+
+def _file_of(module: str) -> Path | None:
+    found: Any = sys.modules.get(module)
+    file = vars(found).get("__file__") if isinstance(found, ModuleType) else None
+    return Path(file) if file is not None else None
+
+
+def _is_installed(module: str, file: Path) -> bool:
+    """Tell whether a module is ours, or another package's that is only used."""
+    return (
+        module.partition(".")[0] in ("fedsim", "strategies", "clients")
+        or "site-packages" in file.parts
+    )
+
+
+def _home(module: str, file: Path) -> Path:
+    """Return the folder from which a module was imported."""
+    depth = module.count(".") + (file.name == "__init__.py")
+    return file.parents[min(depth, len(file.parents) - 1)]

@@ -1,7 +1,7 @@
 """What goes wrong in client updates of a user's own: told, or without consequence for others."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -305,6 +305,23 @@ def test_sums_over_a_clients_examples(federation, stacked, monkeypatch):
         np.testing.assert_allclose(upload.arrays["sums"]["x"], sums, rtol=1e-4, atol=1e-4)
         counts = np.bincount(y[mine], minlength=3)
         np.testing.assert_array_equal(upload.arrays["sums"]["n"], counts)
+
+
+def test_sums_over_no_examples_are_zeros(federation):
+    class OfNone(LocalSGD):
+        def update(self, w, client):
+            none = replace(client.labelled, index=client.labelled.index[:0])
+            found = yield from add_up(self.mean_features, w, none)
+            return Upload({"arrays": w, "sums": found}, len(client.labelled))
+
+        def mean_features(self, net, w, batch):
+            has = F.one_hot(batch.y, net.num_classes).float()
+            return {"x": has.T @ batch.x.flatten(1), "mean": batch.x.flatten(1).mean(0)}
+
+    (upload,), _ = run(federation, OfNone(), clients=[1])
+    sums, size = upload.arrays["sums"], federation.source.x_train[0].size
+    assert torch.equal(sums["x"], torch.zeros(3, size))
+    assert torch.equal(sums["mean"], torch.zeros(size))  # not NaN
 
 
 def test_sums_know_no_labels_of_unlabelled_examples(federation):

@@ -129,7 +129,10 @@ class TestCorrections:
     @pytest.mark.parametrize(
         ("correction", "line"),
         [
-            ({"head.bias": torch.zeros(3)}, "'head.weight' has the shape None, what is trained"),
+            (
+                {"head.bias": torch.zeros(3)},
+                "correction lacks 'head.weight', which this pass trains",
+            ),
             (
                 {"head.bias": torch.zeros(1), "head.weight": torch.zeros(3, 16)},
                 r"'head.bias' has the shape \[1\], what is trained \[3\]",
@@ -137,6 +140,10 @@ class TestCorrections:
             (
                 {n: torch.zeros(2) for n in ("head.bias", "head.weight", "head.delta")},
                 r"'head.bias' has the shape \[2\], what is trained \[3\]",
+            ),
+            (
+                {n: torch.zeros(3) for n in ("head.bias", "backbone.1.running_mean")},
+                r"correction has 'backbone.1.running_mean', which this pass doesn't train; the",
             ),
             ({"head.bias": 0.0}, r"correction\['head.bias'\] must be a tensor, not float"),
         ],

@@ -340,17 +340,25 @@ def test_a_run_on_ray_that_is_killed_goes_on(tmp_path):
 
 
 def test_a_module_of_ones_own_that_has_changed_is_warned_of(tmp_path, monkeypatch, each_round):
-    file = tmp_path / "my_client.py"
-    text = "from fedsim.engine.update import LocalSGD\nclass Mine(LocalSGD): ...\n"
+    """Also one that another of them imports."""
+    (tmp_path / "my_client.py").write_text(
+        "import my_helpers.base\nclass Mine(my_helpers.base.Base): ...\n"
+    )
+    (tmp_path / "my_helpers").mkdir()
+    file = tmp_path / "my_helpers" / "base.py"
+    text = "from fedsim.engine.update import LocalSGD\nclass Base(LocalSGD): ...\n"
     file.write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     mine = experiment(method={"client": "my_client:Mine"}, model={"name": "linear"})
     stopped(mine, tmp_path / "run", after=3)
     was = json.loads((tmp_path / "run" / "run.json").read_text())
     file.write_text(text + "# otherwise\n")
-    with pytest.warns(UserWarning, match=r"my_client: changed since .*, whose 3 rounds are those"):
+    with pytest.warns(
+        UserWarning, match=r"my_helpers.base: changed since .*, whose 3 rounds are those"
+    ):
         fedsim.simulate(mine, out=tmp_path / "run", resume=True)
     now = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert was["own_parts"].keys() == now["own_parts"].keys() == {"my_client", "my_helpers.base"}
     assert now["own_parts"] != was["own_parts"]
     assert now["earlier_parts"] == [{"until_round": 3, "own_parts": was["own_parts"]}]
     # Of a run that ended in its first round nothing is from before.
