@@ -25,7 +25,7 @@ def _check_participation(value: int | float) -> int | float:
         if not 0 < value <= 1:
             raise ValueError("a share must be above 0 and at most 1.0; a count has no point")
     elif value < 2:
-        raise ValueError("a count must be at least 2; 1.0 means all clients")
+        raise ValueError("a count must be at least 2; one of 50 is 0.02, and 1.0 all clients")
     return value
 
 
