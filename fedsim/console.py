@@ -76,7 +76,7 @@ def clear_errors(file: Path | None = None) -> Iterator[None]:
             show_error(line)
         raise click.exceptions.Exit(2) from None
     except KeyboardInterrupt as error:
-        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        number = error.number if isinstance(error, Terminated) else signal.SIGINT
         raise click.exceptions.Exit(128 + number) from None
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM, with which a queue or a container ends a program: the same here."""
+"""Ctrl-C; SIGTERM, with which a queue or a container ends a program; and SIGHUP, a terminal's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever stops at Ctrl-C stops at this, too."""
+    """SIGTERM or SIGHUP: whatever stops at Ctrl-C stops at this, too.
+
+    Parameters
+    ----------
+    number : int
+        Of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 class Noted:
@@ -62,23 +72,25 @@ def held_interrupts() -> Iterator[None]:
 
 
 def _interrupt(number: int) -> KeyboardInterrupt:
-    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
 
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle the signals for a while; not SIGTERM where the program has a handler of its own.
+    """Handle the signals for a while; others than SIGINT only if the program does nothing else.
 
-    Ray's, which only exits, isn't one.
+    Ray's handler of SIGTERM, which only exits, is nothing else; to ignore SIGHUP, as under
+    ``nohup``, is.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread gets signals
         return
     numbers = [signal.SIGINT]
-    of_term = signal.getsignal(signal.SIGTERM)
-    whose = getattr(of_term, "__module__", "").partition(".")[0]
-    if of_term is signal.SIG_DFL or whose in ("fedsim", "ray"):
-        numbers.append(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        known = signal.getsignal(number)
+        whose = getattr(known, "__module__", "").partition(".")[0]
+        if known is signal.SIG_DFL or whose in ("fedsim", "ray"):
+            numbers.append(number)
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

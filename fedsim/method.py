@@ -48,6 +48,12 @@ def make_strategy(experiment: Experiment) -> Strategy:
         strategy, taken = _made(make, settings, plumbing)
     if not isinstance(strategy, Strategy):
         raise ConfigError(f"method.name = {name!r}: isn't a flwr.serverapp.strategy.Strategy")
+    needed = getattr(strategy, "min_available_nodes", 0)
+    if needed > count:
+        raise ConfigError(
+            f"method.name = {name!r} waits until {needed} clients are connected "
+            f"(min_available_nodes), but clients.count = {count}"
+        )
     for key, cohort, accepted in (
         ("training", train, {"fraction_train", "min_train_nodes"}),
         ("evaluation", evaluate, {"fraction_evaluate", "min_evaluate_nodes"}),

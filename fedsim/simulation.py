@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from fedsim import registry
@@ -78,6 +79,10 @@ def load_federation(experiment: Experiment, source: Source | None = None) -> Fed
     )
 
 
+_ONE_AT_A_TIME = RLock()
+"""PyTorch's random numbers, and Ray, are there once in a process."""
+
+
 def simulate(
     experiment: Experiment,
     *,
@@ -86,6 +91,8 @@ def simulate(
     observer: Callable[[dict[str, Any]], None] | None = None,
 ) -> Result:
     """Run an experiment.
+
+    In a process there is one run at a time: calls from several threads wait for each other.
 
     Parameters
     ----------
@@ -141,6 +148,7 @@ def simulate(
         if checkpoint is not None:
             warn_of_changes(experiment, checkpoint, Path(out))
     with ExitStack() as leaving:
+        leaving.enter_context(_ONE_AT_A_TIME)
         interrupted = leaving.enter_context(noted_interrupts())
         federation, actors = _load_federation_and_start_ray(experiment)
         if actors is not None:
@@ -295,7 +303,8 @@ def initial_arrays(task: Task) -> Arrays:
     """Return the arrays of round 0, drawn from the experiment's seed."""
     from fedsim.models import Net
 
-    net = Net(_new_model(task.model, task.seed))
+    with user_code("the model can't be made"):
+        net = Net(_new_model(task.model, task.seed))
     rng = generator(task.seed, "method's initial arrays")
     with user_code(f"method: {type(task.update).__name__}.initial"):
         initial: Any = task.update.initial(net, net.initial_weights(), rng)

@@ -183,10 +183,14 @@ def federate(
         )
     without_test = int((np.diff(test_offsets) == 0).sum())
     if without_test:
-        unless = "" if known.all() else ", or nobody knows their classes"
+        reasons = ["the test set has none of their classes or group"]
+        if local_test == "floor":
+            reasons.append("clients.local_test = 'floor' rounds their numbers down to none")
+        if not known.all():
+            reasons.append("nobody knows their classes")
         warnings.warn(
-            f"{without_test} of {num_clients} clients have no local test example: {source.name}'s"
-            f" test set has none of their classes or group{unless}",
+            f"{without_test} of {num_clients} clients have no local test example of {source.name}:"
+            f" {', or '.join(reasons)}",
             UserWarning,
             stacklevel=2,
         )

@@ -50,6 +50,7 @@ def decode(
     """Read an encoded image: PNG, JPEG, BMP, GIF, WebP, TIFF, PPM or PGM.
 
     Of several frames the first is taken. An image is turned as its EXIF orientation says.
+    Transparent pixels are laid on white.
 
     Parameters
     ----------
@@ -93,8 +94,10 @@ def pixels(what: str, image: Any, *, size: int = 0, grey: bool = False) -> NDArr
     mode = getattr(image, "mode", None)
     if mode not in _MODES:
         raise DataError(f"{what} has the pixel mode {mode}; allowed: {', '.join(_MODES)}")
-    if mode == "P":
-        image = image.convert("RGBA")  # else Pillow warns of a palette with transparent colours
+    if mode in ("P", "LA", "RGBA"):
+        image = image.convert("RGBA")
+        # What lies under transparent pixels nobody was meant to see.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert(_MODES[mode])
     if grey:
         image = image.convert("L")

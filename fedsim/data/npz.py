@@ -5,6 +5,7 @@ Shapes: N training examples, M test examples, C classes, D features.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.files import find_file, first_line
-from fedsim.data.source import ExampleArray, Source, display_names
+from fedsim.data.source import ExampleArray, Source, display_names, warn_of_large_integers
 from fedsim.errors import DataError
 
 _NEEDED = ("x_train", "y_train", "x_test", "y_test")
@@ -157,6 +158,12 @@ def _read(name: str, path: Path) -> dict[str, NDArray[Any]]:
                 f"{name}: {key} is {len(array)} bytes that aren't in NumPy's format; must be an"
                 " array as numpy.savez writes it"
             )
+    if unused := [key for key in have if key not in _ARRAYS]:
+        warnings.warn(
+            f"{name}: the arrays {', '.join(unused)} aren't used; those that are: "
+            f"{', '.join(_ARRAYS)}",
+            stacklevel=2,
+        )
     missing = [key for key in _NEEDED if key not in arrays]
     if missing:
         raise DataError(
@@ -187,6 +194,7 @@ def _to_examples(what: str, x: NDArray[Any], channels_last: bool) -> ExampleArra
         x = np.ascontiguousarray(np.moveaxis(x, 3, 1))
     if x.dtype == np.uint8 and x.ndim == 4:
         return x
+    warn_of_large_integers(what, x)
     with np.errstate(over="ignore"):  # what becomes infinite in float32 is an error of Source
         return x.astype(np.float32, copy=False)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.files import numbered
 from fedsim.data.images import decode, stack
-from fedsim.data.source import MAX_CLASSES, UNKNOWN
+from fedsim.data.source import MAX_CLASSES, UNKNOWN, warn_of_large_integers
 from fedsim.errors import DataError
 
 Kind = Literal["text", "whole", "number", "image", "vector", "nested", "other"]
@@ -210,7 +210,7 @@ def vectors(splits: Splits, column: str) -> dict[str, NDArray[np.float32]]:
             values = pc.list_flatten(lists)
             check_nulls(part, column, values, each=length)
             end = start + len(part.rows)
-            x[start:end] = _float32(values).reshape(-1, length)
+            x[start:end] = _float32(f"{part.name}: {column!r}", values).reshape(-1, length)
             _check_finite(part, column, x[start:end])
             start = end
     return result
@@ -227,7 +227,7 @@ def features(splits: Splits, columns: Sequence[str]) -> dict[str, NDArray[np.flo
             for place, column in enumerate(columns):
                 values = part.table.column(column)
                 check_nulls(part, column, values)
-                x[start:end, place] = _float32(values)
+                x[start:end, place] = _float32(f"{part.name}: {column!r}", values)
                 _check_finite(part, column, x[start:end, place, None])
             start = end
     return result
@@ -261,10 +261,11 @@ def _count(parts: Sequence[Part]) -> int:
     return sum(len(part.rows) for part in parts)
 
 
-def _float32(values: Any) -> NDArray[np.float32]:
+def _float32(what: str, values: Any) -> NDArray[np.float32]:
+    numbers: NDArray[Any] = values.to_numpy()
+    warn_of_large_integers(what, numbers)
     with np.errstate(over="ignore"):  # what becomes infinite is found by _check_finite
-        array: NDArray[np.float32] = values.to_numpy().astype(np.float32)
-    return array
+        return numbers.astype(np.float32)
 
 
 def _check_finite(part: Part, column: str, x: NDArray[np.float32]) -> None:

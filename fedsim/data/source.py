@@ -6,6 +6,7 @@ Shapes: N training examples, M test examples, C classes, D features, [channels, 
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -185,6 +186,9 @@ class Source:
             raise DataError(
                 f"{self.name}: x_{split} has {length} examples but {what} has {len(values)} entries"
             )
+        if values.dtype == np.uint64 and (values > np.iinfo(np.int64).max).any():
+            index = int(values.argmax())
+            raise DataError(f"{self.name}: {what}[{index}] = {values[index]}: too large an integer")
         return values.astype(np.int64, copy=False)
 
     def _check_range(self, what: str, labels: NDArray[np.int64], may_be_unknown: bool) -> None:
@@ -224,6 +228,18 @@ class Source:
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 0.0)).astype(np.float32)
         return (mean + origin.ravel()).astype(np.float32), np.where(std > 0, std, np.float32(1))
+
+
+def warn_of_large_integers(what: str, x: NDArray[Any]) -> None:
+    """Warn of integers that float32 rounds, such as times in nanoseconds."""
+    if x.dtype.kind in "iu" and x.dtype.itemsize > 2 and x.size:
+        largest = max(abs(int(x.max())), abs(int(x.min())))
+        if largest > 2**24:
+            warnings.warn(
+                f"{what} has integers up to {largest}; inputs are float32, which rounds those "
+                "above 2**24 = 16777216: subtract what they have in common, or leave them out",
+                stacklevel=2,
+            )
 
 
 def display_names(values: Iterable[Any]) -> tuple[str, ...]:

@@ -201,7 +201,12 @@ def _metric_rows(round: int, phase: str, metrics: MetricRecord | None) -> list[d
             else {name: value}
         )
         rows += [
-            {"round": round, "phase": phase, "metric": metric, "value": float(number)}
+            {
+                "round": round,
+                "phase": phase,
+                "metric": " ".join(metric.split()),
+                "value": float(number),
+            }
             for metric, number in numbers.items()
         ]
     return rows

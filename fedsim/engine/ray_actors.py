@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fedsim.engine.imports import Origin
-from fedsim.errors import EngineError
+from fedsim.errors import EngineError, described
 from fedsim.interrupts import held_interrupts
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class RayActors:
     Raises
     ------
     EngineError
-        If Ray already runs, with too few GPUs.
+        If Ray can't start, or already runs, with too few GPUs.
     """
 
     def __init__(self, workers: int, gpu: float = 0.0) -> None:
@@ -155,8 +155,14 @@ class RayActors:
         self.actors: list[RayActor] = []
         try:
             if not self.ray.is_initialized():
-                with held_interrupts():
-                    self._session = _start_ray(self.ray, workers, ceil(workers * self._gpu))
+                try:
+                    with held_interrupts():
+                        self._session = _start_ray(self.ray, workers, ceil(workers * self._gpu))
+                except Exception as error:  # whatever this machine lacks
+                    raise EngineError(
+                        f"Ray can't start here: {described(error)}; engine.backend = 'inline' "
+                        "does without it"
+                    ) from error
             elif self.ray.cluster_resources().get("GPU", 0) < workers * self._gpu:
                 raise EngineError(
                     f"{workers} workers need {self._gpu:g} of a GPU each, but the Ray that runs in "

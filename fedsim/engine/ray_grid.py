@@ -16,7 +16,7 @@ from fedsim.engine.grid import SimulatedGrid
 from fedsim.engine.imports import Origin, check_origins, origins
 from fedsim.engine.ray_actors import RayActors
 from fedsim.engine.worker import Order, Share, Task
-from fedsim.errors import EngineError, UserError
+from fedsim.errors import EngineError, UserError, described
 from fedsim.interrupts import held_interrupts
 from fedsim.models import Arrays
 from fedsim.models.net import num_bytes
@@ -154,4 +154,4 @@ class RayGrid(SimulatedGrid):
 
 
 def _not_started(error: BaseException) -> EngineError:
-    return EngineError(f"a Ray worker could not start: {type(error).__name__}: {error}")
+    return EngineError(f"a Ray worker could not start: {described(error)}")

@@ -169,12 +169,19 @@ def _checked(
         if isinstance(count, str | bytes):
             raise TypeError(f"num_examples is {count!r}")
         num_examples = float(count)
-        if any(type(value) not in (int, float) for value in (count, *upload.metrics.values())):
+        names: list[Any] = [*upload.metrics]
+        for name in names:
+            if not isinstance(name, str) or len(name.splitlines()) != 1:
+                raise TypeError(f"{name!r} is no name, which is a line of text")
+        if any(
+            type(value) not in (int, float) or abs(value) > 2**53  # larger than tables hold
+            for value in (count, *upload.metrics.values())
+        ):
             if type(count) not in (int, float):
                 count = int(num_examples) if num_examples.is_integer() else num_examples
             metrics = {name: float(value) for name, value in upload.metrics.items()}
             upload = replace(upload, num_examples=count, metrics=metrics)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         return TypeError(f"num_examples and the metrics must be numbers: {error}")
     if not 0 <= num_examples < inf:
         return ValueError(f"num_examples = {num_examples}: must be finite and at least 0")

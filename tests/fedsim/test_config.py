@@ -157,7 +157,7 @@ MISTAKES = {
     "[training]\nrounds = true": "training.rounds = True: must be a valid integer",
     "[training]\nrounds = 2.5": "training.rounds = 2.5: must be a valid integer",
     "[training]\nparticipation = 1": "training.participation = 1: a count must be at least 2; "
-    "1.0 means all clients",
+    "one of 50 is 0.02, and 1.0 all clients",
     "[training]\nparticipation = 1.5": "training.participation = 1.5: a share must be above 0 ",
     "[training]\nparticipation = 11": "training.participation = 11: more than clients.count = 10",
     "[evaluation]\nparticipation = 99": "evaluation.participation = 99: more than clients.count",

@@ -7,7 +7,11 @@ import pytest
 
 from fedsim.interrupts import Terminated, held_interrupts, noted_interrupts
 
-RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+RAISED = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: Terminated,
+    signal.SIGHUP: Terminated,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 
@@ -179,6 +180,14 @@ class Says(FedAvg):
 
     def aggregate_evaluate(self, server_round, replies):
         return MetricRecord({"fairness": 0.25 * server_round})
+
+
+def test_runs_in_several_threads_are_those_of_one(run):
+    with ThreadPoolExecutor(3) as pool:
+        found = [*pool.map(lambda _: fedsim.simulate(experiment()), range(3))]
+    for one in found:
+        for name, array in one.arrays.items():
+            np.testing.assert_array_equal(array, run.arrays[name])
 
 
 def test_what_a_strategy_returns_besides_the_model_is_recorded(tmp_path):
@@ -673,6 +682,18 @@ class TestSimulateFailure:
         with pytest.raises(ConfigError, match="'fixmatch-local': augmentation needs images"):
             fedsim.simulate(experiment(**vectors))
         assert len(fedsim.simulate(experiment(data=vectors["data"])).rounds) == 4
+
+    def test_a_strategy_that_would_wait_for_more_clients_than_there_are(self, monkeypatch):
+        class Waits(FedAvg):
+            def __init__(self, **others):
+                super().__init__(**{**others, "min_available_nodes": 10})
+
+        monkeypatch.setattr(sys.modules[__name__], "Waits", Waits, raising=False)
+        line = (
+            r"waits until 10 clients are connected \(min_available_nodes\), but clients.count = 6"
+        )
+        with pytest.raises(ConfigError, match=line):
+            fedsim.simulate(experiment(method={"name": f"{__name__}:Waits"}))
 
     def test_a_strategy_and_clients_that_do_not_belong_together(self):
         method = {"name": "fedmedian", "client": "clients:FedLabel", "warmup_rounds": 0}

@@ -118,13 +118,23 @@ class TestFolder:
     def test_grey_with_transparency(self, root):
         pixels = np.random.default_rng(9).integers(0, 256, (4, 5, 2), np.uint8)
         read = only(root, Image.fromarray(pixels, "LA"))
-        np.testing.assert_array_equal(read[0], pixels[:, :, 0])
+        grey, alpha = np.moveaxis(pixels.astype(float), 2, 0)
+        on_white = (grey * alpha + 255 * (255 - alpha)) / 255
+        np.testing.assert_allclose(read[0], on_white, atol=1)
+
+    def test_strokes_in_the_alpha_channel_are_seen(self, root):
+        strokes = np.random.default_rng(9).integers(0, 256, (4, 5), np.uint8)
+        pixels = np.zeros((4, 5, 4), np.uint8)
+        pixels[:, :, 3] = strokes
+        read = only(root, Image.fromarray(pixels, "RGBA"))
+        np.testing.assert_array_equal(read, [255 - strokes] * 3)
 
     def test_a_palette_with_transparent_colours(self, root):
         image = Image.fromarray(np.array([[0, 1, 0, 1, 1]] * 4, np.uint8), "P")
         image.putpalette([10, 20, 30, 40, 50, 60])
         read = only(root, image, transparency=b"\x00\x80")
-        assert read[:, 0, :2].tolist() == [[10, 40], [20, 50], [30, 60]]
+        # Nothing of the first one; of the second 128 of 255 parts on white.
+        assert read[:, 0, :2].tolist() == [[255, 147], [255, 152], [255, 157]]
 
     def test_an_image_is_turned_as_its_camera_was(self, root):
         exif = Image.Exif()

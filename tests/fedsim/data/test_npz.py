@@ -198,8 +198,19 @@ class TestNpzFailure:
             npz(str(tmp_path / "more.npz"))
 
     def test_other_arrays_are_not_read(self, save):
-        path = save(notes=np.array([None, "x"], object))
-        assert npz(path).num_classes == 4
+        path = save(notes=np.array([None, "x"], object), groups_train=np.zeros(6))
+        with pytest.warns(UserWarning, match=r"arrays groups_train, notes aren't used; .*group_tr"):
+            assert npz(path).num_classes == 4
+
+    def test_integers_that_float32_rounds_are_told(self, save):
+        x = np.arange(4)[:, None] + 2**60
+        with pytest.warns(UserWarning, match=r"x_train has integers up to 1152921504606846979; "):
+            npz(save(x_train=x, x_test=np.zeros((2, 1))))
+
+    def test_a_label_too_large_for_an_integer(self, save):
+        y = np.array([0, 1, 2, 2**64 - 1], np.uint64)
+        with pytest.raises(DataError, match=r"y_train\[3\] = 18446744073709551615: too large"):
+            npz(save(y_train=y, num_classes=4))
 
 
 @pytest.mark.parametrize(

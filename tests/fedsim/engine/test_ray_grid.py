@@ -274,6 +274,18 @@ class TestRayGridFailure:
         with pytest.raises(EngineError, match=r"2 workers need 0.3333 of a GPU each"):
             RayActors(2, gpu=1 / 3)
 
+    def test_a_ray_that_cannot_start(self, monkeypatch):
+        def fails(*_, **__):
+            raise OSError("AF_UNIX path length cannot exceed 107 bytes")
+
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(ray, "init", fails)
+        line = (
+            "Ray can't start here: OSError: AF_UNIX path .*engine.backend = 'inline' does without"
+        )
+        with pytest.raises(EngineError, match=line):
+            RayActors(1)
+
     def test_a_task_that_a_worker_cannot_take(self, make_task, running_ray):
         task = replace(make_task(), model=partial(int, "no number"))
         with pytest.raises(EngineError, match=r"could not start: ValueError: .*no number"):

@@ -1,5 +1,7 @@
 """What a worker makes of its clients' results."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,20 @@ def test_examples_and_metrics_become_numbers_of_python(given, reported):
     assert (num_examples, type(num_examples)) == (reported, type(reported))
     assert metric == reported
     assert type(metric) in (int, float)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "line"),
+    [
+        ({"num_pseudo": 10**400}, "must be numbers: int too large to convert to float"),
+        ({"num_pseudo": 1, "two\nlines": 1.0}, "'two.nlines' is no name, which is a line of text"),
+        ({"num_pseudo": 1, 3: 1.0}, "3 is no name"),
+    ],
+)
+def test_metrics_that_no_table_holds(metrics, line):
+    replies, _, _ = taken([result(0), result(1, metrics=metrics)])
+    assert replies.clients == [0]
+    assert re.search(line, replies.failures[1])
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
