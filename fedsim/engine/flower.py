@@ -74,7 +74,8 @@ def weights_of(strategy: Strategy) -> Mapping[str, str] | None:
     Raises
     ------
     EngineError
-        If the strategy relies on clients that clip what they upload.
+        If the strategy relies on clients that clip what they upload, or if what it says is no such
+        dict.
     """
     if isinstance(strategy, _CLIENTS_CLIP):
         raise EngineError(
@@ -87,10 +88,10 @@ def weights_of(strategy: Strategy) -> Mapping[str, str] | None:
     weights = _declared(strategy, "weights", of="aggregate_train")
     if weights is None:
         return None
-    if not isinstance(weights, Mapping) or {*map(type, weights.values())} - {str}:
+    if not isinstance(weights, Mapping) or {*map(type, weights.values())} != {str}:
         raise EngineError(
             f"{type(strategy).__name__}.weights = {weights!r}: must be a dict of metrics "
-            'by group of arrays, such as {"arrays": "num_examples"}'
+            'by group of arrays, such as {"arrays": "num_examples"}, or None for every reply'
         )
     return {group: name.replace("-", "_") for group, name in weights.items()}
 

@@ -226,7 +226,7 @@ def test_whatever_a_strategy_raises_is_told_with_its_round(run, method, does, li
         run(own())
 
 
-@pytest.mark.parametrize("weights", ["arrays", {"arrays": 1}])
+@pytest.mark.parametrize("weights", ["arrays", {"arrays": 1}, {}])
 def test_weights_must_be_metrics_by_group(run, weights):
     own = type("Own", (FedAvg,), {"weights": weights})
     with pytest.raises(EngineError, match=r"Own\.weights = .*must be a dict of metrics by group"):
