@@ -10,7 +10,8 @@ K       ``grid.get_node_ids()``, all clients
 C       ``fraction_train``, the share of the clients that take part in a round
 S_t     the clients of the messages that ``configure_train`` returns
 w_t     ``arrays``
-n_k     ``num-examples`` in the metrics of client k's reply
+n_k     ``num-examples`` in the metrics of client k's reply, or what a subclass's
+        ``weights`` name
 E, B    ``training.local_epochs`` and ``training.batch_size`` of the experiment
 ======  =====================================================================
 """
@@ -93,7 +94,8 @@ class FedAvg(Strategy):
     That a strategy has this says that weighted means are all it needs. The simulator then adds the
     clients' arrays up where they are trained, and hands over one reply for all of them: the means,
     the sums of the weights and of the examples, and of the other metrics means weighted by
-    examples. A subclass with an `aggregate_train` of its own must say it anew, or gets every reply.
+    examples. Flower's own runtimes hand over every reply. A subclass with an `aggregate_train` of
+    its own must say it anew, or gets every reply in the simulator, too.
     """
 
     only_mean_of_tests: bool = True
@@ -146,14 +148,17 @@ class FedAvg(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Set w_{t+1} to the sum over k of n_k / n * w_k; None if nobody has examples.
 
-        Arrays that the clients don't upload stay as they are.
+        n_k is what the first of `weights` says. Arrays that the clients don't upload stay as they
+        are.
         """
         contents = [reply.content for reply in replies if reply.has_content()]
-        weights = [number(content, NUM_EXAMPLES) for content in contents]
-        if not sum(weights):
+        examples = [number(content, NUM_EXAMPLES) for content in contents]
+        group, weight = next(iter((self.weights or FedAvg.weights).items()))
+        n = [number(content, weight) for content in contents]
+        if not sum(examples) or not sum(n):
             return None, None
-        mean = weighted_mean([_arrays(content) for content in contents], weights)
-        return self.complete(mean), mean_metrics(contents, weights)
+        mean = weighted_mean([_arrays(content, group) for content in contents], n)
+        return self.complete(mean), mean_metrics(contents, examples)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -264,14 +269,17 @@ def mean_metrics(contents: Sequence[RecordDict], weights: Sequence[float]) -> Me
 
 
 def number(content: RecordDict, name: str) -> float:
-    """Return a number from a reply's metrics."""
-    value = next(iter(content.metric_records.values()))[name]
+    """Return a number from a reply's metrics, with hyphens or underscores in its name."""
+    metrics = next(iter(content.metric_records.values()))
+    value = {key.replace("-", "_"): metrics[key] for key in metrics}[name.replace("-", "_")]
     assert isinstance(value, int | float), f"{name} must be a number"
     return value
 
 
-def _arrays(content: RecordDict) -> ArrayRecord:
-    return next(iter(content.array_records.values()))
+def _arrays(content: RecordDict, group: str) -> ArrayRecord:
+    """Return a group of a reply's arrays; where it has others only, the first of them."""
+    records = content.array_records
+    return records[group] if group in records else next(iter(records.values()))
 
 
 def _messages(

@@ -7,7 +7,7 @@ with Limited Labels, ICCV 2023, arXiv 2307.08809. The clients are in ``clients/f
 paper              here
 =================  =============================================================
 w_l,k and w_u,k    the arrays ``labelled`` and ``unlabelled`` of client k's reply
-n_k                ``num_pseudo`` in its metrics
+n_k                ``num_pseudo`` in its metrics, or what a subclass's ``weights`` name
 =================  =============================================================
 """
 
@@ -19,7 +19,14 @@ from typing import Literal, Unpack
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from strategies.fedavg import FedAvg, Sampling, mean_metrics, number, weighted_mean
+from strategies.fedavg import (
+    NUM_EXAMPLES,
+    FedAvg,
+    Sampling,
+    mean_metrics,
+    number,
+    weighted_mean,
+)
 
 
 class FedLabel(FedAvg):
@@ -60,18 +67,20 @@ class FedLabel(FedAvg):
         if not self.disjoint:
             return super().aggregate_train(server_round, replies)
         contents = [reply.content for reply in replies if reply.has_content()]
-        if not contents:
+        weights = self.weights or FedLabel.weights
+        n = [number(content, weights["unlabelled"]) for content in contents]
+        if not sum(n):
             return None, None
-        n = [number(content, "num_pseudo") for content in contents]
         unlabelled = weighted_mean([content.array_records["unlabelled"] for content in contents], n)
         # Without labels w_l,k is w: such clients have no say, and w it is if nobody has labels.
-        some = [content for content in contents if number(content, "has_labels")]
+        some = [content for content in contents if number(content, weights["labelled"])]
         if some:
             labelled = weighted_mean(
                 [content.array_records["labelled"] for content in some],
-                [number(content, "has_labels") for content in some],
+                [number(content, weights["labelled"]) for content in some],
             )
         else:
             labelled = ArrayRecord({name: self.sent[name] for name in unlabelled})
         mean = weighted_mean([labelled, unlabelled], [0.5, 0.5])
-        return self.complete(mean), mean_metrics(contents, n)
+        examples = [number(content, NUM_EXAMPLES) for content in contents]
+        return self.complete(mean), mean_metrics(contents, examples)

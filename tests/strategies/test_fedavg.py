@@ -62,6 +62,30 @@ def test_a_number_that_not_all_clients_have_is_a_mean_over_those_that_have_it():
     assert metrics == MetricRecord({"loss": 1.75, "drift": 7.0})
 
 
+@pytest.mark.parametrize("weight", ["num_kept", "num-kept"])
+@pytest.mark.parametrize("group", ["arrays", "model"])
+def test_a_subclass_may_weight_by_another_number(weight, group):
+    # By hand: w (1 * 2 + 3 * 6) / 4, loss still by examples: (3 * 1 + 1 * 5) / 4.
+    strategy = type("ByKept", (FedAvg,), {"weights": {group: weight, "more": "num_examples"}})()
+    replies = [
+        answer({"w": [2.0]}, 3, num_kept=1.0, loss=1.0),
+        answer({"w": [6.0]}, 1, num_kept=3.0, loss=5.0),
+    ]
+    arrays, metrics = strategy.aggregate_train(1, replies)
+    assert values(arrays) == {"w": [5.0]}
+    assert metrics["loss"] == 2.0
+    assert strategy.aggregate_train(1, [answer({"w": [2.0]}, 3, num_kept=0.0)]) == (None, None)
+
+
+def test_of_several_groups_it_averages_the_first_that_it_weights():
+    strategy = type("Own", (FedAvg,), {"weights": {"arrays": "num_examples"}})()
+    groups = {"more": {"w": np.float32([9])}, "arrays": {"w": np.float32([4])}}
+    flower.enter_runtime()
+    question = Message(RecordDict(), 0, "train")
+    replies = [flower.reply(question, groups, {"num-examples": 1}) for _ in range(2)]
+    assert values(strategy.aggregate_train(1, replies)[0]) == {"w": [4.0]}
+
+
 def test_an_array_without_dimensions_is_averaged_too():
     arrays, _ = FedAvg().aggregate_train(1, [answer({"beta": 1.0}, 1), answer({"beta": 4.0}, 2)])
     assert values(arrays) == {"beta": 3.0}

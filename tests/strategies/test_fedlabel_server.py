@@ -34,6 +34,14 @@ def test_half_the_uniform_mean_plus_half_the_mean_by_pseudo_labels():
     assert arrays["w"].dtype == "float32"
 
 
+def test_a_subclass_may_weight_by_other_numbers():
+    # Labelled: (3 * 2 + 1 * 6) / 4 = 3; unlabelled: both have 10 examples, (1 + 9) / 2 = 5.
+    weights = {"labelled": "num_pseudo", "unlabelled": "num_examples"}
+    strategy = type("Own", (FedLabel,), {"weights": weights})()
+    replies = [answer([2], [1], 7, 3.0), answer([6], [9], 1, 1.0)]
+    assert strategy.aggregate_train(1, replies)[0]["w"].numpy().tolist() == [4.0]
+
+
 def test_clients_without_labels_have_no_say_in_the_labelled_mean():
     replies = [answer([2], [0], 7, 1.0), answer([100], [0], 0, 1.0)]
     assert FedLabel().aggregate_train(1, replies)[0]["w"].numpy().tolist() == [1.0]

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, FedTrimmedAvg, Krum
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from fedsim.engine import flower
 from fedsim.engine.inline_grid import InlineGrid
 from fedsim.engine.loop import run_rounds
 from fedsim.engine.reduction import Sum, flatten, merge
+from fedsim.engine.replies import Replies
 from fedsim.engine.schedule import share_out, tree
 from fedsim.errors import EngineError
 from fedsim.simulation import initial_arrays
@@ -187,3 +189,70 @@ def test_means_of_means_are_the_means_of_all(make_task, strategy):
     assert 4 in replies
     for name, array in models[0].items():
         np.testing.assert_allclose(array, models[1][name], rtol=1e-5, atol=1e-7)
+
+
+def by(base, **weights):
+    """Return a strategy that does nothing but weight by other numbers than its base does."""
+    return type(f"{base.__name__}By", (base,), {"weights": weights})()
+
+
+class Nodes:
+    """As much of a grid as a strategy looks at."""
+
+    def get_node_ids(self):
+        return range(9)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "groups"),
+    [
+        (strategies.FedAvg(), ["arrays"]),
+        (by(strategies.FedAvg, arrays="num_kept"), ["arrays"]),
+        (by(strategies.FedAvg, model="num-kept", arrays="num-examples"), ["arrays", "model"]),
+        (strategies.FedLabel(), ["labelled", "unlabelled"]),
+        (strategies.FedLabel(aggregation="single"), ["arrays"]),
+        (
+            by(strategies.FedLabel, labelled="num_kept", unlabelled="has_labels"),
+            ["labelled", "unlabelled"],
+        ),
+        (strategies.Scaffold(global_lr=0.7), ["arrays", "control"]),
+    ],
+    ids=lambda given: "+".join(given) if isinstance(given, list) else type(given).__name__,
+)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2), st.booleans()), min_size=1, max_size=6)
+)
+def test_one_reply_for_all_gives_what_all_replies_give(strategy, groups, clients):
+    """The simulator sums up what in Flower's own runtimes is a reply of each client."""
+    rng = np.random.default_rng(len(clients))
+    names = {"control": "control.w"}
+    uploads = [
+        {g: {names.get(g, "w"): np.float32(rng.normal(size=3))} for g in groups} for _ in clients
+    ]
+    numbers = {
+        "num_examples": [n for n, _, _ in clients],
+        "num_kept": [float(kept) for _, kept, _ in clients],
+        "num_pseudo": [float(max(kept, 1)) for _, kept, _ in clients],
+        "has_labels": [float(has) for _, _, has in clients],
+        "train_loss": rng.normal(size=len(clients)).tolist(),
+    }
+    every = Replies(clients=list(range(len(clients))), metrics=numbers, arrays=uploads)
+    weights, summed = flower.weights_of(strategy), Sum()
+    for client, upload in enumerate(uploads):
+        tensors = [{n: torch.from_numpy(a) for n, a in upload[g].items()} for g in weights]
+        flats = dict(zip(weights, flatten(tensors), strict=True))
+        summed.add_upload(flats, {g: numbers[name][client] for g, name in weights.items()})
+    flower.enter_runtime()
+    start = {"w": np.float32([1, 2, 3]), "control.w": np.float32([4, 5, 6])}
+    found = []
+    for replies in (every, flower.together(every, summed, weights)):
+        messages = strategy.configure_train(1, flower.to_record(start), ConfigRecord(), Nodes())
+        answers = flower.train_replies(every.clients, messages.__getitem__, replies)
+        found.append(strategy.aggregate_train(1, answers))
+    (arrays, metrics), (same, same_metrics) = found
+    assert (arrays is None) == (same is None)
+    if arrays is not None:
+        for name, array in arrays.items():
+            np.testing.assert_allclose(array.numpy(), same[name].numpy(), rtol=1e-5, atol=1e-6)
+        expected = pytest.approx(metrics["train_loss"], nan_ok=True)
+        assert same_metrics["train_loss"] == expected
