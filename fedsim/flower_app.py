@@ -88,10 +88,16 @@ def _state(context: Context) -> Arrays:
 
 
 def _client(context: Context, experiment: Experiment) -> int:
-    client = context.node_config.get("partition-id")
-    if not isinstance(client, int) or not 0 <= client < experiment.clients.count:
+    count = experiment.clients.count
+    nodes = context.node_config.get("num-partitions", count)
+    if nodes != count:
         raise EngineError(
-            f"a node's partition-id is {client!r}; it must be a client, "
-            f"0..{experiment.clients.count - 1}"
+            f"a node's num-partitions is {nodes!r}, but clients.count = {count}: there must be as "
+            f"many nodes as clients; in Flower's simulation set num-supernodes={count}"
+        )
+    client = context.node_config.get("partition-id")
+    if not isinstance(client, int) or not 0 <= client < count:
+        raise EngineError(
+            f"a node's partition-id is {client!r}; it must be a client, 0..{count - 1}"
         )
     return client

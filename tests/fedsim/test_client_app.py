@@ -112,3 +112,12 @@ class TestClientAppFailure:
         app = fedsim.client_app(experiment)
         with pytest.raises(EngineError, match=r"partition-id is .*; it must be a client, 0\.\.2"):
             app(message(task, "train"), context(**node_config))
+
+    @pytest.mark.parametrize("nodes", [2, 10])
+    @pytest.mark.parametrize("kind", ["train", "evaluate"])
+    def test_another_number_of_nodes_than_of_clients(self, experiment, task, kind, nodes):
+        app = fedsim.client_app(experiment)
+        with pytest.raises(
+            EngineError, match=rf"num-partitions is {nodes}, but clients\.count = 3"
+        ):
+            app(message(task, kind), context(**{"partition-id": 1, "num-partitions": nodes}))
