@@ -26,6 +26,7 @@ def make_strategy(experiment: Experiment) -> Strategy:
     from flwr.serverapp.strategy import Strategy
 
     from fedsim.engine import flower
+    from fedsim.engine.update import ClientUpdate
 
     name = experiment.method.name
     make = registry.find("method", name)
@@ -47,7 +48,9 @@ def make_strategy(experiment: Experiment) -> Strategy:
     with user_code(f"method.name = {name!r}"), flower.quiet_log():
         strategy, taken = _made(make, settings, plumbing)
     if not isinstance(strategy, Strategy):
-        raise ConfigError(f"method.name = {name!r}: isn't a flwr.serverapp.strategy.Strategy")
+        is_update = isinstance(strategy, ClientUpdate)
+        hint = "; it is a client update: give it as method.client" if is_update else ""
+        raise ConfigError(f"method.name = {name!r}: isn't a flwr.serverapp.strategy.Strategy{hint}")
     needed = getattr(strategy, "min_available_nodes", 0)
     if needed > count:
         raise ConfigError(

@@ -237,8 +237,11 @@ def make_task(experiment: Experiment, federation: Federation, states: Path) -> T
                 f"{source.name} has the shape {shape}"
             )
     make_model = partial(model, shape, source.num_classes, **experiment.model.options)
-    with user_code(f"model.name = {experiment.model.name!r}"):
-        flops = step_flops(_new_model(make_model, experiment.seed), shape, training.batch_size)
+    what = f"model.name = {experiment.model.name!r}"
+    with user_code(what):
+        first = _new_model(make_model, experiment.seed)
+        _check_model(first, what)
+        flops = step_flops(first, shape, training.batch_size)
     own = {function.__module__.partition(".")[0] for function in (type(update), model)}
     own.discard("__main__")  # a script, or an interactive session: Ray sends what it defines
     return Task(
@@ -276,27 +279,36 @@ def _trains_stacked(experiment: Experiment, flops: int) -> bool:
 def _new_model(make_model: Callable[[], Model], seed: int) -> Model:
     """Return a model with weights drawn from the experiment's seed."""
     import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
+        return make_model()
+
+
+def _check_model(model: object, what: str) -> None:
+    """Raise `ConfigError` if clients can't train what the function ``what`` returned."""
     from torch import nn
 
     from fedsim.models import Model
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
-        model: Model = make_model()
+    kind = type(model).__name__
     if not isinstance(model, Model):
-        kind = type(model).__name__
-        raise ConfigError(f"the model function must return a fedsim.models.Model, not a {kind}")
+        raise ConfigError(
+            f"{what}: the function must return a fedsim.models.Model, not {kind}; give it a "
+            "backbone, which turns inputs into D features each, as Model(backbone, D, num_classes)"
+        )
     if type(model).forward is not Model.forward:
         raise ConfigError(
-            f"{type(model).__name__}.forward isn't called: a model is the linear head of its "
-            "backbone's features; put what it computes into the backbone"
+            f"{what}: {kind}.forward isn't called: a model is the linear head of its backbone's "
+            "features; put what it computes into the backbone"
         )
     if not isinstance(model.head, nn.Linear):
         kind = type(model.head).__name__
-        raise ConfigError(f"the model's head must be a torch.nn.Linear, not a {kind}")
+        raise ConfigError(f"{what}: the model's head must be a torch.nn.Linear, not {kind}")
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
-        raise ConfigError("the model has lazy layers, such as LazyLinear: give them their sizes")
-    return model
+        raise ConfigError(
+            f"{what}: the model has lazy layers, such as LazyLinear: give them their sizes"
+        )
 
 
 def initial_arrays(task: Task) -> Arrays:

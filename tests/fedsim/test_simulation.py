@@ -703,6 +703,8 @@ class TestSimulateFailure:
     def test_parts_of_ones_own_of_the_wrong_kind(self):
         with pytest.raises(ConfigError, match=r"isn't a flwr.serverapp.strategy.Strategy"):
             fedsim.simulate(experiment(method={"name": "fractions:Fraction"}))
+        with pytest.raises(ConfigError, match=r"it is a client update: give it as method\.client"):
+            fedsim.simulate(experiment(method={"name": "clients:FedProx"}))
         with pytest.raises(ConfigError, match=r"name = 'json:loads': TypeError: loads\(\) missing"):
             fedsim.simulate(experiment(method={"name": "json:loads"}))
         with pytest.raises(
@@ -722,7 +724,7 @@ class TestSimulateFailure:
             (
                 "m = Model(nn.Flatten(), 64, num_classes)\n"
                 "    m.head = nn.Sequential(m.head)\n    return m",
-                "the model's head must be a torch.nn.Linear, not a Sequential",
+                "the model's head must be a torch.nn.Linear, not Sequential",
             ),
             (
                 "return Model(nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), 5, num_classes)",
@@ -734,7 +736,8 @@ class TestSimulateFailure:
                 "Own.forward isn't called",
             ),
             ("return shape.nothing", r"AttributeError: .*\(my_models.py, line 4, in f\)"),
-            ("return 3", "must return a fedsim.models.Model, not a int"),
+            ("return 3", "must return a fedsim.models.Model, not int"),
+            ("return nn.Flatten()", r"not Flatten; .* as Model\(backbone, D, num_classes\)"),
         ],
     )
     def test_a_model_of_ones_own_that_cannot_be_used(self, tmp_path, monkeypatch, body, line):
@@ -744,7 +747,7 @@ class TestSimulateFailure:
         )
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "my_models", raising=False)
-        with pytest.raises(ConfigError, match=line):
+        with pytest.raises(ConfigError, match=rf"^model\.name = 'my_models:f': .*{line}"):
             fedsim.simulate(experiment(model={"name": "my_models:f"}))
 
 
