@@ -124,9 +124,10 @@ def find(kind: Kind, name: str) -> Callable[..., Any]:
                     f"{name!r}: the module {place} hides your own folder {package}, which needs "
                     "another name"
                 ) from None
+            hint = "; install it: pip install flwr-datasets" if package == "flwr_datasets" else ""
             raise ConfigError(
                 f"{name!r}: there is no module {error.name!r} in the working directory "
-                "or among the installed packages"
+                f"or among the installed packages{hint}"
             ) from None
     if not callable(getattr(module, attribute, None)):
         # Python's own modules and folders without an __init__.py have no file.
