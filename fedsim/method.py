@@ -22,7 +22,11 @@ _VIEW = re.compile(r"(generic|personal)(-[a-z0-9]+)*")
 
 
 def make_strategy(experiment: Experiment) -> Strategy:
-    """Return the server's strategy, with the experiment's hyperparameters and participation."""
+    """Return the server's strategy, with the experiment's hyperparameters and participation.
+
+    In a server app for Flower's own runtimes it is what starts the rounds, see
+    `fedsim.initial_arrays`.
+    """
     from flwr.serverapp.strategy import Strategy
 
     from fedsim.engine import flower
@@ -74,12 +78,6 @@ def make_strategy(experiment: Experiment) -> Strategy:
         warnings.warn(
             f"method.eta_l = {taken['eta_l']} has no effect: Flower's strategies only say it; the "
             "clients' learning rate is training.lr",
-            stacklevel=2,
-        )
-    if type(strategy).start is not Strategy.start:
-        warnings.warn(
-            f"method.name = {name!r}: its own start() isn't called; the simulator's round loop "
-            "calls configure_train, aggregate_train, configure_evaluate and aggregate_evaluate",
             stacklevel=2,
         )
     return strategy

@@ -140,6 +140,7 @@ def simulate(
     if observer is not None and not callable(observer):
         raise ConfigError(f"observer = {observer!r}: must be a function")
     strategy = make_strategy(experiment)
+    _warn_of_own_start(experiment, strategy)
     checkpoint = None
     if resume:
         if out is None:
@@ -323,6 +324,18 @@ def initial_arrays(task: Task) -> Arrays:
         if not isinstance(initial, dict):
             raise TypeError(f"must return a dict of tensors, not {type(initial).__name__}")
         return {name: tensor.numpy() for name, tensor in initial.items()}
+
+
+def _warn_of_own_start(experiment: Experiment, strategy: Strategy) -> None:
+    from flwr.serverapp.strategy import Strategy
+
+    if type(strategy).start is not Strategy.start:
+        warnings.warn(
+            f"method.name = {experiment.method.name!r}: its own start() isn't called; the "
+            "simulator's round loop calls configure_train, aggregate_train, configure_evaluate and "
+            "aggregate_evaluate",
+            stacklevel=3,
+        )
 
 
 def _warn_of_running_statistics(experiment: Experiment, strategy: Strategy, arrays: Arrays) -> None:

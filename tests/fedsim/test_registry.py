@@ -113,12 +113,12 @@ class TestRegistryFailure:
             registry.find("model", "timm_models:f")
 
     def test_a_module_that_is_missing(self):
-        with pytest.raises(ConfigError, match="there is no module 'no_such_module' .* packages$"):
+        with pytest.raises(ConfigError, match=r"there is no module 'no_such_module' .* packages$"):
             registry.find("model", "no_such_module:f")
 
     def test_flowers_partitioners_need_a_package(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "flwr_datasets", None)
-        with pytest.raises(ConfigError, match="install it: pip install flwr-datasets$"):
+        with pytest.raises(ConfigError, match=r"install it: pip install flwr-datasets$"):
             registry.find("partition", "flwr_datasets.partitioner:IidPartitioner")
 
     def test_an_attribute_that_is_missing_or_no_function(self, own_module):

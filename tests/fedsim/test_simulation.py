@@ -575,7 +575,7 @@ def test_what_is_not_asked_of_a_strategy_of_ones_own_is_warned_of(tmp_path, monk
         make_strategy(experiment(method={"name": "fedadam", "eta_l": 0.5}))
     make_strategy(experiment(method={"name": "fedadam"}))
     with pytest.warns(UserWarning, match=r"its own start\(\) isn't called"):
-        make_strategy(experiment(method={"name": "my_rounds:Starts"}))
+        fedsim.simulate(experiment(method={"name": "my_rounds:Starts"}))
     sys.modules.pop("my_rounds", None)
 
 
