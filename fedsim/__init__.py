@@ -1,7 +1,8 @@
 """fedsim: federated learning on long-tailed, partly labelled clients, simulated.
 
-The main entries are `Experiment`, `load`, `simulate` and `predict`; they are imported on first
-use, so that parts which need neither Flower nor Ray can be used without them.
+The main entries are `Experiment`, `load`, `simulate` and `predict`, and for Flower's own runtimes
+`client_app`, `make_strategy` and `initial_arrays`; they are imported on first use, so that parts
+which need neither Flower nor Ray can be used without them.
 
 Examples
 --------
@@ -18,17 +19,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedsim.config import Experiment
     from fedsim.experiment_file import load
-    from fedsim.flower_app import client_app
+    from fedsim.flower_app import client_app, initial_arrays
+    from fedsim.method import make_strategy
     from fedsim.prediction import predict
     from fedsim.run.result import Result
     from fedsim.simulation import simulate
 
-__all__ = ["Experiment", "Result", "client_app", "load", "predict", "simulate"]
+__all__ = [
+    "Experiment",
+    "Result",
+    "client_app",
+    "initial_arrays",
+    "load",
+    "make_strategy",
+    "predict",
+    "simulate",
+]
 
 _HOMES = {
     "Experiment": "fedsim.config",
     "client_app": "fedsim.flower_app",
+    "initial_arrays": "fedsim.flower_app",
     "load": "fedsim.experiment_file",
+    "make_strategy": "fedsim.method",
     "predict": "fedsim.prediction",
     "Result": "fedsim.run.result",
     "simulate": "fedsim.simulation",

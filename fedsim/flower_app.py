@@ -1,4 +1,4 @@
-"""An experiment's clients as a stock Flower ClientApp."""
+"""An experiment for Flower's own runtimes: its clients as a ClientApp, and the first arrays."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import tomllib
 from functools import lru_cache
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
+from fedsim import simulation
 from fedsim.config import Experiment
 from fedsim.engine import flower
 from fedsim.engine.replies import warn_of_unread, warn_of_untold
-from fedsim.engine.worker import Worker
+from fedsim.engine.worker import Task, Worker
 from fedsim.errors import EngineError
 from fedsim.models import Arrays
-from fedsim.simulation import load_federation, make_task
 
 STATE = "fedsim"
 """Where a client's arrays stand in its node's context."""
@@ -24,9 +24,13 @@ STATE = "fedsim"
 def client_app(experiment: Experiment) -> ClientApp:
     """Return the clients of an experiment as a Flower app, for Flower's own runtimes.
 
-    The same client update runs as in `fedsim.simulate`, with the same numbers, one client at a
-    time. Which client a node is stands in its ``partition-id``, as Flower's simulation sets it;
-    what the client keeps between rounds is in the node's ``context.state``.
+    The same client update runs as in `fedsim.simulate`, one client at a time. Which client a node
+    is stands in its ``partition-id``, and ``num-partitions``, where it is given, must be the number
+    of clients; Flower's simulation sets both. What the client keeps between rounds is in the node's
+    ``context.state``.
+
+    Where all clients take part, the numbers are those of `fedsim.simulate`. Otherwise the cohorts
+    are others: Flower's nodes have random numbers, by whose order `strategies.FedAvg` chooses.
 
     Parameters
     ----------
@@ -41,9 +45,10 @@ def client_app(experiment: Experiment) -> ClientApp:
 
     Examples
     --------
-    In the module that a Flower project names as its client app::
+    In the module that a Flower project names as its client app, with the experiment's file beside
+    it. (Flower runs a copy of both, in whichever working directory the SuperLink was started.) ::
 
-        app = fedsim.client_app(fedsim.load(Path("experiment.toml")))
+        app = fedsim.client_app(fedsim.load(Path(__file__).parent / "experiment.toml"))
     """
     text = experiment.to_toml()
     app = ClientApp()
@@ -74,12 +79,32 @@ def client_app(experiment: Experiment) -> ClientApp:
     return app
 
 
+def initial_arrays(experiment: Experiment) -> ArrayRecord:
+    """Return the arrays of round 0, as `fedsim.simulate` starts from: the model's and the method's.
+
+    Examples
+    --------
+    In a Flower project's server app::
+
+        fedsim.make_strategy(experiment).start(
+            grid=grid,
+            initial_arrays=fedsim.initial_arrays(experiment),
+            num_rounds=experiment.training.rounds,
+        )
+    """
+    return flower.to_record(simulation.initial_arrays(_task(experiment)))
+
+
+def _task(experiment: Experiment) -> Task:
+    # States are Flower's here: the worker writes none.
+    federation = simulation.load_federation(experiment)
+    return simulation.make_task(experiment, federation, Path("unused"))
+
+
 @lru_cache(maxsize=1)
 def _worker(text: str) -> Worker:
     """Return this process's worker: Flower unpickles the app anew for every message."""
-    experiment = Experiment(**tomllib.loads(text))
-    # States are Flower's here: the worker writes none.
-    return Worker(make_task(experiment, load_federation(experiment), Path("unused")))
+    return Worker(_task(Experiment(**tomllib.loads(text))))
 
 
 def _state(context: Context) -> Arrays:

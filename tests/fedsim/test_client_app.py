@@ -1,5 +1,7 @@
 """The experiment's clients as a Flower app: the same answers as in the simulation."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -104,6 +106,15 @@ def test_what_a_client_keeps_is_in_its_nodes_context(tmp_path):
     found = app(message(task, "evaluate"), mine)
     (expected,) = grid.send_and_receive([message(task, "evaluate")])
     assert found.content["metrics"]["accuracy"] == expected.content["metrics"]["accuracy"] > 0
+
+
+def test_a_server_starts_from_the_simulations_arrays_and_the_methods_own():
+    experiment = fedsim.Experiment(model={"name": "linear"}, method={"name": "scaffold"})
+    federation = load_federation(experiment)
+    expected = initial_arrays(make_task(experiment, federation, Path("unused")))
+    found = fedsim.initial_arrays(experiment)
+    assert "control.head.weight" in found
+    assert found == flower.to_record(expected)
 
 
 class TestClientAppFailure:
