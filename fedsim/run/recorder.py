@@ -87,7 +87,9 @@ class Recorder:
 
     def _take_up(self, checkpoint: Checkpoint, folder: RunDirectory) -> None:
         """Go on with the tables and sums of an earlier run, as they were at its checkpoint."""
-        if checkpoint.data != self._digest:
+        from fedsim.engine.checkpoint import has_data
+
+        if not has_data(checkpoint, self._federation, self._digest):
             raise EngineError(
                 f"the clients' data aren't those with which the run in {folder.path} began: has "
                 f"data.source = {self._experiment.data.source!r} changed?"

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 import fedsim
 from fedsim.engine import arrays_file, flower
-from fedsim.engine.checkpoint import Checkpoint, attributes, digest, restore
+from fedsim.engine.checkpoint import Checkpoint, attributes, digest, has_data, restore
 from fedsim.errors import EngineError
 from fedsim.simulation import load_federation
 from strategies import FedAvg, FedLabel
@@ -219,8 +219,31 @@ class TestDigest:
     def test_other_examples_have_another(self, name):
         changed = self.federation()
         array = getattr(changed.source, name)
-        array[changed.train_index[0] if name.endswith("train") else 0] += 1
-        assert digest(changed) != digest(self.federation())
+        for index in (0, 700, -1) if name.endswith("train") else (0, 200, -1):
+            array[index] += 1
+            assert digest(changed) != digest(self.federation())
+            array[index] -= 1
+        assert digest(changed) == digest(self.federation())
+
+    def test_of_many_bytes_evenly_spaced_examples_are_seen(self, monkeypatch):
+        # 1437 examples of 64 bytes: each third one.
+        monkeypatch.setattr("fedsim.engine.checkpoint._HASHED_BYTES", 500 * 64)
+        federation = self.federation()
+        x, before = federation.source.x_train, digest(federation)
+        x[1] += 1
+        assert digest(federation) == before
+        for index in (3, 1434):
+            x[index] += 1
+            assert digest(federation) != before
+            x[index] -= 1
+
+    def test_that_of_an_older_fedsim_is_known(self):
+        """It is of the first 100 examples, and without a mark; this one was written then."""
+        federation = self.federation()
+        old = checkpoint(data="2ecdc65e64ffedf8b3ca7648df564a06")
+        assert has_data(old, federation, digest(federation))
+        federation.source.x_test[99] += 1
+        assert not has_data(old, federation, digest(federation))
 
     @pytest.mark.parametrize(
         "name", ["train_offsets", "train_index", "num_labelled", "test_offsets", "test_index"]

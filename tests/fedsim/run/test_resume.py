@@ -514,6 +514,18 @@ class TestResumeFailure:
         monkeypatch.setattr("fedsim.engine.checkpoint.digest", lambda federation: "other")
         self.fails(run, EngineError, line)
 
+    def test_an_example_that_has_changed(self, tmp_path, each_round):
+        rng = np.random.default_rng(0)
+        arrays = {"x_train": rng.random((900, 4)), "x_test": rng.random((300, 4))}
+        arrays |= {"y_train": np.arange(900) % 3, "y_test": np.arange(300) % 3}
+        np.savez(tmp_path / "own.npz", **arrays)
+        own = of("fedavg", data={"source": f"npz:{tmp_path}/own.npz"})
+        stopped(own, tmp_path / "run", after=3)
+        arrays["x_test"][250] += 0.5
+        np.savez(tmp_path / "own.npz", **arrays)
+        line = "clients' data aren't those with which the run in .* began: has data.source"
+        self.fails(tmp_path / "run", EngineError, line, own)
+
     def test_another_model_of_the_same_name(self, run, monkeypatch):
         monkeypatch.setattr(
             "fedsim.simulation.initial_arrays",
