@@ -5,6 +5,7 @@ Shapes: n new examples, K clients, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,14 @@ def predict(
         check(known, "client", client, f"0..{saved.num_clients - 1}")
     update = make_update(experiment)
     view = _chosen_view(update, view, client, saved)
-    round, arrays, states = _last_model(saved)
+    round, arrays, read_states = _last_model(saved)
     with user_code(f"{saved.path}: view {view!r}"):
         cpu = torch.device("cpu")
         net = _net(experiment, normalise.shape, saved.num_classes)
         w = as_weights(net, arrays, cpu)
         w_k, me = w, None
         if client is not None and view.startswith("personal"):
+            states = read_states()
             kept = states.read(client) if states is not None else {}
             state = as_weights(net, kept, cpu)
             me = _client(net, saved, experiment, int(client), round, state)
@@ -181,13 +183,14 @@ def _chosen_view(
     return view
 
 
-def _last_model(saved: SavedRun) -> tuple[int, Arrays, ClientStates | None]:
-    """Return the last round whose model is there, the model, and what the clients kept then."""
+def _last_model(saved: SavedRun) -> tuple[int, Arrays, Callable[[], ClientStates | None]]:
+    """Return the last round whose model is there, the model, and what gives the clients' states.
+
+    Who needs none of these must not mind that they are lost.
+    """
     file = saved.path / CHECKPOINT
     if saved.description.get("finished") is not None or not file.exists():
-        if not saved.arrays:
-            raise DataError(f"{saved.path}: holds no model.safetensors")
-        return int(saved.rounds["round"].max()), saved.arrays, saved.states
+        return int(saved.rounds["round"].max()), saved.arrays, lambda: saved.states
     # Of a run that was killed, or goes on. What the clients have kept since is of later rounds.
     from fedsim.engine.checkpoint import Checkpoint
     from fedsim.engine.flower import from_record
@@ -196,7 +199,7 @@ def _last_model(saved: SavedRun) -> tuple[int, Arrays, ClientStates | None]:
     if not found.round:
         raise DataError(f"{saved.path}: has no model yet but the first, which is untrained")
     states = ClientStates(saved.path / "state", saved.num_clients, found.versions)
-    return found.round, from_record(found.arrays), states
+    return found.round, from_record(found.arrays), lambda: states
 
 
 def _net(experiment: Experiment, shape: tuple[int, ...], num_classes: int) -> Net:

@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from fedsim.errors import UserError
 from fedsim.report.comparison import SeedGroup, all_results, runs_of
 from fedsim.report.comparison_table import NOTE, comparison_rows
@@ -67,12 +65,14 @@ def write_report(run: SavedRun) -> Path:
     EngineError
         If a file can't be written.
     """
+    norms = None
     try:
         norms = class_norms(run)
-    except UserError as error:  # all else is in the tables
+    except UserError as error:  # all else is in the tables; what an earlier report wrote stays
         warnings.warn(f"{error}; the report goes without the heads", stacklevel=2)
-        norms = pd.DataFrame(columns=["head", "class", "examples", "norm"])
-    write_whole(run.path / "class_norms.csv", norms.to_csv(index=False).encode())
+    if norms is not None:
+        write_whole(run.path / "class_norms.csv", norms.to_csv(index=False).encode())
+    has_etf = norms is not None and "fixed ETF" in set(norms["head"])
     pictures = save_figures(
         run.path / "figures",
         rounds=run.rounds,
@@ -80,7 +80,7 @@ def write_report(run: SavedRun) -> Path:
         partition=run.partition,
         training=run.training,
         norms=norms,
-        etf=run.arrays["etf.weight"] if "fixed ETF" in set(norms["head"]) else None,
+        etf=run.arrays["etf.weight"] if has_etf else None,
         names=run.names,
         num_clients=run.num_clients,
         num_classes=run.num_classes,

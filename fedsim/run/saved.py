@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from fedsim.errors import DataError
+from fedsim.errors import DataError, EngineError
 from fedsim.run import frames
 from fedsim.run.client_scores import COUNTS, F1, GROUP_SCORES, ClientScores
 from fedsim.run.directory import CHECKPOINT
@@ -189,7 +189,10 @@ class SavedRun:
 
     @cached_property
     def arrays(self) -> Arrays:
-        """The global model; that of the last checkpoint where the run was killed or goes on."""
+        """The global model; that of the last checkpoint where the run was killed or goes on.
+
+        Raises `DataError` if there is none.
+        """
         from fedsim.engine import arrays_file
 
         if self.description.get("finished") is None and (self.path / CHECKPOINT).exists():
@@ -199,7 +202,7 @@ class SavedRun:
             return from_record(Checkpoint.read(self.path / CHECKPOINT).arrays)
         file = self.path / "model.safetensors"
         if not file.exists():
-            return {}
+            raise DataError(f"{self.path}: holds no model.safetensors")
         try:
             arrays, _ = arrays_file.read(file)
         except (OSError, SafetensorError, ValueError) as error:
@@ -208,11 +211,27 @@ class SavedRun:
 
     @cached_property
     def states(self) -> ClientStates | None:
-        """What the clients keep to themselves; None where that is nothing."""
+        """What the clients keep to themselves; None where that is nothing.
+
+        Raises `DataError` if it is lost.
+        """
         from fedsim.engine.state import VERSIONS, ClientStates
 
-        folder = self.path / "state"
-        return ClientStates.open(folder) if (folder / VERSIONS).exists() else None
+        file = self.path / "state" / VERSIONS
+        if file.exists():
+            return ClientStates.open(file.parent)
+        if kept := self._num_kept():
+            raise DataError(f"{file}: is missing, though {kept:,} clients kept something")
+        return None
+
+    def _num_kept(self) -> int:
+        """Return how many clients had a state at the last checkpoint; 0 where there is none."""
+        from fedsim.engine.checkpoint import Checkpoint
+
+        try:
+            return int((Checkpoint.read(self.path / CHECKPOINT).versions >= 0).sum())
+        except EngineError:  # copied without it, perhaps
+            return 0
 
 
 def _parsed(file: Path, needed: Mapping[str, type]) -> dict[str, Any]:

@@ -299,6 +299,19 @@ class TestRun:
         with pytest.raises(EngineError, match=rf"client 1 from {file}: .* checksum differs"):
             fedsim.predict(tmp_path / "run", x, client=1)
 
+    @pytest.mark.parametrize("lost", ["state", "state/versions.npy"])
+    def test_one_whose_clients_states_are_lost(self, run, tmp_path, x, lost):
+        shutil.copytree(run("fedloge").path, tmp_path / "run")
+        lost = tmp_path / "run" / lost
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+        line = r"state/versions\.npy: is missing, though 4 clients kept something"
+        with pytest.raises(DataError, match=line):
+            fedsim.predict(tmp_path / "run", x, client=1)
+        fedsim.predict(tmp_path / "run", x)
+        # Of a copy without a checkpoint nobody knows whether there was any.
+        shutil.rmtree(tmp_path / "run" / "checkpoint")
+        fedsim.predict(tmp_path / "run", x, client=1)
+
     def test_a_client_that_trains_anew_has_its_own_examples(self, run, tmp_path, x):
         shutil.copytree(run("fedbabu").path, tmp_path / "run")
         file = tmp_path / "run" / "experiment.toml"

@@ -18,6 +18,9 @@ from fedsim.report.report import write_report
 from fedsim.run.saved import SavedRun
 
 
+HEADS = ("class_norms.csv", "figures/class_norms.png")
+
+
 @pytest.fixture
 def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
@@ -179,13 +182,19 @@ def test_a_model_with_a_wrong_bit_is_told(run):
         write_report(SavedRun.read(run))
 
 
+@pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("name", ["model.safetensors", "state/versions.npy"])
-def test_a_model_that_can_not_be_read_leaves_the_rest(run, name):
+def test_a_model_that_can_not_be_read_leaves_the_rest(run, name, lost):
+    """And what an earlier report wrote of it."""
+    kept = {run / file: (run / file).read_bytes() for file in HEADS}
     content = (run / name).read_bytes()
-    (run / name).write_bytes(content[:60])
+    (run / name).unlink()
+    if not lost:
+        (run / name).write_bytes(content[:60])
     with pytest.warns(UserWarning, match=rf"{name}.*; the report goes without the heads"):
         write_report(SavedRun.read(run))
     assert len(Page(run / "report.html").pictures) == 5
+    assert {file: file.read_bytes() for file in kept} == kept
 
 
 def test_a_client_update_of_ones_own_is_named(run):
@@ -220,7 +229,8 @@ def test_a_view_of_a_methods_own_is_shown(run):
 def test_heads_of_any_shape_are_left_out(run):
     other = {"head.weight": np.ones((3, 5), np.float32), "etf.weight": np.ones(10, np.float32)}
     save_file(other, run / "model.safetensors")
-    shutil.rmtree(run / "state")
+    for name in ("state", "checkpoint"):  # which knows that there were some
+        shutil.rmtree(run / name)
     write_report(SavedRun.read(run))
     assert pd.read_csv(run / "class_norms.csv").empty
 
@@ -263,7 +273,8 @@ def test_class_norms_are_those_of_the_saved_heads(run):
     # Rows of two features: (0, 0), (3, 4), (6, 8), ... have norms 0, 5, 10, ...
     head = np.outer(np.arange(10), [3, 4]).astype(np.float32)
     save_file({"head.weight": head, "retrained.weight": 2 * head}, run / "model.safetensors")
-    shutil.rmtree(run / "state")
+    for name in ("state", "checkpoint"):  # which knows that there were some
+        shutil.rmtree(run / name)
     write_report(SavedRun.read(run))
     norms = pd.read_csv(run / "class_norms.csv")
     assert norms["head"].drop_duplicates().tolist() == ["global head", "re-trained head"]
