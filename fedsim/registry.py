@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterable
@@ -150,7 +151,8 @@ def _own_file(module_name: str) -> Path:
 def find_dataset(source: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
     """Return a dataset's loader and the arguments that ``source`` gives it.
 
-    ``"npz:FILE"`` is the loader ``npz`` and the location ``FILE``; ``"digits"`` has no location;
+    ``"npz:FILE"`` is the loader ``npz`` and the location ``FILE``, in which a ``~`` in front is
+    written out; ``"digits"`` has no location;
     ``"package.module:function"`` is a loader of the user's own.
 
     Raises
@@ -167,7 +169,8 @@ def find_dataset(source: str) -> tuple[Callable[..., Any], tuple[str, ...]]:
         raise ConfigError(f"the source {source!r} needs a place to read from: {name}:PATH")
     if colon and not takes_location:
         raise ConfigError(f"the source {name!r} takes no place: write source = {name!r}")
-    return loader, (location,) if location else ()
+    # pathlib's raises for an unknown user.
+    return loader, (os.path.expanduser(location),) if location else ()  # noqa: PTH111
 
 
 def find_update(method: str, client: str) -> Callable[..., Any] | None:

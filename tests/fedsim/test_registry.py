@@ -99,6 +99,13 @@ def test_a_dataset_and_its_place():
     assert registry.find_dataset("digits")[1] == ()
 
 
+def test_a_place_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert registry.find_dataset("npz:~/x.npz")[1] == ("/home/me/x.npz",)
+    assert registry.find_dataset("npz:a~/~x.npz")[1] == ("a~/~x.npz",)
+    assert registry.find_dataset("folder:~nobody-here/x")[1] == ("~nobody-here/x",)
+
+
 class TestRegistryFailure:
     def test_an_unknown_name_lists_the_known_ones(self):
         with pytest.raises(
