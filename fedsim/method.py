@@ -115,7 +115,9 @@ def make_update(experiment: Experiment) -> ClientUpdate:
         raise ConfigError(f"{what}: isn't a fedsim.engine.update.ClientUpdate")
     if not update.views:
         raise ConfigError(f"{what}: has no views; generic is the usual one")
-    for view in update.views:
+    for i, view in enumerate(update.views):
+        if view in update.views[:i]:
+            raise ConfigError(f"{what}: has the view {view!r} twice; once is enough")
         if not _VIEW.fullmatch(view) or view.endswith(GROUPS):
             raise ConfigError(
                 f"{what}: calls a view {view!r}; must be generic, "

@@ -466,6 +466,8 @@ def own_views(tmp_path, monkeypatch):
         "        return {'generic': logits, 'generic-cold': -logits}\n"
         "class Tail(LocalSGD):\n"
         "    views = ('generic', 'generic-tail')\n"
+        "class Twice(LocalSGD):\n"
+        "    views = ('generic', 'generic')\n"
         "class Low(LocalSGD):\n"
         "    views = ('generic_low',)\n"
     )
@@ -610,6 +612,11 @@ class TestSimulateFailure:
     def test_an_observer_that_is_none(self):
         with pytest.raises(ConfigError, match="observer = 3: must be a function"):
             fedsim.simulate(fedsim.Experiment(), observer=3)
+
+    def test_a_view_that_is_there_twice(self, own_views):
+        line = r"method\.client = '.*:Twice': has the view 'generic' twice; once is enough"
+        with pytest.raises(ConfigError, match=line):
+            fedsim.simulate(experiment(method={"client": f"{own_views}:Twice"}))
 
     @pytest.mark.parametrize("name", ["Tail", "Low"])
     def test_views_that_tables_could_not_tell_apart(self, own_views, name):
