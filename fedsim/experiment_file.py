@@ -73,9 +73,12 @@ def _parse_override(override: str) -> tuple[str, Any]:
 
 
 def check_key(key: str, given: str) -> None:
-    """Raise `ConfigError` if a key isn't written as it is; TOML would take some in quotes."""
+    """Raise `ConfigError` if a key isn't written as it is, or is a table's, whose keys would go."""
     if set(key) & set("\"'[]"):
         raise ConfigError(f"{given}: write table.key without quotes or brackets")
+    field = Experiment.model_fields.get(key)
+    if field is not None and field.default_factory is not None:
+        raise ConfigError(f"{given}: {key} is a table; write {key}.key=value for each of its keys")
 
 
 def _override(tables: dict[str, Any], key: str, value: Any) -> None:

@@ -266,6 +266,13 @@ class TestExperimentFailure:
         with pytest.raises(ConfigError, match=r"^--set .*=1.*: write table\.key without quotes"):
             load(write(""), [f"{key}=1"])
 
+    @pytest.mark.parametrize("text", ["rounds = 9", ""])
+    def test_an_override_of_a_whole_table(self, write, text):
+        """The file's other keys of it would go without a word."""
+        line = r"^--set 'training=.*: training is a table; write training\.key=value"
+        with pytest.raises(ConfigError, match=line):
+            load(write(f"[training]\n{text}"), ["training={lr=0.5}"])
+
     def test_an_override_that_is_no_toml_is_a_string(self, write):
         for value in ("9" * 5000, "[" * 5000):
             with pytest.raises(ConfigError, match=r"seed = '.*': must be a valid integer"):
