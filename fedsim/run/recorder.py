@@ -270,7 +270,11 @@ class Recorder:
             "resumed_after": self._resumed_after,
             "finished": finished,
             "rounds_finished": rounds,
-            "rows": self._rows,
+            "rows": {
+                **self._rows,
+                "partition.csv": len(self._partition),
+                "names.csv": len(self._names),
+            },
             "rounds_asked": self._experiment.training.rounds,
             "num_classes": self._federation.source.num_classes,
             "seconds_setup": self.setup_seconds,

@@ -119,6 +119,7 @@ class SavedRun:
         if partition.empty:
             raise DataError(f"{folder / 'partition.csv'}: has no rows")
         clients = _table(folder / "clients.csv")
+        _warn_of_loss(folder / "partition.csv", partition, description)
         _warn_of_loss(folder / "rounds.csv", rounds, description)
         _warn_of_loss(
             folder / "clients.csv", clients, description, missing_client_rows(rounds, clients)
@@ -169,7 +170,9 @@ class SavedRun:
     @cached_property
     def names(self) -> pd.DataFrame:
         """Its names.csv; empty where classes and clients are called by their numbers."""
-        return _table(self.path / "names.csv")
+        table = _table(self.path / "names.csv")
+        _warn_of_loss(self.path / "names.csv", table, self.description)
+        return table
 
     @cached_property
     def last_evaluated(self) -> pd.Series[float] | None:
@@ -327,14 +330,19 @@ def missing_client_rows(rounds: pd.DataFrame, clients: pd.DataFrame) -> str:
 def _warn_of_loss(
     file: Path, table: pd.DataFrame, description: Mapping[str, Any], problem: str = ""
 ) -> None:
-    """Warn of a table with fewer rows than run.json knows of, or with another problem."""
+    """Warn of a table with fewer or more rows than run.json knows of, or with another problem."""
     counts = description.get("rows")
-    # An older fedsim counts the rounds only.
+    # An older fedsim counts the rounds only, or not the rows of partition.csv and names.csv.
     known = {"rounds.csv": description.get("rounds_finished")}
     known |= counts if isinstance(counts, dict) else {}
     written = known.get(file.name)
+    shown = "the rest of the run is shown"
     if isinstance(written, int) and len(table) < written:
         problem = f"has {len(table):,} of the {written:,} rows that the run wrote"
+    # Of a run that goes on, or was killed, the file may well be ahead.
+    elif isinstance(written, int) and len(table) > written and description.get("finished"):
+        problem = f"has {len(table):,} rows, of which the run wrote {written:,}"
+        shown = "all are shown"
     if problem:
         problem = problem if file.exists() else "is missing"
-        warnings.warn(f"{file}: {problem}; the rest of the run is shown", stacklevel=3)
+        warnings.warn(f"{file}: {problem}; {shown}", stacklevel=3)

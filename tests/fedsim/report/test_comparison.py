@@ -131,14 +131,19 @@ def test_a_comparison_is_a_page_with_figures_and_a_csv_file(two_methods, tmp_pat
     assert table["generic"].iloc[1] == rounds["generic_accuracy"].iloc[-1]
 
 
+def counts_no_rows(run):
+    """Change a run to one of an older fedsim, whose run.json doesn't say how many rows it wrote."""
+    description = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(description | {"rows": {}}))
+
+
 def test_runs_that_nobody_tested_have_a_page_too(runs, tmp_path):
     for run in runs.iterdir():
         rounds = pd.read_csv(run / "rounds.csv")
         rounds.loc[:, rounds.columns.str.contains("accuracy")] = np.nan
         rounds.to_csv(run / "rounds.csv", index=False)
         (run / "clients.csv").unlink()
-        description = json.loads((run / "run.json").read_text())
-        (run / "run.json").write_text(json.dumps(description | {"rows": {}}))
+        counts_no_rows(run)
     seed_groups = compare(read_runs([runs]))
     shown = Page(write_comparison(tmp_path / "out", seed_groups, "mine"))
     assert shown.tables[0][1][:4] == ["fedavg", "2", "–", "–"]
@@ -152,6 +157,7 @@ def test_personal_models_that_nobody_could_test_are_no_line(runs, tmp_path):
         pd.concat([generic, clients.assign(accuracy=np.nan)]).to_csv(
             runs / f"fedper-{seed}" / "clients.csv", index=False
         )
+        counts_no_rows(runs / f"fedper-{seed}")
     write_comparison(tmp_path / "out", compare(read_runs([runs])), "mine")
     assert (tmp_path / "out" / "figures" / "client_accuracy.png").exists()
 
@@ -173,6 +179,7 @@ class TestCompareFailure:
         file = runs / "fedper-1" / "clients.csv"
         rows = file.read_text().splitlines(keepends=True)
         file.write_text("".join([*rows, rows[-1]]))
+        counts_no_rows(runs / "fedper-1")
         line = r"fedper-1: clients.csv: client 3 has two rows"
         with pytest.raises(DataError, match=line):
             read_runs([runs / "fedper-1"])

@@ -17,7 +17,6 @@ from fedsim.report import page, report
 from fedsim.report.report import write_report
 from fedsim.run.saved import SavedRun
 
-
 HEADS = ("class_norms.csv", "figures/class_norms.png")
 
 
@@ -298,6 +297,13 @@ def npz_of_hospitals(tmp_path_factory):
     return file
 
 
+def counts_no_names(run):
+    """Change a run to one of an older fedsim, whose run.json doesn't say how many names it has."""
+    said = json.loads((run / "run.json").read_text())
+    del said["rows"]["names.csv"]
+    (run / "run.json").write_text(json.dumps(said))
+
+
 def of_hospitals(file, **changes):
     return Experiment(
         data={"source": f"npz:{file}"},
@@ -339,6 +345,7 @@ class TestNames:
         names = pd.DataFrame({"kind": "class", "number": range(10), "name": list("abcdefghij")})
         names.loc[:2, "name"] = ["NA", "<b>dog</b>", ""]
         names.to_csv(run / "names.csv", index=False)
+        counts_no_names(run)
         write_report(SavedRun.read(run))
         shown = Page(run / "report.html")
         caption = shown.text.partition("rare (tail) classes. Head: ")[2].partition("\n")[0]
@@ -362,6 +369,7 @@ class TestNames:
         _, folder = named
         names = (folder / "names.csv").read_bytes()
         (folder / "names.csv").unlink()
+        counts_no_names(folder)
         write_report(SavedRun.read(folder))
         more = of_hospitals(npz_of_hospitals, rounds=3)
         assert len(fedsim.simulate(more, out=folder, resume=True).rounds) == 3

@@ -16,7 +16,12 @@ def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["rounds", "clients", "training"])
+def describe(run, **changes):
+    said = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(said | changes))
+
+
+@pytest.mark.parametrize("name", ["rounds", "clients", "training", "partition"])
 @pytest.mark.parametrize("lost", [1, 10])
 def test_rows_that_are_lost_are_told(run, name, lost):
     """A whole row, or the end of one."""
@@ -28,6 +33,40 @@ def test_rows_that_are_lost_are_told(run, name, lost):
     line = rf"{name}\.csv: has {rows - 1} of the {rows} rows that the run wrote; the rest of the"
     with pytest.warns(UserWarning, match=line):
         _ = SavedRun.read(run).training
+
+
+@pytest.mark.parametrize("name", ["rounds", "clients", "training", "partition"])
+def test_rows_that_are_too_many_are_told(run, name):
+    file = run / f"{name}.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines, lines[-1]]))
+    rows = len(lines) - 1
+    line = rf"{name}\.csv: has {rows + 1} rows, of which the run wrote {rows}; all are shown"
+    with pytest.warns(UserWarning, match=line):
+        _ = SavedRun.read(run).training
+    # A run that goes on has written more than its run.json says.
+    describe(run, finished=None)
+    _ = SavedRun.read(run).training
+
+
+def test_names_that_are_lost_are_told(run):
+    rows = json.loads((run / "run.json").read_text())["rows"]
+    assert (rows["names.csv"], SavedRun.read(run).names.empty) == (0, True)
+    describe(run, rows=rows | {"names.csv": 2})
+    with pytest.warns(UserWarning, match=r"names\.csv: is missing; the rest of the run is shown"):
+        assert SavedRun.read(run).names.empty
+    (run / "names.csv").write_text("kind,number,name\nclass,0,a\n")
+    with pytest.warns(UserWarning, match=r"names\.csv: has 1 of the 2 rows that the run wrote"):
+        _ = SavedRun.read(run).names
+
+
+def test_a_run_that_counted_only_some_rows_is_read(run):
+    """As an older fedsim wrote it."""
+    rows = json.loads((run / "run.json").read_text())["rows"]
+    describe(run, rows={name: rows[name] for name in ("clients.csv", "training.csv")})
+    partition = pd.read_csv(run / "partition.csv")
+    partition.iloc[1:].to_csv(run / "partition.csv", index=False)
+    _ = SavedRun.read(run).names
 
 
 def test_rows_that_are_lost_of_a_run_that_counted_none_are_told(run):
