@@ -44,7 +44,7 @@ def is_new(path: Path) -> bool:
 
 def lacks_checkpoint(path: Path) -> bool:
     """Tell whether a folder holds no more than a run that ended before its first checkpoint."""
-    if not path.is_dir() or (path / CHECKPOINT).exists():
+    if not path.is_dir() or (path / CHECKPOINT).exists() or not _says_no_round(path):
         return False
     return {file.name.removesuffix(".part") for file in path.iterdir()} <= _FIRST_FILES
 
@@ -65,10 +65,18 @@ def lacks_finished_round(path: Path) -> bool:
     try:
         tables = [path / name for name in _OF_FIRST_ROUND & found if name.endswith(".csv")]
         has_rows = any(file.read_bytes().count(b"\n") > 1 for file in tables)
-        described = json.loads((path / "run.json").read_text(encoding="utf-8"))
         began = checkpoint.exists() and Checkpoint.read(checkpoint).round > 0
-        return not has_rows and described["rounds_finished"] == 0 and not began
-    except (OSError, ValueError, KeyError, TypeError, EngineError):
+        return not has_rows and _says_no_round(path) and not began
+    except (OSError, EngineError):
+        return False
+
+
+def _says_no_round(path: Path) -> bool:
+    """Tell whether there is a run.json by which no round has finished."""
+    try:
+        described = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        return bool(described["rounds_finished"] == 0)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -123,9 +131,9 @@ class RunDirectory:
         """Make sure that the folder is empty; without a lock a run may be in its first round."""
         try:
             if not is_new(self.path) and not (locked and lacks_finished_round(self.path)):
+                hint = ", or --resume the run in it" if (self.path / CHECKPOINT).exists() else ""
                 raise EngineError(
-                    f"{self.path} exists and isn't an empty folder; choose another --out, or "
-                    "--resume the run in it"
+                    f"{self.path} exists and isn't an empty folder; choose another --out{hint}"
                 )
             with writing(self.path):
                 for file in self.path.iterdir():
@@ -186,7 +194,8 @@ class RunDirectory:
             return b""
         try:
             lines = file.read_bytes().splitlines(keepends=True)
-            rows = [row for row in lines[1:] if int(row.partition(b",")[0]) <= rounds]
+            filled = (line for line in lines[1:] if line.strip())
+            rows = [row for row in filled if int(row.partition(b",")[0]) <= rounds]
         except OSError as error:
             raise EngineError(f"{file}: can't be read: {error.strerror or error}") from None
         except ValueError:

@@ -138,8 +138,9 @@ class Recorder:
     def begin(self, arrays: ArrayRecord, strategy: Strategy, states: ClientStates) -> None:
         """Write what is known before the first round, or the next one of a resumed run."""
         if self._folder is not None:
-            self._folder.write_partition(self._experiment, self._partition, self._names)
+            # First what says how far the run is: a folder without it isn't begun anew.
             self._folder.write_json("run.json", self._description(finished=None))
+            self._folder.write_partition(self._experiment, self._partition, self._names)
             # That of a run which goes on would be taken for the new one's.
             self._folder.remove("report.html")
             if not self._rounds:

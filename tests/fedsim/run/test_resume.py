@@ -246,6 +246,16 @@ class TestResume:
         fedsim.simulate(of("fedavg"), out=out, resume=True)
         assert_same_run(out, whole / "fedavg")
 
+    @pytest.mark.parametrize("blank", ["\n", "\r\n\n"])
+    def test_a_blank_line_is_no_row(self, whole, tmp_path, each_round, blank):
+        out = tmp_path / "run"
+        stopped(of("fedavg"), out, after=3)
+        for name in ("rounds.csv", "clients.csv", "training.csv"):
+            with (out / name).open("a", newline="") as file:
+                file.write(blank)
+        fedsim.simulate(of("fedavg"), out=out, resume=True)
+        assert_same_run(out, whole / "fedavg")
+
     def test_a_row_of_an_early_round_cut_off_is_no_row(self, tmp_path):
         """The beginning of "12,0.5" is "1", but no row of round 1."""
         (tmp_path / "x.csv").write_text("round,a\n1,0.1\n2,0.2\n1")
@@ -500,6 +510,24 @@ class TestResumeFailure:
         line = r"holds no run that could go on: .*checkpoint/latest.safetensors is missing"
         self.fails(tmp_path, EngineError, line)
         assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+    def test_a_finished_run_without_its_checkpoint(self, whole, tmp_path):
+        """Copied without what takes most room: its model isn't replaced by another experiment's."""
+        for name in ("experiment.toml", "run.json", "partition.csv", "model.safetensors"):
+            shutil.copy(whole / "fedavg" / name, tmp_path)
+        before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+        line = r"holds no run that could go on: .*checkpoint/latest.safetensors is missing"
+        self.fails(tmp_path, EngineError, line, of("fedadam"))
+        assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+    @pytest.mark.parametrize("said", [None, "{", "[]", "{}"])
+    def test_a_folder_with_an_experiment_of_ones_own(self, tmp_path, said):
+        (tmp_path / "experiment.toml").write_text("# mine\n")
+        (tmp_path / "names.csv").touch()
+        if said is not None:
+            (tmp_path / "run.json").write_text(said)
+        self.fails(tmp_path, EngineError, "holds no run that could go on")
+        assert (tmp_path / "experiment.toml").read_text() == "# mine\n"
 
     def test_a_broken_checkpoint(self, run):
         os.truncate(run / CHECKPOINT, 100)
