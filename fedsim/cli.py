@@ -355,6 +355,7 @@ def main() -> None:
         if here not in sys.path:
             sys.path.append(here)
     console.guard_output()
+    os.environ["MPLBACKEND"] = "agg"  # files alone are drawn, whatever shows windows here
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except click.ClickException as error:

@@ -246,9 +246,13 @@ class Recorder:
     def result(self, arrays: Arrays) -> Result:
         """Return the frames; of a run with a folder, draw the figures and write the report."""
         if self._folder is not None:
-            from fedsim.report.report import write_report
-
-            write_report(SavedRun.read(self._folder.path))
+            path = self._folder.path
+            try:
+                from fedsim.report.report import write_report
+            except EngineError as error:
+                hint = f"the run's results are in {path}; once that is mended, draw its report by"
+                raise EngineError(f"{error}; {hint} `fedsim report {path}`") from None
+            write_report(SavedRun.read(path))
         return Result(
             experiment=self._experiment,
             rounds=pd.DataFrame(self._rounds),

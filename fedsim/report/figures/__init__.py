@@ -11,3 +11,13 @@ Its modules:
 - ``one_run``: all figures of a run
 - ``comparison``: several runs side by side
 """
+
+from fedsim.errors import EngineError
+
+try:
+    import matplotlib  # noqa: F401
+except (ValueError, OSError) as error:
+    raise EngineError(
+        f"Matplotlib can't be imported, which draws the figures: {error} (is matplotlibrc broken, "
+        "or MPLBACKEND wrong?)"
+    ) from None
