@@ -6,7 +6,8 @@ import os
 import shlex
 import sys
 import warnings
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -87,8 +88,7 @@ def run(
         from fedsim.progress import Board
         from fedsim.simulation import simulate
 
-        folder = out or _run_folder(experiment)
-        with Board(console.err) as board:
+        with _run_folder(out, experiment) as folder, Board(console.err) as board:
             progress = board.begin(experiment.training.rounds)
             try:
                 result = simulate(experiment, out=folder, resume=resume, observer=progress)
@@ -135,18 +135,18 @@ def sweep(
         from fedsim.sweep import plan
 
         planned = plan(file, grid or [], seeds, set_ or [])
-        folder = out or _run_folder(planned[0].experiment, suffix="-sweep")
-        check_no_run(folder)
-        try:
-            errors = _run_planned(planned, folder, jobs)
-        except KeyboardInterrupt:
-            line = "stopped; the same command goes on, with --out "
-            console.show_note(line + shlex.quote(str(folder)))
-            raise
+        with _run_folder(out, planned[0].experiment, suffix="-sweep") as folder:
+            check_no_run(folder)
+            try:
+                errors = _run_planned(planned, folder, jobs)
+            except KeyboardInterrupt:
+                line = "stopped; the same command goes on, with --out "
+                console.show_note(line + shlex.quote(str(folder)))
+                raise
         done = [folder / one.name for i, one in enumerate(planned) if i not in errors]
         failed = [f"{planned[i].name}: {why}" for i, why in sorted(errors.items())]
-        remove(folder / "comparison.html")
         if done:
+            remove(folder / "comparison.html")  # should the new one fail
             seed_groups = compare(read_runs(done))
             page = write_comparison(folder, seed_groups, planned[0].experiment.name, failed)
             console.out.print(comparison_table(seed_groups))
@@ -265,8 +265,9 @@ def partition(file: ExperimentFile, set_: Overrides = None, out: OutFolder = Non
 
         federation = load_federation(experiment)
         table, names = federation.table(), federation.names()
-        folder = RunDirectory(out or _run_folder(experiment, suffix="-partition"))
-        folder.write_partition(experiment, table, names)
+        with _run_folder(out, experiment, suffix="-partition") as path:
+            folder = RunDirectory(path)
+            folder.write_partition(experiment, table, names)
         shape = federation.num_clients, federation.source.num_classes
         picture = folder.path / "class_counts.png"
         save(class_counts(table, *shape, experiment.name, names), picture)
@@ -335,15 +336,31 @@ def _how_to_go_on(folder: Path) -> str:
     )
 
 
-def _run_folder(experiment: Experiment, suffix: str = "") -> Path:
-    """Return a folder in runs/ that doesn't exist yet."""
+@contextmanager
+def _run_folder(out: Path | None, experiment: Experiment, suffix: str = "") -> Iterator[Path]:
+    """Give --out, or a new folder in runs/, which goes again where it stays empty.
+
+    It is made at once, so that no command that starts in the same second takes its name.
+    """
+    if out is not None:
+        yield out
+        return
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     base = Path("runs") / f"{experiment.name}-{stamp}{suffix}"
     folder, count = base, 1
-    while folder.exists():
-        count += 1
-        folder = base.with_name(f"{base.name}-{count}")
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            count += 1
+            folder = base.with_name(f"{base.name}-{count}")
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def main() -> None:

@@ -185,6 +185,14 @@ def test_what_ran_before_is_no_result_of_a_sweep_that_fails(file):
     assert done.stdout == ""
 
 
+def test_a_mistyped_sweep_leaves_the_comparison_that_is_there(file):
+    fedsim(file.parent, "sweep", "small.toml", "--out", "all")
+    page = (file.parent / "all" / "comparison.html").read_bytes()
+    other = ("--set", "training.lr=0.5")
+    fedsim(file.parent, "sweep", "small.toml", *other, "--out", "all", code=2)
+    assert (file.parent / "all" / "comparison.html").read_bytes() == page
+
+
 def test_a_comparison_that_can_not_be_replaced(file):
     (file.parent / "all" / "comparison.html").mkdir(parents=True)
     done = fedsim(file.parent, "sweep", "small.toml", "--out", "all", code=2)
@@ -251,7 +259,10 @@ def begin_endless(file):
     )
     rounds = [file.parent / "all" / f"seed={seed}" / "rounds.csv" for seed in (3, 4)]
     begun = time.monotonic()
-    while not all(file.exists() for file in rounds) and time.monotonic() < begun + 120:
+    # A file is there a moment before its first row.
+    while not all(file.exists() and file.read_text().count("\n") > 1 for file in rounds):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < begun + 120
         time.sleep(0.1)
     return process, command, rounds
 
@@ -279,6 +290,13 @@ def test_when_a_sweep_is_killed_its_runs_stop(file):
     assert len(children) >= 2
     assert psutil.wait_procs(children, timeout=60)[1] == []
     assert all((file.parent / "model.safetensors").exists() for file in rounds)
+
+
+def test_a_grid_of_a_whole_table_is_refused(file):
+    with pytest.raises(
+        ConfigError, match=r"^--grid 'model=.*: model is a table; write model\.key="
+    ):
+        plan(file, ["model=linear,mlp"], 1)
 
 
 def test_a_sweep_with_mistakes_runs_nothing(file):
