@@ -19,9 +19,11 @@ from typing import Any
 import click
 from rich.console import Console
 
-from fedsim.errors import EngineError, UserError
+from fedsim.errors import EngineError, UserError, described
 from fedsim.interrupts import Terminated
 
+if not os.environ.get("COLUMNS", "1").strip("0"):  # 0, or nothing: rich would show nothing at all
+    del os.environ["COLUMNS"]
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 _warned: set[str] = set()
@@ -65,7 +67,8 @@ def usage(error: click.ClickException) -> str:
 def clear_errors(file: Path | None = None) -> Iterator[None]:
     """Show what the user did wrong as plain lines, with exit code 2.
 
-    A line about a setting names the experiment file. A signal's exit code is 128 + its number.
+    So is what the system refuses. A line about a setting names the experiment file. A signal's
+    exit code is 128 + its number.
     """
     try:
         yield
@@ -74,6 +77,12 @@ def clear_errors(file: Path | None = None) -> Iterator[None]:
             if file is not None and _SETTING.match(line):
                 line = f"{file}: {line}"
             show_error(line)
+        raise click.exceptions.Exit(2) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # click and rich know what to do
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        show_error(place + " ".join((error.strerror or described(error)).split()))
         raise click.exceptions.Exit(2) from None
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Terminated) else signal.SIGINT

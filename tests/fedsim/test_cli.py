@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from datetime import datetime
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -22,6 +23,7 @@ from rich.console import Console
 
 import clients
 from fedsim import cli, console, registry
+from fedsim.experiment_file import load
 from fedsim.interrupts import noted_interrupts
 
 FEDSIM = Path(sys.executable).parent / "fedsim"
@@ -175,6 +177,17 @@ class TestOutput:
         assert re.search(r"^round 3: generic .* \(std", done.stdout, re.M)
         assert done.stdout.isascii()
 
+    def test_figures_need_no_window(self, here):
+        done = self.shell(here, "fedsim run small.toml --out results", MPLBACKEND="foo")
+        assert (done.returncode, "error" in done.stderr) == (0, False)
+        assert (here / "results" / "report.html").exists()
+
+    @pytest.mark.parametrize("columns", ["0", ""])
+    def test_a_terminal_of_no_width_is_one_of_unknown_width(self, here, columns):
+        done = self.shell(here, "fedsim list methods; fedsim run none.toml", COLUMNS=columns)
+        assert done.stderr == "error: none.toml: there is no such experiment file\n"
+        assert "fedprox" in done.stdout
+
     def test_results_that_nobody_reads_end_quietly(self, here):
         done = self.shell(here, "fedsim list datasets | true")
         assert (done.returncode, done.stderr) == (1, "")
@@ -216,6 +229,26 @@ def test_runs_get_folders_of_their_own(here):
     for _ in range(2):
         fedsim(here, "run", "small.toml", "--set", "training.rounds=1")
     assert len(list((here / "runs").iterdir())) == 2
+
+
+def test_so_do_runs_that_start_in_the_same_second(here, monkeypatch):
+    """The name is taken before anything is written."""
+
+    class Noon(datetime):
+        @classmethod
+        def now(cls):
+            return cls(2030, 1, 1, 12)
+
+    monkeypatch.setattr(cli, "datetime", Noon)
+    monkeypatch.chdir(here)
+    experiment = load("small.toml")
+    with cli._run_folder(None, experiment) as one, cli._run_folder(None, experiment) as other:
+        assert [str(folder) for folder in (one, other)] == [
+            "runs/small-20300101-120000",
+            "runs/small-20300101-120000-2",
+        ]
+        (one / "rounds.csv").touch()
+    assert [file.name for file in (here / "runs").iterdir()] == [one.name]  # the other is empty
 
 
 def test_partition_shows_who_holds_what_without_training(here):
@@ -498,6 +531,50 @@ class TestCommandFailure:
         (here / "results").mkdir()
         (here / "results" / "precious.txt").write_text("x")
         done = fedsim(here, "run", "small.toml", "--out", "results", code=2)
-        assert (
-            "isn't an empty folder; choose another --out, or --resume the run in it" in done.stderr
+        assert done.stderr.endswith(
+            "results exists and isn't an empty folder; choose another --out\n"
         )
+
+    def test_only_a_run_can_be_resumed(self, here):
+        fedsim(here, "partition", "small.toml", "--out", "who")
+        for command in ("partition", "run"):
+            done = fedsim(here, command, "small.toml", "--out", "who", code=2)
+            line = "error: who exists and isn't an empty folder; choose another --out\n"
+            assert done.stderr == line
+        fedsim(here, "run", "small.toml", "--out", "run")
+        done = fedsim(here, "run", "small.toml", "--out", "run", code=2)
+        assert done.stderr.endswith("choose another --out, or --resume the run in it\n")
+
+    @pytest.mark.parametrize(
+        ("command", "file"),
+        [
+            (["run", "small.toml", "--resume", "--out"], ""),
+            (["sweep", "small.toml", "--out"], "/experiment.toml"),
+            (["report"], "/run.json"),
+            (["compare"], "/experiment.toml"),
+        ],
+    )
+    def test_what_the_system_refuses_is_one_line(self, here, command, file):
+        name = "x" * 300
+        done = fedsim(here, *command, name, code=2)
+        assert done.stderr == f"error: {name}{file}: File name too long\n"
+
+    def test_a_folder_that_can_not_be_entered(self, here, monkeypatch):
+        def refuse(self):
+            raise PermissionError(13, "Permission denied", str(self))
+
+        monkeypatch.setattr(Path, "is_dir", refuse)
+        done = fedsim(here, "report", "results", code=2)
+        assert done.stderr.startswith("error: results")
+        assert done.stderr.endswith(": Permission denied\n")
+        assert done.stderr.count("\n") == 1
+
+    def test_a_broken_matplotlibrc_costs_no_results(self, here):
+        (here / "matplotlibrc").write_bytes(b"\xff\xfe\x00")
+        done = fedsim_alone(here, "run", "small.toml", "--out", "results", code=2)
+        line = done.stderr.splitlines()[-1]
+        assert line.startswith("error: Matplotlib can't be imported, which draws the figures: ")
+        assert "the run's results are in results; " in line
+        assert len(pd.read_csv(here / "results" / "rounds.csv")) == 3
+        done = fedsim_alone(here, "report", "results", code=2)
+        assert "error: Matplotlib can't be imported" in done.stderr
