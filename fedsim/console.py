@@ -79,7 +79,8 @@ def clear_errors(file: Path | None = None) -> Iterator[None]:
             show_error(line)
         raise click.exceptions.Exit(2) from None
     except OSError as error:
-        if error.errno == errno.EPIPE:  # click and rich know what to do
+        # Of a closed pipe click and rich know what to do; without a number it isn't the system's.
+        if error.errno in (None, errno.EPIPE):
             raise
         place = "" if error.filename is None else f"{error.filename}: "
         show_error(place + " ".join((error.strerror or described(error)).split()))

@@ -20,7 +20,7 @@ from fedsim.config import Experiment
 from fedsim.errors import UserError, described
 
 _SPAWN = multiprocessing.get_context("spawn")  # Ray and PyTorch don't survive a fork
-_INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
+_INTERRUPTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def simulate(
 ) -> Result:
     """Run an experiment.
 
-    In a process there is one run at a time: calls from several threads wait for each other.
+    In a process there is one run at a time: calls from several threads wait for each other. A
+    partition or another part of one's own must not wait for a run of its own.
 
     Parameters
     ----------
@@ -127,6 +128,16 @@ def simulate(
     >>> result.rounds["round"].tolist(), len(result.clients)
     ([1, 2], 8)
     """
+    with _ONE_AT_A_TIME:
+        return _simulate(experiment, out, resume, observer)
+
+
+def _simulate(
+    experiment: Experiment,
+    out: Path | str | None,
+    resume: bool,
+    observer: Callable[[dict[str, Any]], None] | None,
+) -> Result:
     from fedsim.engine import flower
     from fedsim.engine.checkpoint import restore
     from fedsim.engine.loop import run_rounds
@@ -149,7 +160,6 @@ def simulate(
         if checkpoint is not None:
             warn_of_changes(experiment, checkpoint, Path(out))
     with ExitStack() as leaving:
-        leaving.enter_context(_ONE_AT_A_TIME)
         interrupted = leaving.enter_context(noted_interrupts())
         federation, actors = _load_federation_and_start_ray(experiment)
         if actors is not None:

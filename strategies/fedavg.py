@@ -260,7 +260,7 @@ def weighted_mean(records: Sequence[ArrayRecord], weights: Sequence[float]) -> A
 
 
 def mean_metrics(contents: Sequence[RecordDict], weights: Sequence[float]) -> MetricRecord:
-    """Return the weighted mean of each number that replies have, over those that have it."""
+    """Return the weighted mean of each number that replies have, over those where it isn't NaN."""
     metrics = [next(iter(content.metric_records.values())) for content in contents]
     names = dict.fromkeys(name for record in metrics for name in record if name != NUM_EXAMPLES)
     return MetricRecord(

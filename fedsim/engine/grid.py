@@ -343,7 +343,7 @@ class SimulatedGrid(Grid):
             self._check_clients(clients)
             report.bytes_down += len(group) * num_bytes(arrays)
             replies, total = self.train(arrays, round, clients, configs)
-            warn_of_unread(itertools.chain.from_iterable(configs.configs), replies)
+            warn_of_unread(itertools.chain.from_iterable(configs.each), replies)
             report.add(round, clients, replies)
             if self.weighted_by is not None:
                 replies = flower.together(replies, total, self.weighted_by)
@@ -361,7 +361,7 @@ class SimulatedGrid(Grid):
         frames = []
         answers: list[Message] = []
         for record, round, configs, clients, group in flower.cohorts(messages):
-            warn_of_untold(itertools.chain.from_iterable(configs.configs))
+            warn_of_untold(itertools.chain.from_iterable(configs.each))
             self._check_clients(clients)
             frame = self._client_metrics(record, round, clients)
             frames.append(frame)

@@ -40,7 +40,7 @@ slots of the state that it starts from and of the next; see `fedsim.engine.reduc
 class ClientConfigs(NamedTuple):
     """What a strategy tells clients besides the model."""
 
-    configs: Sequence[Mapping[str, Any]] = ({},)
+    each: Sequence[Mapping[str, Any]] = ({},)
     place_of: Mapping[int, int] = {}
     """Client -> which of them it is told; the first one where a client isn't here."""
 
@@ -145,7 +145,7 @@ class Worker:
         seconds : dict
             Where the time went, by part.
         """
-        configs = [Config(values) for values in order.configs.configs]
+        configs = [Config(values) for values in order.configs.each]
 
         def look_up(leaves: Share) -> dict[int, Client]:
             ids = [client for _, clients in leaves for client, _ in clients]

@@ -57,7 +57,7 @@ def lacks_finished_round(path: Path) -> bool:
     if not (path / "run.json").is_file():  # perhaps a large folder of something else
         return False
     found = {file.relative_to(path).as_posix().removesuffix(".part") for file in path.rglob("*")}
-    if "experiment.toml" not in found or not found <= _FIRST_FILES | _OF_FIRST_ROUND:
+    if not found <= _FIRST_FILES | _OF_FIRST_ROUND:
         return False
     checkpoint = path / CHECKPOINT
     from fedsim.engine.checkpoint import Checkpoint

@@ -18,7 +18,7 @@ from fedsim.config import Experiment
 from fedsim.errors import EngineError
 from fedsim.run.directory import CHECKPOINT, RunDirectory
 from fedsim.run.result import Result
-from fedsim.run.resume import user_module_digests
+from fedsim.run.resume import changed_modules, user_module_digests
 from fedsim.run.saved import SavedRun, missing_client_rows, parsed_table
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Recorder:
         self._metrics: list[dict[str, Any]] = []
         self._rows = {"clients.csv": 0, "training.csv": 0, "metrics.csv": 0}
         self._seconds: dict[str, float] = {}
-        self._own_parts = user_module_digests(experiment)
+        self._own_parts = user_module_digests(experiment) if out is not None else {}
         self._earlier_parts: list[dict[str, Any]] = []
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._resumed_after: list[int] = []
@@ -80,10 +80,22 @@ class Recorder:
             self._folder = RunDirectory(Path(out), resumed=resume)
             if checkpoint is not None:
                 try:
+                    self._check_last(checkpoint, self._folder)
                     self._take_up(checkpoint, self._folder)
                 except BaseException:
                     self.release()
                     raise
+
+    def _check_last(self, checkpoint: Checkpoint, folder: RunDirectory) -> None:
+        """Raise `EngineError` if another process has gone on with the run since it was read."""
+        from fedsim.engine.checkpoint import Checkpoint as Saved
+
+        now = Saved.read(folder.path / CHECKPOINT).round
+        if now != checkpoint.round:
+            raise EngineError(
+                f"the run in {folder.path} has gone on from round {checkpoint.round} to {now} "
+                "meanwhile; the same command goes on from there"
+            )
 
     def _take_up(self, checkpoint: Checkpoint, folder: RunDirectory) -> None:
         """Go on with the tables and sums of an earlier run, as they were at its checkpoint."""
@@ -131,7 +143,7 @@ class Recorder:
         self._resumed_after = [*checkpoint.record["resumed_after"], checkpoint.round]
         self._earlier_parts = checkpoint.record.get("earlier_parts", [])
         before = checkpoint.record.get("own_parts", self._own_parts)  # an older fedsim wrote none
-        if before != self._own_parts and checkpoint.round:
+        if changed_modules(before, self._own_parts) and checkpoint.round:
             earlier = {"until_round": checkpoint.round, "own_parts": before}
             self._earlier_parts = [*self._earlier_parts, earlier]
 

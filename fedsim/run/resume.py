@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
+from importlib.util import resolve_name
+from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -93,13 +96,17 @@ def warn_of_changes(experiment: Experiment, checkpoint: Checkpoint, folder: Path
     if not checkpoint.round:
         return
     was, now = checkpoint.record.get("own_parts", {}), user_module_digests(experiment)
-    changed = [module for module in now if module in was and now[module] != was[module]]
-    if changed:
+    if changed := changed_modules(was, now):
         warnings.warn(
             f"{', '.join(changed)}: changed since the run in {folder} was made, whose "
             f"{checkpoint.round} rounds are those of the code before; another --out begins anew",
             stacklevel=3,
         )
+
+
+def changed_modules(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the modules of which both know a digest, and not the same."""
+    return [module for module in now if module in was and now[module] != was[module]]
 
 
 def check_model(checkpoint: Checkpoint, initial: ArrayRecord) -> None:
@@ -135,25 +142,43 @@ def user_module_digests(experiment: Experiment) -> dict[str, str]:
     update = registry.find_update(experiment.method.name, experiment.method.client)
     if inspect.isclass(update) and ":" in experiment.method.name:
         named.append(("client", f"{update.__module__}:"))
-    files = {name: file for name in [*sys.modules] if (file := _file_of(name)) is not None}
-    own = set()
+    open_ = []
     for kind, name in named:
         module, colon, _ = name.partition(":")
-        if colon and module in files and not registry.has(kind, module):
-            own.add(module)
-    homes = {_home(module, files[module]) for module in own}
-    own |= {
-        module
-        for module, file in files.items()
-        if module != "__main__"  # a script that runs the experiment may change
-        and not _is_installed(module, file)
-        and _home(module, file) in homes
-    }
+        if colon and not registry.has(kind, module):
+            open_.append(module)
+    files = {module: file for module in open_ if (file := _file_of(module)) is not None}
+    homes = {_home(module, file) for module, file in files.items()}
     found: dict[str, str] = {}
-    for module in sorted(own):
+    while open_:
+        module = open_.pop()
+        file = _file_of(module)
+        if module in found or file is None:
+            continue
+        if module not in files and (
+            _is_installed(module, file) or _home(module, file) not in homes
+        ):
+            continue
         with suppress(OSError):
-            found[module] = sha256(files[module].read_bytes()).hexdigest()
-    return found
+            source = file.read_bytes()
+            found[module] = sha256(source).hexdigest()
+            open_ += _imported(module, file, source)
+    return dict(sorted(found.items()))
+
+
+def _imported(module: str, file: Path, source: bytes) -> Iterator[str]:
+    """Yield the names of what a module imports, some of which may be no modules."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    with suppress(SyntaxError, ValueError, ImportError):  # changed since it was imported
+        for node in ast.walk(ast.parse(source)):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                whence = resolve_name("." * node.level + (node.module or ""), package)
+                names = [whence, *(f"{whence}.{alias.name}" for alias in node.names)]
+            for name in names:
+                yield from accumulate(name.split("."), "{}.{}".format)  # packages around it, too
 
 
 def _file_of(module: str) -> Path | None:

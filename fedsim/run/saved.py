@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from fedsim.errors import DataError, EngineError
+from fedsim.errors import DataError
 from fedsim.run import frames
 from fedsim.run.client_scores import COUNTS, F1, GROUP_SCORES, ClientScores
 from fedsim.run.directory import CHECKPOINT
@@ -231,10 +231,8 @@ class SavedRun:
         """Return how many clients had a state at the last checkpoint; 0 where there is none."""
         from fedsim.engine.checkpoint import Checkpoint
 
-        try:
-            return int((Checkpoint.read(self.path / CHECKPOINT).versions >= 0).sum())
-        except EngineError:  # copied without it, perhaps
-            return 0
+        file = self.path / CHECKPOINT
+        return int((Checkpoint.read(file).versions >= 0).sum()) if file.exists() else 0
 
 
 def _parsed(file: Path, needed: Mapping[str, type]) -> dict[str, Any]:

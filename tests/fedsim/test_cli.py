@@ -418,7 +418,9 @@ def test_ctrl_c_keeps_the_finished_rounds_and_leaves_no_process(here):
     assert not living(started), [one.cmdline() for one in living(started)]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_the_exit_code_says_which_signal_came(here, monkeypatch, number, code):
     def interrupted(*_, **__):
         with noted_interrupts():

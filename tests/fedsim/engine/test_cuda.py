@@ -81,8 +81,8 @@ def test_a_gpu_gives_the_numbers_of_the_processor(source, name, stacked, monkeyp
     captured = []
     capture = graph.Graphs.capture
 
-    def watched(self, function, tensors, still):
-        made = capture(self, function, tensors, still)
+    def watched(self, function, tensors, num_static):
+        made = capture(self, function, tensors, num_static)
         captured.append(made is not function)
         return made
 

@@ -35,15 +35,15 @@ class StandIn:
     captured = 0
     replayed = 0
 
-    def capture(self, function, tensors, still):
+    def capture(self, function, tensors, num_static):
         type(self).captured += 1
-        fixed = tuple(tensors[:still])
-        rooms = [tensor.clone() for tensor in tensors[still:]]
+        fixed = tuple(tensors[:num_static])
+        rooms = [tensor.clone() for tensor in tensors[num_static:]]
 
         def replay(*tensors):
             type(self).replayed += 1
             assert all(a.data_ptr() == b.data_ptr() for a, b in zip(fixed, tensors, strict=False))
-            for room, tensor in zip(rooms, tensors[still:], strict=True):
+            for room, tensor in zip(rooms, tensors[num_static:], strict=True):
                 room.copy_(tensor)
             return {name: output.clone() for name, output in function(*fixed, *rooms).items()}
 

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from unittest.mock import patch
@@ -20,6 +22,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import fedsim
+from fedsim import simulation
 from fedsim.engine.checkpoint import Checkpoint
 from fedsim.engine.state import ClientStates
 from fedsim.errors import ConfigError, DataError, EngineError
@@ -349,6 +352,30 @@ def test_a_run_on_ray_that_is_killed_goes_on(tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_two_threads_that_go_on_with_a_run_go_on_one_after_the_other(tmp_path):
+    whole = fedsim.simulate(of("fedloge"), out=tmp_path / "whole")
+    stopped(of("fedloge"), tmp_path / "run", after=2)
+    with ThreadPoolExecutor(2) as pool:
+        for rounds in (4, 5):
+            longer = of("fedloge", training={"rounds": rounds})
+            pool.submit(fedsim.simulate, longer, out=tmp_path / "run", resume=True)
+            time.sleep(0.05)
+    assert_same_run(whole.path, tmp_path / "run")
+
+
+def test_a_run_that_another_process_has_gone_on_with_meanwhile(tmp_path, monkeypatch):
+    stopped(of("fedloge"), tmp_path / "run", after=2)
+    checkpoint = (tmp_path / "run" / CHECKPOINT).read_bytes()
+    fedsim.simulate(of("fedloge"), out=tmp_path / "run", resume=True)
+    stale = tmp_path / "stale"
+    stale.write_bytes(checkpoint)
+    monkeypatch.setattr(simulation, "last_checkpoint", lambda *_: Checkpoint.read(stale))
+    rounds = (tmp_path / "run" / "rounds.csv").read_bytes()
+    with pytest.raises(EngineError, match="has gone on from round 2 to 5 meanwhile; the same"):
+        fedsim.simulate(of("fedloge"), out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "rounds.csv").read_bytes() == rounds
+
+
 def test_a_module_of_ones_own_that_has_changed_is_warned_of(tmp_path, monkeypatch, each_round):
     """Also one that another of them imports."""
     (tmp_path / "my_client.py").write_text(
@@ -362,6 +389,9 @@ def test_a_module_of_ones_own_that_has_changed_is_warned_of(tmp_path, monkeypatc
     mine = experiment(method={"client": "my_client:Mine"}, model={"name": "linear"})
     stopped(mine, tmp_path / "run", after=3)
     was = json.loads((tmp_path / "run" / "run.json").read_text())
+    # Beside them, but no part of them.
+    (tmp_path / "my_plots.py").write_text("size = 1\n")
+    import_module("my_plots")
     file.write_text(text + "# otherwise\n")
     with pytest.warns(
         UserWarning, match=r"my_helpers.base: changed since .*, whose 3 rounds are those"
