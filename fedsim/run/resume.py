@@ -142,16 +142,16 @@ def user_module_digests(experiment: Experiment) -> dict[str, str]:
     update = registry.find_update(experiment.method.name, experiment.method.client)
     if inspect.isclass(update) and ":" in experiment.method.name:
         named.append(("client", f"{update.__module__}:"))
-    open_ = []
+    pending = []
     for kind, name in named:
         module, colon, _ = name.partition(":")
         if colon and not registry.has(kind, module):
-            open_.append(module)
-    files = {module: file for module in open_ if (file := _file_of(module)) is not None}
+            pending.append(module)
+    files = {module: file for module in pending if (file := _file_of(module)) is not None}
     homes = {_home(module, file) for module, file in files.items()}
     found: dict[str, str] = {}
-    while open_:
-        module = open_.pop()
+    while pending:
+        module = pending.pop()
         file = _file_of(module)
         if module in found or file is None:
             continue
@@ -162,7 +162,7 @@ def user_module_digests(experiment: Experiment) -> dict[str, str]:
         with suppress(OSError):
             source = file.read_bytes()
             found[module] = sha256(source).hexdigest()
-            open_ += _imported(module, file, source)
+            pending += _imported(module, file, source)
     return dict(sorted(found.items()))
 
 
