@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,6 +180,15 @@ class RunDirectory:
         file = self.path / name
         with writing(file), file.open("a", encoding="utf-8", newline="") as stream:
             stream.write(rows.to_csv(index=False, header=stream.tell() == 0))
+
+    def append_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows to a CSV file, as `append` does; where they are few, in less time."""
+        file = self.path / name
+        with writing(file), file.open("a", encoding="utf-8", newline="") as stream:
+            table = csv.DictWriter(stream, rows[0], lineterminator="\n")
+            if stream.tell() == 0:
+                table.writeheader()
+            table.writerows(rows)
 
     def remove(self, name: str) -> None:
         """Take a file away, if it is there."""

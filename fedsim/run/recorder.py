@@ -210,7 +210,7 @@ class Recorder:
             if rows is not None:
                 self._folder.append("clients.csv", rows)
             if finished.metrics:
-                self._folder.append("metrics.csv", pd.DataFrame(finished.metrics))
+                self._folder.append_rows("metrics.csv", finished.metrics)
             # The round's own row comes last: whoever finds it finds all that belongs to it.
             self._folder.append("rounds.csv", pd.DataFrame([row]))
         for part, spent in finished.seconds.items():
