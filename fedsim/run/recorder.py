@@ -16,6 +16,7 @@ import pandas as pd
 
 from fedsim.config import Experiment
 from fedsim.errors import EngineError
+from fedsim.hardware import num_cores
 from fedsim.run.directory import CHECKPOINT, RunDirectory
 from fedsim.run.result import Result
 from fedsim.run.resume import changed_modules, user_module_digests
@@ -307,7 +308,7 @@ class Recorder:
             "hardware": {
                 "machine": platform.machine(),
                 "system": platform.platform(),
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": num_cores(),
                 "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             },
             # (x - mean) / std of each channel or feature; last, for these may be thousands.
